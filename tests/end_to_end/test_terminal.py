@@ -549,7 +549,7 @@ def test_a_trigger_creates_tasks_for_an_agent(terminal: Terminal) -> None:
     shown = terminal("triggers", "show", "For one")
     assert re.search(r"^action: +create_task Say it for Echo$", shown, re.M)
     wrong = terminal.run("triggers", "create", "Wrong", "--manual", "--workflow", "Any", "--agent", "Echo")
-    assert (wrong.returncode, "--agent belongs to --task" in wrong.stderr) == (2, True), wrong
+    assert (wrong.returncode, "--agent can be used only with --task" in wrong.stderr) == (2, True), wrong
     terminal("triggers", "delete", "For one")
 
 

@@ -34,10 +34,10 @@ parameter_option = click.option(
     "parameters",
     multiple=True,
     metavar="KEY=VALUE",
-    help="parameter of the template, KEY=TEXT or KEY:=JSON; repeatable",
+    help="value of a template parameter, KEY=TEXT or KEY:=JSON; repeatable",
 )
-version_option = click.option("--version", "version", help="version of the template instead of the latest one")
-dry_run_option = click.option("--dry-run", is_flag=True, help="show what would happen, and change nothing")
+version_option = click.option("--version", "version", help="version of the template (default: the latest version)")
+dry_run_option = click.option("--dry-run", is_flag=True, help="show the changes without making them")
 
 
 def _installation_options(command: F) -> F:
@@ -45,20 +45,20 @@ def _installation_options(command: F) -> F:
     options = (
         parameter_option,
         version_option,
-        click.option("--prefix", default="", help="text before the name of every object"),
+        click.option("--prefix", default="", help="prefix of the names of all created objects"),
         click.option(
             "--secret",
             "secrets",
             multiple=True,
             metavar="NAME=VAULT_NAME",
-            help="secret NAME of the template, and the secret in the vault to use for it; repeatable",
+            help="secret in the vault that is used as the template's secret NAME; repeatable",
         ),
         click.option(
             "--on-conflict",
             type=click.Choice(("rename", "fail", "skip")),
             default="rename",
             show_default=True,
-            help="what to do if an object with the same name exists",
+            help="behaviour if an object with the same name exists",
         ),
     )
     for option in reversed(options):
@@ -72,8 +72,8 @@ def template_command_group() -> None:
 
 
 @template_command_group.command("list")
-@click.option("--category", help="only templates of this category")
-@click.option("--search", help="only templates whose name, description or tags contain this text")
+@click.option("--category", help="list only templates of this category")
+@click.option("--search", help="list only templates whose name, description or tags contain this text")
 @client_command
 def list_templates(client: ApiClient, *, category: str | None, search: str | None, as_json: bool) -> None:
     """List all templates."""
@@ -198,7 +198,7 @@ def upgrade_installation(
 
 @template_command_group.command("uninstall")
 @installation_argument
-@click.option("--force", is_flag=True, help="remove edited objects too")
+@click.option("--force", is_flag=True, help="also remove objects that people edited")
 @dry_run_option
 @client_command
 def uninstall_installation(client: ApiClient, *, installation: str, force: bool, dry_run: bool, as_json: bool) -> None:
@@ -253,11 +253,15 @@ def delete_template(client: ApiClient, *, template: str, as_json: bool) -> None:
 @template_command_group.command("export")
 @click.argument("slug")
 @click.option("--name", required=True, help="name of the template")
-@click.option("--agent", "agents", multiple=True, help="agent to export; repeatable")
-@click.option("--workflow", "workflows", multiple=True, help="workflow to export; repeatable")
-@click.option("--trigger", "triggers", multiple=True, help="trigger to export; repeatable")
+@click.option("--agent", "agents", multiple=True, help="name or id of an agent to export; repeatable")
+@click.option("--workflow", "workflows", multiple=True, help="name or id of a workflow to export; repeatable")
+@click.option("--trigger", "triggers", multiple=True, help="name or id of a trigger to export; repeatable")
 @click.option("--version", "version", default="1.0.0", show_default=True, help="version of the template")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="file for the manifest")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="file to which the manifest is written (default: standard output)",
+)
 @client_command
 def export_template(
     client: ApiClient,
@@ -404,9 +408,9 @@ def _version_order(version: str) -> list[int]:
 REASONS = {
     "edited": "edited. Remove it nevertheless: --force",
     "running": "running",
-    "in_use": "in use by something that stays",
-    "reused": "it was there before the installation",
-    "plugin_required": "the plugin of its kind is not active",
+    "in_use": "in use by an object that stays",
+    "reused": "existed before the installation",
+    "plugin_required": "the plugin for this kind of object is not active",
 }
 REPEATABLE = {"running", "in_use", "plugin_required"}
 """The reasons for keeping an object after which the same command can be repeated, once the reason no longer applies."""

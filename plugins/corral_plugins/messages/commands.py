@@ -25,7 +25,7 @@ WARNINGS = {
 
 for_agent = click.option(
     "--agent",
-    help="agent on whose behalf you act, if several recipients are yours",
+    help="your agent for which the command acts, if several of your agents received the message",
     shell_complete=complete_names("/agents"),
 )
 
@@ -39,7 +39,7 @@ def messages_command_group() -> None:
 @click.option("--agent", help="list only messages that this agent sent or received")
 @click.option("--channel", help="list only messages of this channel")
 @click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only messages in this state")
-@click.option("--unread", is_flag=True, help="list only messages that you, or the agent, have not read")
+@click.option("--unread", is_flag=True, help="list only messages that you (or the agent of --agent) have not read")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of messages")
 @client_command
 def list_messages(
@@ -146,8 +146,8 @@ def read_message(client: ApiClient, *, message: str, agent: str | None, as_json:
 
 @messages_command_group.command("ack")
 @click.argument("message")
-@click.option("--rejected", is_flag=True, help="reject what the message asks for")
-@click.option("--note", help="note, which is kept with the acknowledgement")
+@click.option("--rejected", is_flag=True, help="reject the request of the message instead of reporting it as done")
+@click.option("--note", help="note, which is stored with the acknowledgement")
 @for_agent
 @client_command
 def acknowledge_message(

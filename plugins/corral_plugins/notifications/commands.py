@@ -24,7 +24,8 @@ RULE_COLUMNS = ("name", "events", "min_severity", "channels", "enabled", "id")
 DELIVERY_COLUMNS = ("title", "count", "channel", "rule", "status", "attempts", "next_attempt_at", "last_error", "id")
 PREVIEW_COLUMNS = ("sent_at", "channel", "severity", "count", "group_key", "titles")
 FAILURES = {
-    "blocked": "the egress guard does not allow the address of the channel; an admin may, with CORRAL_EGRESS_ALLOW",
+    "blocked": "the egress guard does not allow the address of the channel; the operator can allow it with "
+    "CORRAL_EGRESS_ALLOW",
     "circuit_open": "the circuit breaker of the channel is open; `corral circuit-breakers list` says why",
 }
 STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled", "suppressed")
@@ -46,7 +47,7 @@ channel_argument = click.argument("channel", shell_complete=complete_names(CHANN
 notification_argument = click.argument("notification")
 rule_argument = click.argument("rule", shell_complete=complete_names(RULES, "name"))
 limit_option = click.option(
-    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of rows"
+    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of rows to list"
 )
 
 
@@ -184,7 +185,7 @@ def list_channel_types(client: ApiClient, *, as_json: bool) -> None:
     "secret_files",
     multiple=True,
     metavar="MEMBER=FILE",
-    help="secret member of the config, such as bot_token=FILE; repeatable",
+    help="secret member of the config, such as bot_token, and the file with its value; repeatable",
 )
 @client_command
 def create_channel(
@@ -213,9 +214,15 @@ def create_channel(
 @channel_argument
 @body_option
 @field_option
-@click.option("--name", help="new name")
+@click.option("--name", help="new name of the channel")
 @click.option("--enable/--disable", "is_enabled", default=None, help="enable or disable the channel")
-@click.option("--secret-file", "secret_files", multiple=True, metavar="MEMBER=FILE", help="new secret; repeatable")
+@click.option(
+    "--secret-file",
+    "secret_files",
+    multiple=True,
+    metavar="MEMBER=FILE",
+    help="secret member of the config to replace, and the file with its value; repeatable",
+)
 @client_command
 def edit_channel(
     client: ApiClient,
@@ -286,8 +293,12 @@ def list_rules(client: ApiClient, *, as_json: bool) -> None:
 
 @notifications_command_group.command("create-rule")
 @click.argument("name")
-@click.option("--event", "events", multiple=True, help="event such as task.failed, task.* or *; repeatable")
-@click.option("--channel", "channels", multiple=True, help="channel, by name or id; repeatable")
+@click.option(
+    "--event", "events", multiple=True, help="event that the rule follows, such as task.failed, task.* or *; repeatable"
+)
+@click.option(
+    "--channel", "channels", multiple=True, help="name or id of a channel through which the rule sends; repeatable"
+)
 @body_option
 @field_option
 @client_command
@@ -304,7 +315,7 @@ def create_rule(
     """Create a rule. To set further fields, such as group_by, use --field or a file."""
     body = {**read_body(input_path, fields), "name": name, **_rule_parts(client, events, channels)}
     if "events" not in body:
-        raise click.UsageError("give --event to say which events the rule follows")
+        raise click.UsageError("name the events that the rule follows with --event")
     made = client.post(RULES, body)
     name = shlex.quote(made["name"])
     text = f"Created {made['name']} ({made['id']}).\nWhat it would have sent: corral notifications test-rule {name}"
@@ -360,7 +371,13 @@ def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
 
 @notifications_command_group.command("test-rule")
 @rule_argument
-@click.option("--days", type=click.IntRange(1, 30), default=7, show_default=True, help="number of past days to test")
+@click.option(
+    "--days",
+    type=click.IntRange(1, 30),
+    default=7,
+    show_default=True,
+    help="number of past days whose events are tested",
+)
 @client_command
 def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None:
     """Show the messages that a rule would have sent for recent events. Nothing is sent."""
@@ -515,6 +532,6 @@ def _secrets(given: tuple[str, ...]) -> dict[str, str]:
     for each in given:
         member, separator, path = each.partition("=")
         if not separator:
-            raise click.UsageError("write --secret-file MEMBER=FILE")
+            raise click.UsageError("--secret-file must have the form MEMBER=FILE")
         found[member] = Path(path).read_text("utf-8").strip()
     return found

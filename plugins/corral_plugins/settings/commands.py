@@ -47,7 +47,7 @@ def settings_command_group() -> None:
 
 @settings_command_group.command("list")
 @click.argument("category", required=False)
-@click.option("--changed", is_flag=True, help="list only settings that do not have their default")
+@click.option("--changed", is_flag=True, help="list only settings whose value is not the default")
 @client_command
 def list_settings(client: ApiClient, *, category: str | None, changed: bool, as_json: bool) -> None:
     """List the settings in one category, or all settings, with their values."""
@@ -161,7 +161,7 @@ def _new_value(setting: Setting, value: str | None) -> Any:
     name = _name(setting)
     if setting["type"] == "secret":
         if value is not None:
-            told = "is a secret, which others see on the command line; leave it out to be asked for it"
+            told = "is a secret, which other users can see on the command line; omit the value to enter it at a prompt"
             raise click.UsageError(f"{name} {told}")
         if sys.stdin.isatty():
             return click.prompt(setting["title"], hide_input=True, err=True)

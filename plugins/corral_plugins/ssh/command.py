@@ -84,7 +84,7 @@ def show_connection(client: ApiClient, *, connection: str, as_json: bool) -> Non
     help="file with the private key; -f passphrase=@- asks for its passphrase",
 )
 @click.option(
-    "--password", is_flag=True, help="log in with a password, which the command asks for, or reads from standard input"
+    "--password", is_flag=True, help="log in with a password, which is read from a prompt or from standard input"
 )
 @body_option
 @field_option
@@ -102,7 +102,7 @@ def create_connection(
 ) -> None:
     """Create an SSH connection. Then test it to see the machine's host key, and accept the key with accept-key."""
     if key_path is not None and password:
-        raise click.UsageError("give one of --key and --password")
+        raise click.UsageError("give either --key or --password")
     body = {**read_body(input_path, fields), "name": name, **_machine_fields(machine)}
     if key_path is not None:
         body |= {"auth_method": "key", "private_key": key_path.read_text()}
@@ -168,7 +168,9 @@ def accept_host_key(client: ApiClient, *, connection: str, fingerprint: str, as_
 @ssh_command_group.command("run")
 @connection_argument
 @click.argument("command")
-@click.option("--timeout", type=click.IntRange(1, 600), default=60, show_default=True, help="time limit in seconds")
+@click.option(
+    "--timeout", type=click.IntRange(1, 600), default=60, show_default=True, help="time limit of the command in seconds"
+)
 @client_command
 def run_command(client: ApiClient, *, connection: str, command: str, timeout: int, as_json: bool) -> None:
     """Run a command on a machine, print its output, and exit with the command's exit code."""
@@ -183,13 +185,15 @@ def run_command(client: ApiClient, *, connection: str, command: str, timeout: in
     if result["timed_out"]:
         click.echo(f"The command was ended after {timeout} s.", err=True)
     if result["truncated"]:
-        click.echo("The command was ended because its output was too long.", err=True)
+        click.echo("The command was stopped because its output was too long.", err=True)
     sys.exit(result["exit_code"] if result["exit_code"] is not None else 255)
 
 
 @ssh_command_group.command("executions")
 @connection_argument
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of commands")
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of commands to list"
+)
 @client_command
 def list_executions(client: ApiClient, *, connection: str, limit: int, as_json: bool) -> None:
     """List the commands that were run on a machine, newest first."""

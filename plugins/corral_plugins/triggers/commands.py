@@ -29,7 +29,7 @@ STATUSES = (
 
 REASONS = {
     "max_failures": "disabled after failures in a row",
-    "owner_inactive": "disabled because its owner may not do this",
+    "owner_inactive": "disabled because its owner may not run its action",
 }
 OBJECTS = {
     "workflow_id": ("/workflows", "name"),
@@ -60,7 +60,7 @@ def _when_options(command: F) -> F:
         command,
         click.option("--cron", help="fire at the times of this cron expression, such as '0 7 * * mon-fri' or @daily"),
         click.option("--timezone", help="time zone of --cron, such as Europe/Berlin"),
-        click.option("--every", type=click.IntRange(10), metavar="SECONDS", help="fire at this interval"),
+        click.option("--every", type=click.IntRange(10), metavar="SECONDS", help="fire at this interval, in seconds"),
         click.option("--event", help="fire on this event, such as task.failed or task.*"),
     )
 
@@ -212,7 +212,7 @@ def create_trigger(
 @trigger_argument
 @body_option
 @field_option
-@click.option("--name", help="new name")
+@click.option("--name", help="new name of the trigger")
 @_when_options
 @_action_options
 @client_command
@@ -263,13 +263,18 @@ def fire_trigger(client: ApiClient, *, trigger: str, payload: tuple[str, ...], a
     """Fire a trigger now, even if it is disabled."""
     found = _find(client, trigger)
     row = client.post(f"/triggers/{found}/fire", {"payload": parse_fields(payload)})
-    text = f"The trigger is being fired. See what comes of it: corral triggers history {found}"
+    text = f"The trigger is being fired. See the outcome: corral triggers history {found}"
     print_value(row, as_json=as_json, text=text)
 
 
 @triggers_command_group.command("toggle")
 @trigger_argument
-@click.option("--on/--off", "enabled", default=None, help="enable or disable the trigger (default: change its state)")
+@click.option(
+    "--on/--off",
+    "enabled",
+    default=None,
+    help="enable or disable the trigger (default: disable an enabled trigger and enable a disabled one)",
+)
 @client_command
 def toggle_trigger(client: ApiClient, *, trigger: str, enabled: bool | None, as_json: bool) -> None:
     """Enable or disable a trigger."""
@@ -317,9 +322,9 @@ def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], li
 @click.option(
     "--days",
     type=click.IntRange(1, 30),
-    help="list the events of this many past days on which the trigger would have fired",
+    help="number of past days in which to find events on which the trigger would have fired",
 )
-@click.option("--next", "count", type=click.IntRange(1, 100), help="number of next times to list")
+@click.option("--next", "count", type=click.IntRange(1, 100), help="number of future times to list")
 @client_command
 def test_trigger(
     client: ApiClient, *, trigger: str, payload: tuple[str, ...], days: int | None, count: int | None, as_json: bool
@@ -372,12 +377,12 @@ def _action_fields(
 ) -> dict[str, Any]:
     """Return `{"action": …}` with the changes that the options specify, or an empty dictionary if there are none."""
     if task is not None and workflow is not None:
-        raise click.UsageError("give one of --task and --workflow")
+        raise click.UsageError("give either --task or --workflow")
     kind = action.get("type")
     if values and workflow is None and (task is not None or kind != "run_workflow"):
-        raise click.UsageError("--value belongs to --workflow")
+        raise click.UsageError("--value can be used only with --workflow")
     if agent is not None and (workflow is not None or (task is None and kind != "create_task")):
-        raise click.UsageError("--agent belongs to --task; the steps of a workflow name their agents")
+        raise click.UsageError("--agent can be used only with --task; the steps of a workflow name their agents")
     if task is not None or agent is not None:
         kept = action if kind in (None, "create_task") else {}
         given = {"title": task} if task is not None else {}
@@ -487,5 +492,5 @@ def _with_kind(
         return body
     kind, config = named[0]
     if body.get("type", kind) != kind:
-        raise click.UsageError(f"the type is {body['type']} according to --field or --input, and {kind} by an option")
+        raise click.UsageError(f"--field or --input sets the type {body['type']}, but an option sets the type {kind}")
     return {**body, "type": kind, "config": {**body.get("config", {}), **config}}

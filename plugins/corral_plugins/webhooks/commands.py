@@ -41,7 +41,7 @@ def webhooks_command_group() -> None:
 
 
 @webhooks_command_group.command("list")
-@click.option("--all", "everybodys", is_flag=True, help="list the webhooks of all users, without details; for admins")
+@click.option("--all", "everybodys", is_flag=True, help="list the webhooks of all users, without details (admins only)")
 @click.option("--active/--inactive", default=None, help="list only active, or only disabled webhooks")
 @client_command
 def list_webhooks(client: ApiClient, *, everybodys: bool, active: bool | None, as_json: bool) -> None:
@@ -90,8 +90,8 @@ def show_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
 @click.argument("url")
 @body_option
 @field_option
-@click.option("--event", "events", multiple=True, help="event such as task.completed, task.* or *; repeatable")
-@click.option("--description", help="what the webhook is for")
+@click.option("--event", "events", multiple=True, help="event to send, such as task.completed, task.* or *; repeatable")
+@click.option("--description", help="description of the purpose of the webhook")
 @secret_option
 @client_command
 def create_webhook(
@@ -115,7 +115,7 @@ def create_webhook(
     if description is not None:
         body["description"] = description
     if "events" not in body:
-        raise click.UsageError("say what to send with --event; `corral webhooks event-types` lists the events")
+        raise click.UsageError("name the events to send with --event; `corral webhooks event-types` lists the events")
     made = client.post("/webhooks", body)
     lines = [f"Created {made['id']}.", f"Its secret, which is not shown again: {made['secret']}"]
     lines += warnings_in_words(made["warnings"])
@@ -127,7 +127,7 @@ def create_webhook(
 @webhook_argument
 @body_option
 @field_option
-@click.option("--url", help="the new URL")
+@click.option("--url", help="new URL of the webhook")
 @click.option(
     "--event", "events", multiple=True, help="event to send; repeatable; the given events replace all existing ones"
 )
@@ -161,7 +161,7 @@ def delete_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
 
 @webhooks_command_group.command("test")
 @webhook_argument
-@click.option("--event", help="send the example of this event")
+@click.option("--event", help="event whose example is sent")
 @client_command
 def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json: bool) -> None:
     """Send a test message, and wait for the result. The exit status is 1 if the message was not delivered."""
@@ -208,7 +208,7 @@ def disable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
     default=86_400,
     show_default=True,
     metavar="SECONDS",
-    help="time during which deliveries are signed with the old secret as well",
+    help="time in seconds during which deliveries are also signed with the old secret",
 )
 @secret_option
 @client_command
@@ -308,13 +308,15 @@ def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) 
 
 @webhooks_command_group.command("recover")
 @webhook_argument
-@click.option("--since", metavar="INSTANT", help="send deliveries since this time, such as 2026-01-31T09:30:00Z")
-@click.option("--hours", type=click.IntRange(1, 336), help="send deliveries of this many past hours (default: 24)")
+@click.option("--since", metavar="INSTANT", help="resend deliveries since this time, such as 2026-01-31T09:30:00Z")
+@click.option(
+    "--hours", type=click.IntRange(1, 336), help="number of past hours whose deliveries are resent (default: 24)"
+)
 @client_command
 def recover(client: ApiClient, *, webhook: str, since: str | None, hours: int | None, as_json: bool) -> None:
     """Resend the failed and cancelled deliveries of the given period."""
     if since is not None and hours is not None:
-        raise click.UsageError("give one of --since and --hours")
+        raise click.UsageError("give either --since or --hours")
     begin = since or (datetime.now(UTC) - timedelta(hours=hours or 24)).isoformat(timespec="seconds")
     found = client.post(f"/webhooks/{_id(client, webhook)}/recover", {"since": begin})
     print_value(found, as_json=as_json, text=f"Deliveries that are sent again: {found['queued']}")

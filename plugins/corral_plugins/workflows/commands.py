@@ -104,14 +104,14 @@ def create_workflow(
     told = f"Created {made['name']} ({made['id']}) with {_count(made['step_count'])}. Run it: corral workflows run "
     told += made["id"] if others else shlex.quote(made["name"])
     if others:
-        told += f"\nOther workflows have this name too, so name it by its id. The others: {', '.join(others)}"
+        told += f"\nOther workflows have the same name, so use the id of the workflow. The others: {', '.join(others)}"
     print_value(made, as_json=as_json, text=told)
     _print_warnings(client.post(f"/workflows/{made['id']}/validate", {}))
 
 
 @workflows_command_group.command("edit")
 @workflow_argument
-@click.option("--name", help="new name")
+@click.option("--name", help="new name of the workflow")
 @field_option
 @body_option
 @client_command
@@ -180,7 +180,7 @@ def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> Non
     help="member of the input, KEY=TEXT or KEY:=JSON; repeatable",
 )
 @body_option
-@click.option("--dry-run", is_flag=True, help="show what would run, and run nothing")
+@click.option("--dry-run", is_flag=True, help="show the steps that would run, without running them")
 @click.option("--wait", is_flag=True, help="wait for the end of the run, and print its output")
 @client_command
 def run_workflow(
@@ -285,7 +285,7 @@ def watch_run(client: ApiClient, *, run: str, as_json: bool) -> None:
 
 @workflows_command_group.command("cancel")
 @run_argument
-@click.option("--reason", help="why the run is cancelled")
+@click.option("--reason", help="reason for the cancellation")
 @client_command
 def cancel_run(client: ApiClient, *, run: str, reason: str | None, as_json: bool) -> None:
     """Cancel a run. Running steps are ended."""
@@ -305,7 +305,7 @@ def pause_run(client: ApiClient, *, run: str, as_json: bool) -> None:
 @client_command
 def resume_run(client: ApiClient, *, run: str, as_json: bool) -> None:
     """Resume a paused run."""
-    _act(client, run, "resume", {}, "The run goes on.", as_json=as_json)
+    _act(client, run, "resume", {}, "The run continues.", as_json=as_json)
 
 
 @workflows_command_group.command("retry")
@@ -315,9 +315,9 @@ def resume_run(client: ApiClient, *, run: str, as_json: bool) -> None:
     "start",
     default="failed",
     show_default=True,
-    help="where to begin: 'failed' for the failed steps, 'start', or the name of a step",
+    help="starting point: 'failed' for the failed steps, 'start' for the first steps, or the name of a step",
 )
-@click.option("--current", is_flag=True, help="use the current definition instead of the definition of the run")
+@click.option("--current", is_flag=True, help="use the workflow's current definition instead of the run's definition")
 @client_command
 def retry_run(client: ApiClient, *, run: str, start: str, current: bool, as_json: bool) -> None:
     """Repeat an ended run as a new run, which reuses the outputs of the earlier steps."""
@@ -344,7 +344,7 @@ def answer_step(
     given, run_id = {"input": read_body(input_path, fields)}, _run_id(client, run)
     with client.looking_for(f"step {step} in the workflow run", run, "corral workflows runs"):
         changed = client.post(f"/workflow-runs/{run_id}/steps/{step}/input", given)
-    print_value(changed, as_json=as_json, text=f"The step {step} has its data.")
+    print_value(changed, as_json=as_json, text=f"The data for the step {step} was submitted.")
 
 
 def _count(steps: int) -> str:

@@ -208,7 +208,7 @@ class WorkflowsPlugin(Plugin):
             ),
             Metric(
                 name="corral_workflow_advance_lag_seconds",
-                help="Time for which an advance of a workflow run was queued, in seconds.",
+                help="Time that a workflow run waited to be advanced, in seconds.",
                 kind="histogram",
                 collect=self._metrics.lag_seconds.read,
             ),

@@ -70,7 +70,7 @@ async def test_a_mail_has_text_html_and_links(mailing: Notified, smtp: MailServe
     assert "https://corral.example/api/v1/notifications/preferences" in text.get_content()
     lines = text.get_content().splitlines()
     assert "See it: corral tasks show one" in lines
-    assert "Change what you are told: corral notifications preferences" in lines
+    assert "Change your preferences: corral notifications preferences" in lines
     assert "/console" not in text.get_content() + page.get_content()
     assert "<b>bold</b>" not in page.get_content()
     assert "&lt;b&gt;bold&lt;/b&gt;" in page.get_content()

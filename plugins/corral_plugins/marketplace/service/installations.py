@@ -103,7 +103,7 @@ class Installations:
 
         def remove() -> UninstallResult:
             if find_readable_installation(installation_id, by).status == "removed":
-                raise NotFound("The installation has been removed.")
+                raise NotFound("The installation has already been removed.")
             return self._uninstall(installation_id, UninstallInstallation(), parts, by)
 
         return await self._work(remove, entry=entry)

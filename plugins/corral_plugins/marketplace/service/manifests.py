@@ -140,7 +140,7 @@ def _order(resources: list[Json]) -> tuple[tuple[int, ...], list[FieldError]]:
     places: dict[str, int] = {}
     for index, resource in enumerate(resources):
         if resource["key"] in places:
-            detail = "Another resource has the same key."
+            detail = "Another resource of the template has the same key."
             faults.append(FieldError(f"/resources/{index}/key", "not_unique", detail))
         places.setdefault(resource["key"], index)
     needs: dict[int, set[int]] = {index: set() for index in range(len(resources))}

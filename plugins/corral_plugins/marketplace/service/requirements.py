@@ -80,7 +80,9 @@ def refuse_missing_secrets(required: Sequence[NeededSecret]) -> None:
             )
             for each in required
         ]
-        raise Invalid(f"The template needs the secret {required[0].name}, which does not exist.", errors=faults)
+        raise Invalid(
+            f"The template needs the secret {required[0].name}, which does not exist in the vault.", errors=faults
+        )
 
 
 def _needed_secrets(manifest: Manifest, parameters: Mapping[str, Any], names: Mapping[str, str]) -> list[NeededSecret]:

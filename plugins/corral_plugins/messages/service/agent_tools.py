@@ -23,7 +23,11 @@ SEND_SCHEMA: Json = {
         },
         "subject": {"type": "string", "maxLength": 200},
         "body": {"type": "string", "minLength": 1, "maxLength": 65_536},
-        "type": {"enum": list(MESSAGE_TYPES), "description": "request and handoff ask for an acknowledgement."},
+        "type": {
+            "enum": list(MESSAGE_TYPES),
+            "description": "The type of the message. Messages of the types request and handoff ask for an "
+            "acknowledgement.",
+        },
         "in_reply_to": {**ID, "description": "The message that this one answers, which acknowledges it."},
         "expires_at": {"type": "string", "format": "date-time"},
     },

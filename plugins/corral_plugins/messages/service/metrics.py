@@ -46,12 +46,12 @@ class MessageMetrics:
             ),
             Metric(
                 name="corral_messages_undelivered",
-                help="Number of recipients to which a message has not been delivered yet.",
+                help="Number of undelivered messages, counted once per recipient.",
                 collect=count_undelivered,
             ),
             Metric(
                 name="corral_message_delivery_seconds",
-                help="Time from the sending of a message to its first delivery, in seconds.",
+                help="Time from sending a message to its first delivery, in seconds.",
                 kind="histogram",
                 collect=self._delivery.read,
             ),

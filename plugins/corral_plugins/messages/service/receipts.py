@@ -94,9 +94,11 @@ class MessageReceipts:
             receipts = [each for each in receipts if each.agent_id == agent_id]
         own = self._own_receipts(receipts, by)
         if not own:
-            raise Forbidden("Only a recipient, the owner of a recipient agent or an admin may do this.")
+            raise Forbidden(
+                "Only a recipient, the owner of a recipient agent or an admin may read or acknowledge the message."
+            )
         if len(own) > 1:
-            raise Invalid.at("/agent_id", "required", "Several recipients belong to you; name one of them.")
+            raise Invalid.at("/agent_id", "required", "Several of your agents received the message; name one of them.")
         return own[0]
 
     def _own_receipts(self, receipts: list[Receipt], by: Principal) -> list[Receipt]:

@@ -167,7 +167,9 @@ class MessageSending:
             return Correlation(task_id=by.task_id)
         given = new.correlation
         if given.session_id is not None:
-            raise Invalid.at("/correlation/session_id", "not_allowed", "There are no collaboration sessions.")
+            raise Invalid.at(
+                "/correlation/session_id", "not_allowed", "Collaboration sessions do not exist; leave out session_id."
+            )
         task_id = given.task_id.lower() if given.task_id is not None else None
         run_id = given.run_id.lower() if given.run_id is not None else None
         if task_id is not None and (self.tasks is None or self.tasks.find_run(task_id) is None):

@@ -145,7 +145,7 @@ def _changed() -> Conflict:
 
 def _require_free_name(name: str) -> None:
     if Channel.select().where(Channel.name == name).exists():
-        raise Conflict(f"A channel is already named {name}.", code="duplicate")
+        raise Conflict(f"A channel named {name} already exists.", code="duplicate")
 
 
 def _same(row: Channel) -> Channel:

@@ -186,7 +186,7 @@ class DeliveryClaims:
         events = [logged[item["event_id"]] for item in row.items if item["event_id"] in logged]
         if self._people.still_wants(person, {item["event"] for item in row.items}, events):
             return True
-        _end(row, "cancelled", "The person does not want it any more, or may not read it.")
+        _end(row, "cancelled", "The person no longer wants the notification, or may no longer read its events.")
         return False
 
     def _lease(self, row: Delivery, channel: Channel, people: Mapping[str, Person]) -> Claimed | None:
@@ -275,7 +275,7 @@ def _is_next(row: Delivery, rule: Rule, group: Group | None, earlier: str | None
         Delivery.update(waiting_until(max(earlier, clock.now()))).where((Delivery.id == row.id) & IS_DUE).execute()
         return False
     if is_unchanged(row, group, rule.repeat_interval_seconds):
-        _end(row, "suppressed", "The same was sent before (repeat_interval_seconds).")
+        _end(row, "suppressed", "The same notification was already sent within repeat_interval_seconds.")
         return False
     if group is not None and (since := next_of(group, rule)) > clock.now():
         Delivery.update({**waiting_until(since), "ready_at": since}).where((Delivery.id == row.id) & IS_DUE).execute()
@@ -299,4 +299,4 @@ def _hold(row: Delivery, until: str) -> None:
     bundle = Bundle()
     bundle.merge(cast(Severity, row.severity), row.count, row.items, row.objects)
     join_or_begin(target, bundle, until)
-    _end(row, "suppressed", "Held back by quiet hours; its events are in the summary at their end.")
+    _end(row, "suppressed", "Held back during quiet hours; the summary after the quiet hours contains its events.")

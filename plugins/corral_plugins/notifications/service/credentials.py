@@ -57,7 +57,7 @@ def _decode_hex(text: str) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise SealedWrong("not a sealed value") from None
+        raise SealedWrong("the bytes are not a sealed value") from None
 
 
 def _place(channel_id: str) -> str:

@@ -25,8 +25,17 @@ SEND, MANAGE = "notifications.read", "notifications.manage"
 SCHEMA: Json = {
     "type": "object",
     "properties": {
-        "title": {"type": "string", "minLength": 1, "maxLength": 1000, "description": "200 characters are shown."},
-        "body": {"type": "string", "maxLength": 65_536, "description": "2000 characters are shown."},
+        "title": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 1000,
+            "description": "The title of the notification, of which the first 200 characters are shown.",
+        },
+        "body": {
+            "type": "string",
+            "maxLength": 65_536,
+            "description": "The text of the notification, of which the first 2000 characters are shown.",
+        },
         "severity": {"enum": list(SEVERITIES)},
         "channel_ids": {"type": "array", "items": ID, "maxItems": 10},
         "user_ids": {"type": "array", "items": ID, "maxItems": 50},

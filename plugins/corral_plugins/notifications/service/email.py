@@ -11,7 +11,7 @@ from corral_plugins.notifications.api import ChannelType, Json, OutgoingNotifica
 from corral_plugins.notifications.service.plain_text import one_line
 
 BREAKER = "smtp"
-PREFERENCES = "Change what you are told: corral notifications preferences"
+PREFERENCES = "Change your preferences: corral notifications preferences"
 MAX_SUBJECT = 200
 _PART = r"[^\s@<>,;:\"\\()\u0000-\u001f\u007f-\u009f]"
 ADDRESS = rf"^{_PART}{{1,64}}@{_PART}{{1,190}}(?![\s\S])"  # one address, and nothing that a header would break at
@@ -28,14 +28,14 @@ SCHEMA: Json = {
                 "maxLength": 254,
                 "pattern": ADDRESS,
             },
-            "description": "The addresses that get every mail.",
+            "description": "The addresses that receive every mail.",
         },
         "to_recipients": {"const": True, "description": "Each recipient of a rule gets a mail at their own address."},
         "subject_prefix": {
             "type": "string",
             "maxLength": 60,
             "pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*(?![\s\S])",
-            "description": "Precedes the subject.",
+            "description": "A text that precedes the subject.",
         },
     },
     "oneOf": [{"required": ["to"]}, {"required": ["to_recipients"]}],

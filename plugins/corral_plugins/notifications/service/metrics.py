@@ -31,14 +31,14 @@ class NotificationMetrics:
         return [
             Metric(
                 name="corral_notifications_total",
-                help="Number of attempts to send notifications by type of channel and outcome.",
+                help="Number of attempts to send notifications, by channel type and outcome.",
                 kind="counter",
                 labels={"channel_type": (*CHANNEL_TYPES, OTHER), "outcome": OUTCOMES},
                 collect=self._collect_attempts,
             ),
             Metric(
                 name="corral_notification_lag_seconds",
-                help="Age of the notification that has been due for the longest time.",
+                help="Age of the longest overdue notification, in seconds.",
                 collect=longest_lag,
             ),
         ]

@@ -145,4 +145,4 @@ def _connect(rule_id: str, channel_ids: Iterable[str]) -> None:
 
 def _require_free_name(name: str) -> None:
     if Rule.select().where(Rule.name == name).exists():
-        raise Conflict(f"A notification rule is already named {name}.", code="duplicate")
+        raise Conflict(f"A notification rule named {name} already exists.", code="duplicate")

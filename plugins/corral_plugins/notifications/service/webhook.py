@@ -24,12 +24,17 @@ _RESERVED = re.compile(r"(?i)webhook-.*|content-.*|host|connection|transfer-enco
 SCHEMA: Json = {
     "type": "object",
     "properties": {
-        "url": {"type": "string", "minLength": 1, "maxLength": 2048, "description": "Where notifications are sent."},
+        "url": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 2048,
+            "description": "The URL to which notifications are sent.",
+        },
         "secret": {
             "type": "string",
             "minLength": 16,
             "maxLength": 128,
-            "description": "Signs the requests. Without it, they are not signed.",
+            "description": "The secret that signs the requests. Without a secret, requests are not signed.",
         },
         "headers": {
             "type": "object",

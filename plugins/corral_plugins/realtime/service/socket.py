@@ -123,7 +123,7 @@ class WebSocketServer:
     async def _by_message(self, connection: SocketConnection) -> Viewer:
         message = await connection.receive()
         if message is None:
-            raise ConnectionError("disconnected before sign-in")
+            raise ConnectionError("the client disconnected before it signed in")
         try:
             said = parse_message(message)
         except Refusal as refusal:

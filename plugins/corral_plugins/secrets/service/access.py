@@ -135,7 +135,7 @@ class SecretsService:
         row = None if self._pinned_secrets.find_by_name(name) else rows.find_by_name(name)
         if row is None or consumer not in row.allowed_consumers:
             self._usage.counts["worker_group", "refused"] += 1
-            raise NotFound("No secret of this name is available to this worker.")
+            raise NotFound("No secret with this name is available to this worker.")
         if rows.is_expired(row.expires_at):
             self._usage.counts["worker_group", "expired"] += 1
             raise _expired_error(row)

@@ -64,7 +64,7 @@ class RedactorValues(TableRedactorValues[SecretVersion]):
             value = self._values.decrypt_version(row)
         except SealedWrong:
             self._alerts.report_damaged(row.secret_id, found.name)
-            raise Unavailable("The value is damaged.") from None
+            raise Unavailable("The stored value of a secret is damaged.") from None
         return {redactor_label(found.name, row.secret_id, row.n): value}
 
     def _fixed_values(self) -> Mapping[str, str]:

@@ -115,7 +115,7 @@ def pinned_view(item: PinnedSecret, used: list[SecretUser], max_versions: int) -
         id=item.id,
         name=item.name,
         category="general",
-        description=f"Set by the environment variable CORRAL_SECRET_{item.name}.",
+        description=f"This secret is set by the environment variable CORRAL_SECRET_{item.name}.",
         status="active",
         version=1,
         expires_at=None,

@@ -43,7 +43,7 @@ def decode_hex(text: str) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise SealedWrong("not a sealed value") from None
+        raise SealedWrong("the bytes are not a sealed value") from None
 
 
 def _value_context(secret_id: str, n: int) -> str:

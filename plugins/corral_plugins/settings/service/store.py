@@ -157,7 +157,7 @@ class SettingsService:
     def _find_declared(self, name: str) -> DeclaredSetting:
         item = self._registry.find(name)
         if item is None:
-            raise NotFound("There is no setting with this name; GET /settings lists all.")
+            raise NotFound("There is no setting with this name; GET /settings lists all settings.")
         return item
 
     def _convert_values(self, values: Mapping[str, Any], pointer: Callable[[str], str]) -> dict[str, Any]:

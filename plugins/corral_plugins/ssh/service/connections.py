@@ -75,7 +75,7 @@ class SshConnections:
         """Return the row of a connection. Raise `NotFound` if there is no such connection."""
         row: Connection | None = Connection.get_or_none(Connection.id == connection_id.lower())
         if row is None:
-            raise NotFound("There is no SSH connection with this id; `corral ssh list` shows all.")
+            raise NotFound("There is no SSH connection with this id; `corral ssh list` lists all connections.")
         return row
 
     # -- writing

@@ -51,7 +51,7 @@ def tasks_command_group() -> None:
 @tasks_command_group.command("list")
 @click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only tasks in this state; repeatable")
 @click.option("--agent", metavar="NAME", help="list only tasks of this agent", shell_complete=complete_names("/agents"))
-@click.option("--search", help="list only tasks with these words in title or description")
+@click.option("--search", help="list only tasks with these words in the title or the description")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of tasks")
 @client_command
 def list_tasks(
@@ -130,8 +130,8 @@ def show_task(client: ApiClient, *, task: str, as_json: bool) -> None:
 
 @tasks_command_group.command("create")
 @agent_option
-@click.option("--title", help="title (default: the first line of the instructions)")
-@click.option("--priority", type=click.Choice(PRIORITIES), help="priority (default: medium)")
+@click.option("--title", help="title of the task (default: the first line of the instructions)")
+@click.option("--priority", type=click.Choice(PRIORITIES), help="priority of the task (default: medium)")
 @input_option
 @require_tool_option
 @field_option
@@ -173,13 +173,17 @@ def watch_task(client: ApiClient, *, task: str, as_json: bool) -> None:
 
 @tasks_command_group.command("logs")
 @task_argument
-@click.option("--follow", is_flag=True, help="wait for further lines until the attempt ends or Ctrl-C is pressed")
-@click.option("--claim", type=click.IntRange(1), help="number of the claim (default: the latest)")
+@click.option(
+    "--follow", is_flag=True, help="print new lines as they arrive, until the attempt ends or Ctrl-C is pressed"
+)
+@click.option(
+    "--claim", type=click.IntRange(1), help="number of the claim whose log is printed (default: the latest claim)"
+)
 @click.option(
     "--level",
     type=click.Choice(LEVELS),
     multiple=True,
-    help="show only lines of this level; repeatable",
+    help="print only lines of this level; repeatable",
 )
 @client_command
 def show_logs(
@@ -216,7 +220,7 @@ def explain_task(client: ApiClient, *, task: str, as_json: bool) -> None:
 
 @tasks_command_group.command("cancel")
 @task_argument
-@click.option("--reason", help="reason, which is kept with the task")
+@click.option("--reason", help="reason, which is stored with the task")
 @client_command
 def cancel_task(client: ApiClient, *, task: str, reason: str | None, as_json: bool) -> None:
     """Cancel a task. A running task ends as soon as its worker confirms the cancellation."""
@@ -225,8 +229,8 @@ def cancel_task(client: ApiClient, *, task: str, reason: str | None, as_json: bo
 
 @tasks_command_group.command("retry")
 @task_argument
-@click.option("--from-start", is_flag=True, help="start from the beginning instead of the last checkpoint")
-@click.option("--reason", help="reason, which is kept with the task")
+@click.option("--from-start", is_flag=True, help="start the task from the beginning instead of its last checkpoint")
+@click.option("--reason", help="reason, which is stored with the task")
 @click.option(
     "--yes", is_flag=True, help="retry the task even if it failed because of its cost limit, which stays the same"
 )
@@ -252,7 +256,7 @@ def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | 
 def answer_task(client: ApiClient, *, task: str, answer: str | None, fields: tuple[str, ...], as_json: bool) -> None:
     """Answer the question that a task is waiting for. Give the answer as text or as fields."""
     if (answer is None) != bool(fields):
-        raise click.UsageError("give either an ANSWER or --field")
+        raise click.UsageError("give either ANSWER or --field")
     found = _find(client, task)
     value: Any = read_body(None, fields) if answer is None else answer
     schema = (found["waiting_for"] or {}).get("schema") or {}

@@ -89,7 +89,7 @@ class Screen:
 
 
 @click.command("demo")
-@click.option("--once", is_flag=True, help="exit after the workflow instead of keeping the server running")
+@click.option("--once", is_flag=True, help="stop the server and exit after the workflow has ended")
 @click.option(
     "--input",
     "input_path",

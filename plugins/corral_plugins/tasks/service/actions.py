@@ -474,4 +474,4 @@ def _check_schema(schema: Any, value: Any, pointer: str, what: str) -> None:
 
 def task_ended_error(row: TaskRow) -> Conflict:
     """Return the error for an action on a task that has ended."""
-    return Conflict(f"The task is {row.status}.", code="task_terminal", current_status=row.status)
+    return Conflict(f"The task has already ended; it is {row.status}.", code="task_terminal", current_status=row.status)

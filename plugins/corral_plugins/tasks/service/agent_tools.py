@@ -49,8 +49,13 @@ GET_SCHEMA: Json = {
 LIST_SCHEMA: Json = {
     "type": "object",
     "properties": {
-        "hours": {"type": "integer", "minimum": 1, "maximum": 720, "description": "Only tasks of the last hours."},
-        "status": {"enum": list(FINAL), "description": "Only tasks that ended in this way."},
+        "hours": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 720,
+            "description": "The number of past hours whose tasks are listed.",
+        },
+        "status": {"enum": list(FINAL), "description": "The final status of the listed tasks."},
         "limit": {"type": "integer", "minimum": 1, "maximum": 200},
     },
     "additionalProperties": False,
@@ -61,7 +66,7 @@ CREATE_SCHEMA: Json = {
         "title": {"type": "string", "minLength": 1, "maxLength": 200},
         "description": {"type": "string", "maxLength": 16384},
         "instructions": {"type": "string", "maxLength": 65536, "description": "The instructions for the agent."},
-        "input": {"type": "object", "description": "Data for the task."},
+        "input": {"type": "object", "description": "The input of the task, as data for the agent."},
         "priority": {"enum": list(PRIORITIES)},
         "agent_id": {
             **ID,
@@ -183,7 +188,7 @@ class TaskTools(ToolSet[AgentTools]):
             Tool(
                 name="human.ask",
                 title="Ask a person",
-                description="Ask the person who requested the task, and wait for the answer.",
+                description="Ask the person who requested the task a question, and wait for the answer.",
                 risk="write",
                 schema=ASK_SCHEMA,
                 permission="tasks.write",

@@ -71,7 +71,11 @@ class TaskExplanations:
     def _describe_run(self, row: TaskRow, attempts: Sequence[AttemptView]) -> str:
         worker = self._workers.find(row.worker_id) if row.worker_id is not None else None
         where = worker.name if worker is not None else row.worker_id
-        return f"The task is {row.status}: attempt {attempts[-1].n} on worker {where}." if attempts else "It is leased."
+        return (
+            f"The task is {row.status}: attempt {attempts[-1].n} on worker {where}."
+            if attempts
+            else "A worker holds the lease of the task."
+        )
 
     def _warnings(self, row: TaskRow, attempts: Sequence[AttemptView]) -> list[str]:
         """Return a warning if the cost limit allows no call, and a warning for each agent tool that a worker lacks.
@@ -386,7 +390,7 @@ def _availability_condition(row: TaskRow) -> Condition:
 
 
 def _tools_unmet(tools: Sequence[str], who: str, agent: str, enabled: Sequence[str], href: str) -> Condition:
-    how = f"Enable them: corral agents edit {agent} --tool {' --tool '.join(enabled)}"
+    how = f"Enable the tools: corral agents edit {agent} --tool {' --tool '.join(enabled)}"
     return _unmet("tools_enabled", f"{who} {', '.join(tools)}.", how, href)
 
 

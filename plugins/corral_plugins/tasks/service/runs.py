@@ -278,7 +278,7 @@ class TaskRuns:
         `workers.accept_late_results` is on, the result still completes a task whose cancellation a person requested.
         """
         if report.memories:
-            raise Invalid.at("/memories", "not_allowed", "No plugin stores memories. Leave them out.")
+            raise Invalid.at("/memories", "not_allowed", "No plugin stores memories; leave out this field.")
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "complete")
         if not again:
             self._require_started(row, "completed")
@@ -306,7 +306,7 @@ class TaskRuns:
             if not self._has_file(row, file_id)
         ]
         if faults:
-            raise Invalid("Artifacts name files that do not exist.", errors=faults, code="unknown_reference")
+            raise Invalid("Some artifacts refer to files that do not exist.", errors=faults, code="unknown_reference")
         stored = [] if self.files is None else self.files.made_for_task(row.id)
         made = [Artifact(name=file.name[:200], file_id=file.id) for file in stored if file.id not in named]
         all_of_them = [*reported, *made][:MAX_ARTIFACTS]
@@ -570,7 +570,7 @@ class TaskRuns:
         self.lock_leased_task(task_id, lease_id, by)
         worker = self._transitions.workers.find(by.worker_id)
         if self.secrets is None or worker is None or worker.group is None:
-            raise NotFound("No secret of this name is available to this worker.")
+            raise NotFound("No secret with this name is available to this worker.")
         return self.secrets.deliver_to_worker(name, worker.group, worker_id=worker.id, task_id=task_id, purpose=purpose)
 
 

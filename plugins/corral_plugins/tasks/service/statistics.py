@@ -308,7 +308,7 @@ class TaskMetrics:
             ),
             Metric(
                 name="corral_stale_calls_total",
-                help="Number of calls under a lease that had ended, by call.",
+                help="Number of worker calls whose lease had already ended, by call.",
                 kind="counter",
                 labels={"call": LEASED_CALLS},
                 collect=self.stale_calls,
@@ -326,7 +326,7 @@ class TaskMetrics:
         return [
             Metric(
                 name="corral_task_duration_seconds",
-                help="Time from the start of the last attempt of a task to its result, in seconds.",
+                help="Time from the start of a task's last attempt to the result of the task, in seconds.",
                 kind="histogram",
                 collect=self.duration_histogram.read,
             ),

@@ -49,10 +49,10 @@ SENTENCES = {
     "config": "The tool's configuration does not allow these arguments.",
     "policy": "The policy denies this call, or requires an approval, which is not available here.",
     "rejected": "A person rejected this call.",
-    "revision_requested": "A person asks for another call instead.",
+    "revision_requested": "A person asked for a different call instead.",
     "expired": "Nobody decided about this call in time.",
     "cancelled": "The request for an approval of this call was cancelled.",
-    "superseded": "The same call was made again; its outcome is stored there.",
+    "superseded": "The same call was made again; the outcome is stored with the later call.",
     "caps": "The attempt has used all of its tool calls, or too many calls are running.",
 }
 

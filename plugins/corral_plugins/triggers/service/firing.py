@@ -253,7 +253,9 @@ class TriggerFiring:
             tainted=row.is_tainted,
         )
         if facts.fires_of_hour.get(trigger.id, 0) >= trigger.max_fires_per_hour:
-            raise FireOutcome("rate_limited", f"It fired {trigger.max_fires_per_hour} times within the last hour.")
+            raise FireOutcome(
+                "rate_limited", f"The trigger fired {trigger.max_fires_per_hour} times within the last hour."
+            )
         _apply_overlap(trigger, row, action, context, facts.live.get(trigger.id, ()))
         return action.run(context, prepared.fields)
 
@@ -308,14 +310,16 @@ def _apply_overlap(
     if not live:
         return
     if trigger.overlap == "skip":
-        raise FireOutcome("skipped_overlap", "The work that it started before is unfinished.")
+        raise FireOutcome("skipped_overlap", "The work that the trigger started before is unfinished.")
     if trigger.overlap == "queue_one":
         older = (Fire.trigger_id == trigger.id) & PENDING & (Fire.stage == "queued") & (Fire.id < row.id)
         coalesce(older, "A newer slot waits instead.")
         newer = (Fire.trigger_id == trigger.id) & PENDING & (Fire.stage == "queued") & (Fire.id > row.id)
         if Fire.select(Fire.id).where(newer).exists():
             raise FireOutcome("coalesced", "A newer slot waits instead.")
-        raise Postponed("queued", QUEUED_SECONDS, "It waits for the work that it started before.")
+        raise Postponed(
+            "queued", QUEUED_SECONDS, "The slot waits until the work that the trigger started before has ended."
+        )
     for fire in live:
         if action.cancel is not None:
             action.cancel(context, fire.result)
@@ -346,13 +350,13 @@ def collect_events(trigger: Trigger, row: Fire) -> None:
     if threshold is not None:
         counted = mine & (Fire.stage == "counted") & (Fire.created_at > clock.now(-threshold["within_seconds"]))
         if Fire.select().where(counted).count() + 1 < threshold["count"]:
-            reason = f"It waits for {threshold['count']} events within {threshold['within_seconds']} s."
+            reason = f"The slot waits for {threshold['count']} events within {threshold['within_seconds']} s."
             raise Postponed("counted", threshold["within_seconds"], reason)
-        coalesce(counted, "They were counted towards the threshold.")
+        coalesce(counted, "The event was counted towards the threshold.")
     silence = trigger.config.get("debounce_seconds") if trigger.type == "event" else None
     if silence is not None:
-        coalesce(mine & (Fire.stage == "debounced"), "Another event arrived before the silence.")
-        raise Postponed("debounced", silence, f"It waits for {silence} s without another event.")
+        coalesce(mine & (Fire.stage == "debounced"), "Another event arrived before the silence was long enough.")
+        raise Postponed("debounced", silence, f"The slot waits for {silence} s without another event.")
 
 
 def coalesce(where: Any, reason: str) -> None:

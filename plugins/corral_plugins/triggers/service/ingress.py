@@ -82,7 +82,9 @@ class TriggerIngress:
         first: Fire = Fire.get((Fire.trigger_id == trigger.id) & (Fire.slot == slot))
         if first.body_sha256 != delivery.sha256:
             raise Conflict(
-                "Another delivery with this id had a different body.", code="duplicate", existing_id=first.id
+                "Another delivery with this id had a different body; use a new id for each delivery.",
+                code="duplicate",
+                existing_id=first.id,
             )
         reason = f"The delivery was received before, as {first.id}."
         self._slots.record(trigger, f"duplicate:{new_id()}", status="duplicate", reason=reason)
@@ -100,7 +102,7 @@ class TriggerIngress:
         check: Callable[..., bool] = verify[auth]
         matches = [check(trigger, body, request, secret) for secret in self._secrets(trigger)]  # all, in constant time
         if not any(matches):
-            raise Unauthorized("The signature is missing or wrong.", code="invalid_signature")
+            raise Unauthorized("The signature is missing or incorrect.", code="invalid_signature")
 
     def _secrets(self, trigger: Trigger) -> list[str]:
         aad = associated_data("triggers_triggers", trigger.id, 1, "secret")

@@ -23,7 +23,7 @@ def _object(required: tuple[str, ...], properties: dict[str, Any]) -> dict[str, 
 EVENT_KINDS = (
     TriggerKind(
         type="webhook",
-        title="On a call from outside",
+        title="On a call from another system",
         schema=_object(
             (),
             {

@@ -44,20 +44,20 @@ class TriggerMetrics:
         return [
             Metric(
                 name="corral_trigger_fires_total",
-                help="Number of decided slots of triggers by type and status.",
+                help="Number of trigger slots with a final status, by type and status.",
                 kind="counter",
                 labels={"type": TYPES, "status": STATUSES},
                 collect=self._collect_decided,
             ),
             Metric(
                 name="corral_trigger_lag_seconds",
-                help="Time from a slot of a trigger until it fired.",
+                help="Time from a trigger slot until the trigger fired, in seconds.",
                 kind="histogram",
                 collect=self._lag.read,
             ),
             Metric(
                 name="corral_triggers",
-                help="Number of triggers by whether they are enabled.",
+                help="Number of enabled and of disabled triggers.",
                 labels={"enabled": ("true", "false")},
                 collect=count_triggers,
             ),

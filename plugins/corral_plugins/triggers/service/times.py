@@ -68,11 +68,11 @@ def _check_cron(config: Mapping[str, Any]) -> list[FieldError]:
     expression = cron_expression(config["expression"])
     try:
         if len(expression.split()) != 5:
-            raise CronSimError("it needs five fields")
+            raise CronSimError("the expression needs five fields")
         next(CronSim(expression, datetime.now(UTC)))
     except (CronSimError, StopIteration) as error:
-        reason = "it names no existing day" if isinstance(error, StopIteration) else str(error)
-        detail = f"This is no cron expression that ever matches: {reason}."
+        reason = "the expression names no existing day" if isinstance(error, StopIteration) else str(error)
+        detail = f"The cron expression is not valid or never matches: {reason}."
         faults.append(FieldError("/expression", "bad_format", detail))
     if config.get("timezone") is not None:
         try:

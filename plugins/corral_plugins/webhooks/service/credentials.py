@@ -45,7 +45,7 @@ class WebhookCredentials:
         try:
             value = bytes.fromhex(sealed)
         except ValueError:
-            raise SealedWrong("not a sealed value") from None
+            raise SealedWrong("the bytes are not a sealed value") from None
         return self._sealer.decrypt(value, aad=_place(webhook_id, field))
 
 

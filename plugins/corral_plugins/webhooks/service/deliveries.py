@@ -67,7 +67,10 @@ class WebhookDeliveries:
         until = clock.now()
         is_idle = Webhook.recovering_at.is_null() | (Webhook.recovering_at < clock.now(-STALE_SECONDS))
         if not Webhook.update(recovering_at=until).where((Webhook.id == row.id) & is_idle).execute():
-            raise Conflict("A recovery of this webhook is still running.", code="batch_in_progress")
+            raise Conflict(
+                "A recovery of this webhook is still running; wait until that recovery has ended.",
+                code="batch_in_progress",
+            )
         queued = Delivery.select().where(_recoverable(row.id, since, until)).count()
         if recover_batch(row.id, since, until) == AT_ONCE:
             enqueue(RECOVER_JOB, webhook_id=row.id, since=since, until=until)

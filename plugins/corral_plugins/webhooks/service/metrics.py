@@ -31,19 +31,19 @@ class WebhookMetrics:
         return [
             Metric(
                 name="corral_webhook_attempts_total",
-                help="Number of attempts to deliver events by outcome.",
+                help="Number of attempts to deliver events to webhooks, by outcome.",
                 kind="counter",
                 labels={"outcome": OUTCOMES},
                 collect=self._collect_attempts,
             ),
             Metric(
                 name="corral_webhook_lag_seconds",
-                help="Age of the delivery that has been due for the longest time.",
+                help="Age of the longest overdue delivery to a webhook, in seconds.",
                 collect=longest_lag,
             ),
             Metric(
                 name="corral_webhook_deliveries",
-                help="Number of deliveries by status.",
+                help="Number of deliveries to webhooks by status.",
                 labels={"status": STATUSES},
                 collect=count_deliveries,
             ),

@@ -70,7 +70,7 @@ def _check_headers(headers: Mapping[str, str]) -> list[str]:
             FieldError(f"/headers/{name}", "not_allowed", "This header is set by Corral or by HTTP.")
             for name in reserved
         ]
-        raise Invalid(f"The header {reserved[0]} cannot be set.", errors=faults)
+        raise Invalid(f"The header {reserved[0]} cannot be set, because Corral or HTTP sets it.", errors=faults)
     for name, value in headers.items():
         refuse_mask(value, f"/headers/{name}")
     if len({name.lower() for name in headers}) < len(headers):

@@ -32,7 +32,11 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
     help="label of the worker, by which agents select workers; repeatable",
 )
 @click.option(
-    "--max-agents", type=click.IntRange(1, 1000), default=1, show_default=True, help="maximum number of tasks at a time"
+    "--max-agents",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="maximum number of tasks that the worker runs at the same time",
 )
 @click.option(
     "--token-file",

@@ -206,8 +206,8 @@ class ReferenceWorker:
             if self._identity is refused:
                 if self._duplicates.record_revoked_token():
                     raise WorkerRefused(
-                        "Another worker registers with the same name and fingerprint. Its --dir may be a copy of "
-                        "the folder of this worker."
+                        "Another worker with the same name and fingerprint registers. Its --dir may be a copy of this "
+                        "worker's folder; give each worker a folder of its own."
                     )
                 log.warning("the server revoked this worker's token; registering again")
                 await self._use_identity(await self._register_worker())

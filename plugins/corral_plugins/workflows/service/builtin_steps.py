@@ -122,7 +122,9 @@ class ModelSteps:
         if self.llm is None:
             raise StepFailure("plugin_disabled", "The plugin llm is not active.", retryable=False)
         if not context.caller.may("llm.use"):
-            raise StepFailure("forbidden", "The person who started the run may not use models.", retryable=False)
+            raise StepFailure(
+                "forbidden", "The person who started the run lacks the permission to call models.", retryable=False
+            )
         config = context.config
         messages = [{"role": "system", "content": config["system"]}] if "system" in config else []
         messages.append({"role": "user", "content": config["prompt"]})
@@ -142,7 +144,7 @@ class ModelSteps:
         except BudgetRefused as refused:
             if refused.scope != "task":
                 raise
-            message = "The call might cost more than the run may still spend."
+            message = "The call might exceed the remaining cost limit of the run."
             raise StepFailure("budget_exceeded", message, kind="budget", retryable=False) from None
         text = response["choices"][0]["message"].get("content") or ""
         cost = float((response.get("corral") or {}).get("cost_usd") or 0)

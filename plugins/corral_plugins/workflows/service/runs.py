@@ -103,7 +103,7 @@ class RunsService:
         elif workflow.status == "archived":
             detail = "An archived workflow cannot run."
         elif workflow.status == "draft" and request.trigger_type not in ("manual", "retry"):
-            detail = "A draft runs by hand only."
+            detail = "A draft can be run only by hand."
         elif not workflow.steps:
             detail = "The workflow has no steps."
         elif request.depth > self._settings.get(MAX_DEPTH):
@@ -162,7 +162,7 @@ class RunsService:
         """Cancel a run. After the commit, no further step starts, and running steps are stopped."""
         run = find_controllable_run(run_id, by)
         if not request_cancel(run.id, reason):
-            raise _wrong_state(run_id, "The run has ended.")
+            raise _wrong_state(run_id, "The run has already ended.")
         return find_readable_run(run_id, by)
 
     def pause_run(self, run_id: str, *, by: Principal) -> Run:
@@ -216,7 +216,7 @@ class RunsService:
         config = row.input or {}
         assignees = config.get("assignees") or []
         if assignees and by.user_id not in assignees and not by.is_admin:
-            raise Conflict("Another person is asked for this input.", current_status=row.status)
+            raise Conflict("Only the assignees of the step and admins may give this input.", current_status=row.status)
         schema = config.get("schema")
         if schema is not None and (faults := json_schema_errors(schema, body.input, pointer_prefix="/input")):
             raise Invalid("The input does not match the schema of the step.", code="schema_mismatch", errors=faults)
@@ -234,7 +234,7 @@ class RunsService:
 
     def _report(self, run: Run, row: StepRun, report: Json, output: Any, guard: Any) -> None:
         if run.status in FINAL_RUN:
-            raise Conflict("The run has ended.", current_status=run.status)
+            raise Conflict("The run has already ended.", current_status=run.status)
         wake(run.id)
         waits = (StepRun.id == row.id) & (StepRun.status == "waiting") & StepRun.report.is_null() & guard
         if not StepRun.update(report=report, output=output).where(waits).execute():
@@ -322,7 +322,7 @@ def _reused(row: StepRun, run_id: str) -> Json:
 
 
 def _not_waiting(row: StepRun) -> Conflict:
-    return Conflict(f"The step {row.name} does not wait for this.", current_status=row.status)
+    return Conflict(f"The step {row.name} is not waiting for this input.", current_status=row.status)
 
 
 def _wrong_state(run_id: str, detail: str) -> Conflict:

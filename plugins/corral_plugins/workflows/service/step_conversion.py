@@ -126,7 +126,7 @@ def _inner(given: list[Any], pointer: str, depth: int) -> list[Any]:
             new = msgspec.convert(_without_stored_names(each), NewStep)
         except msgspec.ValidationError as error:
             raise Invalid(
-                "A step inside another step is not valid.",
+                "A nested step is not valid.",
                 errors=[FieldError(f"{pointer}/{n}", "wrong_type", str(error))],
             ) from None
         found.append(stored_step(new, found, depth + 1))

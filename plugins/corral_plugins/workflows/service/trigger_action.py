@@ -96,5 +96,5 @@ class WorkflowTriggerAction:
         """Cancel a started run."""
         assert self.runs is not None
         if "run_id" not in result:
-            raise Conflict("The trigger started no run.")
+            raise Conflict("The trigger has not started a run, so there is no run to cancel.")
         self.runs.cancel(result["run_id"], reason=f"The trigger {context.trigger_name} replaced the run.")

@@ -163,7 +163,11 @@ class McpServers:
             if sha256 not in tools
         ]
         if faults:
-            raise Invalid("The server has changed these definitions.", code="unknown_reference", errors=tuple(faults))
+            raise Invalid(
+                "The MCP server has changed these definitions; review and accept the current ones.",
+                code="unknown_reference",
+                errors=tuple(faults),
+            )
         listed = (McpToolRow.server == name) & McpToolRow.definition_sha256.in_(accepted.definition_sha256)
         McpToolRow.update(accepted_sha256=McpToolRow.definition_sha256).where(listed).execute()
         newly = [tools[sha256] for sha256 in accepted.definition_sha256]
