@@ -483,7 +483,7 @@ async def test_events_that_join_a_summary_at_the_same_time_are_all_counted(
     await world.happen("before")  # is due within the quiet hours
     await world.run()
     await world.run(seconds=130)
-    await world.happen("the summary")
+    await world.happen("in the summary")
     await world.run()
     clock.travel(300)
     await world.happen("meanwhile")
