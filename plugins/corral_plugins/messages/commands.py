@@ -25,7 +25,7 @@ WARNINGS = {
 
 for_agent = click.option(
     "--agent",
-    help="your agent for which the command acts, if several of your agents received the message",
+    help="agent for which the command acts, if you may act for several recipients",
     shell_complete=complete_names("/agents"),
 )
 

@@ -98,7 +98,9 @@ class MessageReceipts:
                 "Only a recipient, the owner of a recipient agent or an admin may read or acknowledge the message."
             )
         if len(own) > 1:
-            raise Invalid.at("/agent_id", "required", "Several of your agents received the message; name one of them.")
+            raise Invalid.at(
+                "/agent_id", "required", "You may act for several recipients of this message; name one of them."
+            )
         return own[0]
 
     def _own_receipts(self, receipts: list[Receipt], by: Principal) -> list[Receipt]:
