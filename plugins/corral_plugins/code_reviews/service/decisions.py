@@ -95,7 +95,7 @@ class ReviewDecisions:
         limit = self._settings.get(MAX_ROUNDS)
         if row.round >= limit:
             detail = (
-                f"The diff has been sent back {row.round} times, the maximum is {limit}. Approve or reject the diff."
+                f"The diff has been sent back {row.round} times (maximum: {limit}). Approve or reject the diff."
             )
             raise Conflict(detail, current_status=row.status, round=row.round)
         rows.set_reviewer_state(row.id, by.user_id, "rejected")
