@@ -94,9 +94,7 @@ class ReviewDecisions:
         row = self._lock_to_decide(review_id, match, by)
         limit = self._settings.get(MAX_ROUNDS)
         if row.round >= limit:
-            detail = (
-                f"The diff has been sent back {row.round} times (maximum: {limit}). Approve or reject the diff."
-            )
+            detail = f"The diff has been sent back {row.round} times (maximum: {limit}). Approve or reject the diff."
             raise Conflict(detail, current_status=row.status, round=row.round)
         rows.set_reviewer_state(row.id, by.user_id, "rejected")
         rows.update(row, ("pending",), status="changes_requested", round=row.round + 1, decision_note=reason)
