@@ -171,9 +171,9 @@ class NewTask(TaskFields, kw_only=True, forbid_unknown_fields=True):
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """Describes where a task comes from that was created by another task or by a workflow.
+    """The origin of a task that was created by another task or by a workflow.
 
-    The origin consists of the parent task, the workflow, and the chain of causes that led to the task.
+    It consists of the parent task, the workflow, and the chain of causes that led to the task.
     """
 
     parent_task_id: str | None = None
@@ -219,9 +219,9 @@ class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a lease as reported to its worker.
 
-    `state` is `ok`, `lost`, `cancel_requested` or `budget_warning`. If cancellation was requested, `reason` is the kind
-    of the cancellation. For a lost lease, `reason` names the call by which the run itself ended the lease, such as
-    `complete`, or is null if the lease ended in any other way.
+    `state` is `ok`, `lost`, `cancel_requested` or `budget_warning`. `reason` is the kind of the requested cancellation
+    or, for a lost lease, the call by which the run itself ended the lease, such as `complete`. If the lease ended in
+    any other way, `reason` is null.
     """
 
     task_id: str
@@ -300,7 +300,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The response to a claim.
 
-    If tasks were leased, `reason` is `ok`. Otherwise, `reason` explains why no task was leased: `none`, `at_capacity`,
+    `reason` is `ok` if tasks were leased, and otherwise states why no task was leased: `none`, `at_capacity`,
     `draining`, `budget_exhausted` or `kill_switch`. If open circuit breakers block some agents, `retry_at` is the
     earliest time at which a claim may lease tasks to these agents.
     """
@@ -586,7 +586,7 @@ class TaskExecutor(Protocol):
         ...
 
     def prepare(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Return the configuration with which the worker runs the task instead of running the agent loop.
+        """Return the configuration that the worker uses to run the task instead of the agent loop.
 
         The claim contains the configuration as `agent.config.executor`.
         """

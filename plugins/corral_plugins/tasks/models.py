@@ -343,7 +343,8 @@ class HourlyRollup(Model):
 class PageAnchor(Model):
     """A saved position in the list of all tasks, for paging by offset.
 
-    The row contains the sort key of a task, and the number of tasks after the previous anchor up to this one.
+    The row contains the sort key of a task, and the number of tasks from the previous anchor (exclusive) to this one
+    (inclusive).
     """
 
     created_at = InstantField()

@@ -116,7 +116,7 @@ class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
 
 
 class TaskStats(msgspec.Struct, kw_only=True):
-    """Task statistics. The rate and the averages cover the last 24 hours, in whole hours."""
+    """Task statistics. The rate and the averages cover the current hour and the 24 hours before it."""
 
     total: int
     by_status: dict[str, int]

@@ -74,9 +74,10 @@ class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LeaseReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of the requests that refer to a lease.
+    """The base class of requests that refer to a lease.
 
-    A request may identify the lease by the `Corral-Lease` header or by its token instead of the `lease_id` field.
+    Instead of the `lease_id` field, a request may use the `Corral-Lease` header or the attempt token to identify the
+    lease.
     """
 
     lease_id: Id | UnsetType = UNSET
@@ -111,7 +112,7 @@ class LogReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
 
 
 class CheckpointReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """The state from which the next attempt resumes, at most 1 MiB."""
+    """A checkpoint from which the next attempt can resume. Its state may be at most 1 MiB in size."""
 
     step: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     state: Any
@@ -193,13 +194,16 @@ class LeaseRenewal(msgspec.Struct, kw_only=True):
 
 
 class LogsAccepted(msgspec.Struct, kw_only=True):
-    """The response to a log report: the number of newly stored lines, and the number of the next expected line."""
+    """The response to a log report.
+
+    `accepted` is the number of newly stored lines. `next_seq` is the number of the next expected line.
+    """
 
     accepted: int
     next_seq: int
 
 
 class CheckpointAccepted(msgspec.Struct, kw_only=True):
-    """The response to a checkpoint report: the step of the stored checkpoint."""
+    """The response to a checkpoint report. `step` is the step of the stored checkpoint."""
 
     step: int

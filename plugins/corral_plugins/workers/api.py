@@ -75,8 +75,7 @@ class Workers(Protocol):
         ...
 
     def tools_of_workers(self, worker_id: str | None = None) -> list[WorkerTool]:
-        """Return the tools of the given approved worker. Without `worker_id`, return those of at most 200 online
-        workers.
+        """Return the tools of the given approved worker, or by default those of at most 200 online workers.
 
         Workers that did not report their tools are omitted, although Corral assumes that they offer every tool.
         """

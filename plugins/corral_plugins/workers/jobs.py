@@ -13,7 +13,10 @@ SWEEP_SECONDS, DAY = 5, 86_400
 
 
 async def sweep_silent_workers(sweeps: WorkerSweeps) -> None:
-    """Set workers that no longer make calls to `offline`, and alert admins if tasks wait while no worker is online."""
+    """Mark workers that have stopped making calls as `offline`.
+
+    Alert admins if tasks wait while no worker is online.
+    """
     await sweeps.sweep_silent_workers()
 
 

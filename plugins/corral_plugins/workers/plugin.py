@@ -47,9 +47,9 @@ SERVICES = (
 class WorkersConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The configuration section of the `workers` plugin.
 
-    If `embedded` is true, the server starts a worker of its own, the embedded worker. `embedded_max_agents` is the
-    number of tasks that the embedded worker runs at a time. `embedded_allow` lists the tools that agents may run on the
-    machine of the server, with the privileges of the server's operating system user.
+    If `embedded` is true, the server starts its own worker, the embedded worker. `embedded_max_agents` is the number of
+    tasks that the embedded worker runs at the same time. `embedded_allow` lists the tools that agents may run on the
+    server's machine with the privileges of the server's operating system user.
     """
 
     embedded: bool = True

@@ -52,10 +52,10 @@ key_routes = Routes("/admin/registration-keys", tag="Workers")
 def register_worker(
     body: NewWorker, registrations: WorkerRegistration, caller: Principal, request: Request
 ) -> Answer[RegisteredWorker]:
-    """Register a worker. The response contains the token of the worker, which is shown only once.
+    """Register a worker. The response contains the worker's token, which is shown only once.
 
     A worker that registers again with the same name, registrant and fingerprint receives status 200 and keeps its id
-    and approval. The worker receives a new token; the old token is revoked and the leases of the worker are released.
+    and approval. It receives a new token; the old token is revoked, and the worker's leases are released.
     """
     worker, is_new = registrations.register_worker(body, caller=caller, client_ip=request.client_ip)
     return Answer(body=worker, status=201 if is_new else 200, headers={"Location": f"{BASE}/{worker.id}"})
@@ -69,7 +69,7 @@ def list_fleet(query: WorkerListQuery, fleet: Fleet, caller: Principal) -> Page[
 
 @fleet_routes.get("/overview", needs=READ)
 def get_fleet_overview(fleet: Fleet) -> FleetOverview:
-    """Summarise all workers: their number, their capacity and utilisation, and the queue."""
+    """Summarise all workers: their number, capacity and utilisation, and the queue."""
     return fleet.get_overview()
 
 
@@ -81,10 +81,10 @@ def get_worker(id: str, fleet: Fleet, caller: Principal) -> WorkerDetail:
 
 @protocol_routes.post("/{id}/heartbeat", needs=(ACT, REGISTER), raises=("invalid_state",), limited=True)
 def send_heartbeat(id: str, body: Heartbeat, protocol: WorkerProtocol, caller: Principal) -> HeartbeatReply:
-    """Report the usage and the leases of a worker. The server renews the listed leases; the response contains commands.
+    """Report the resource usage and the leases of a worker. The server renews the listed leases and returns commands.
 
-    A worker that is not yet approved may make no other call. The person who registered the worker, and admins, may make
-    this call on behalf of the worker.
+    Until it is approved, a worker may not make any other calls. Admins and the person who registered the worker may
+    make this call on its behalf.
     """
     return protocol.heartbeat(id, body, caller=caller)
 
@@ -108,14 +108,14 @@ def list_claimable_tasks(id: str, query: ClaimableTasksQuery, protocol: WorkerPr
 def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Principal) -> ClaimResponse | Wait:
     """Claim tasks and receive a lease for each.
 
-    With `wait_seconds`, the response is delayed until a task can be claimed.
+    With `wait_seconds`, the response is delayed until a task can be claimed or the time has passed.
     """
     return protocol.claim(id, body, caller=caller)
 
 
 @protocol_routes.get("/{id}/signals", needs=ACT, raises=("worker_not_approved",), seconds=60.0)
 def list_signals(id: str, query: SignalsQuery, protocol: WorkerProtocol, caller: Principal) -> WorkerSignals | Wait:
-    """Wait for cancellations, lost leases and commands. The response is sent as soon as one of them arrives."""
+    """Wait for cancellations, lost leases and commands. The response is sent as soon as the first of these arrives."""
     return protocol.read_signals(id, after=query.after, began=query.began, wait=query.wait, caller=caller)
 
 
@@ -133,7 +133,7 @@ def list_workers(query: WorkerListQuery, fleet: Fleet, caller: Principal) -> Pag
 
 @admin_routes.patch("/{id}/approve", needs=MANAGE, no_store=True, raises=("invalid_state",))
 def approve_worker(id: str, body: ApproveWorker, administration: WorkerAdministration, match: IfMatch) -> WorkerView:
-    """Approve or reject a worker. Rejection revokes the token of the worker and releases its leases."""
+    """Approve or reject a worker. Rejection revokes the worker's token and releases its leases."""
     return administration.approve(id, body, match)
 
 
@@ -151,7 +151,7 @@ def drain_worker(id: str, administration: WorkerAdministration, match: IfMatch) 
 
 @admin_routes.post("/{id}/resume", needs=MANAGE, no_store=True, raises=("invalid_state",))
 def resume_worker(id: str, administration: WorkerAdministration, match: IfMatch) -> WorkerView:
-    """Let a draining worker claim tasks again."""
+    """Allow a draining worker to claim tasks again."""
     return administration.resume(id, match)
 
 
@@ -165,7 +165,7 @@ def rotate_worker_token(id: str, administration: WorkerAdministration, match: If
 def delete_worker(
     id: str, query: WorkerDeleteQuery, administration: WorkerAdministration, match: IfMatch
 ) -> Answer[None]:
-    """Delete a worker. With `force`, the leases of the worker are released first."""
+    """Delete a worker. With `force`, the worker's leases are released first."""
     released = administration.delete(id, match, force=query.force)
     return Answer(body=None, status=204, headers={"Corral-Affected": f"tasks={released}"})
 
@@ -178,7 +178,7 @@ def list_registration_keys(query: PageQuery, keys: RegistrationKeys, caller: Pri
 
 @key_routes.post("/", needs=MANAGE, status=201, no_store=True)
 def create_registration_key(body: NewRegistrationKey, keys: RegistrationKeys, caller: Principal) -> NewKeyView:
-    """Create a registration key. The response contains the secret of the key, which is shown only once."""
+    """Create a registration key. The response contains the key's secret, which is shown only once."""
     return keys.create(body, by=caller)
 
 

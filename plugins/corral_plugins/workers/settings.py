@@ -1,4 +1,4 @@
-"""Run-time settings of the `workers` plugin, and two settings of the `tasks` plugin that workers receive."""
+"""Run-time settings of the `workers` plugin, and two settings of the `tasks` plugin that are sent to workers."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ ACK_SECONDS = Setting(
 
 
 def heartbeat_seconds(settings: Settings) -> int:
-    """Return the seconds between heartbeats.
+    """Return the number of seconds between heartbeats.
 
-    The value is at most a third of the duration of a lease, because heartbeats renew leases.
+    The value is at most a third of the lease duration, because heartbeats renew leases.
     """
     return max(1, min(settings.get(HEARTBEAT_SECONDS), settings.get(LEASE_SECONDS) // 3))
 
 
 def offline_seconds(settings: Settings) -> float:
-    """Return the seconds of silence after which a worker is considered offline."""
+    """Return the number of seconds without a call after which a worker is considered offline."""
     return max(settings.get(OFFLINE_AFTER_SECONDS), 3 * settings.get(HEARTBEAT_SECONDS))

@@ -35,8 +35,8 @@ Tools = Annotated[list[ToolName | ToolOffer], Meta(max_length=500)]
 class NewWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A worker to register. If the worker registers again, absent fields keep their values.
 
-    `os_info` may contain at most 4 KiB of JSON. An empty list of `tools` means that the worker offers none; null means
-    that the tools are unknown, and the worker is assumed to offer every tool.
+    `os_info` may contain at most 4 KiB of JSON. If `tools` is empty, the worker offers no tools; if it is null, the
+    tools are unknown, and the worker is assumed to offer every tool.
     """
 
     name: Name
@@ -53,9 +53,9 @@ class NewWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Heartbeat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The usage of a worker, and the leases that the worker holds. The server renews these leases.
+    """The resource usage of a worker, and the leases that it holds. The server renews these leases.
 
-    If `tools` is absent, the stored tools stay unchanged. An empty list means that the worker offers no tools; null
+    If `tools` is absent, the stored tools stay unchanged; an empty list means that the worker offers no tools, and null
     means that its tools are unknown.
     """
 
@@ -85,7 +85,7 @@ class HeartbeatReply(msgspec.Struct, kw_only=True):
 class ClaimBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
     """A claim request.
 
-    `max_tasks` is the maximum number of tasks to claim. `agent_ids` restricts the claim to tasks of these agents.
+    `max_tasks` is the maximum number of tasks to claim. `agent_ids` restricts the claim to the tasks of these agents.
     `wait_seconds` is the maximum time to wait if no task can be claimed.
     """
 
@@ -95,9 +95,9 @@ class ClaimBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=T
 
     @functools.cached_property
     def until(self) -> float:
-        """The time at which the long poll ends, in epoch seconds.
+        """The time at which the long poll ends, in seconds since the epoch.
 
-        The value is set on first use and then kept, because the handler runs again on every event.
+        The value is set on first use and then kept, because the handler runs again for every event.
         """
         return clock.time_s() + self.wait_seconds
 
@@ -114,15 +114,15 @@ class SignalsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dic
 
     @functools.cached_property
     def began(self) -> float:
-        """The time at which the request arrived, in epoch seconds.
+        """The time at which the request arrived, in seconds since the epoch.
 
-        The value is set on first use and then kept, because the handler runs again on every event.
+        The value is set on first use and then kept, because the handler runs again for every event.
         """
         return clock.time_s()
 
 
 class WorkerSignals(msgspec.Struct, kw_only=True):
-    """Signals about leases, and commands as in the response to a heartbeat."""
+    """Signals about leases, and the same commands as in the response to a heartbeat."""
 
     signals: list[LeaseSignal]
     commands: list[str]
@@ -201,9 +201,9 @@ class WorkerToken(WorkerView, kw_only=True):
 
 
 class WorkerListQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of workers.
+    """Filters for the list of workers.
 
-    `label` is `key` or `key=value`. `search` is a string to find in the name or the host name.
+    `label` is `key` or `key=value`. `search` is text to find in the name or the host name.
     """
 
     status: list[Status] = msgspec.field(default_factory=list)
@@ -213,14 +213,14 @@ class WorkerListQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_
 
 
 class ApproveWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The approval (`is_approved` true) or rejection (false) of a worker."""
+    """The approval of a worker, or its rejection if `is_approved` is false."""
 
     is_approved: bool
     group: Slug | UnsetType | None = UNSET
 
 
 class WorkerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields to change in a worker. Absent fields keep their values."""
+    """The worker fields to change. Absent fields keep their values."""
 
     name: Name | UnsetType = UNSET
     group: Slug | UnsetType | None = UNSET
@@ -229,13 +229,13 @@ class WorkerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WorkerDeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Options for deleting a worker. `force` releases the leases that the worker holds."""
+    """Options for deleting a worker. `force` releases the worker's leases first."""
 
     force: bool = False
 
 
 class GroupTotals(msgspec.Struct, kw_only=True):
-    """Totals of the approved workers of a group. `capacity` covers only online workers."""
+    """Totals of the approved workers in a group. `capacity` includes only online workers."""
 
     total: int = 0
     online: int = 0
@@ -244,7 +244,10 @@ class GroupTotals(msgspec.Struct, kw_only=True):
 
 
 class FleetOverview(msgspec.Struct, kw_only=True):
-    """Totals of all workers. Capacity, utilisation and averages cover only online workers. Null means no data."""
+    """Totals of all workers.
+
+    Capacity, utilisation and averages include only online workers. Null means that there is no data.
+    """
 
     total: int
     online: int
@@ -266,7 +269,7 @@ class FleetOverview(msgspec.Struct, kw_only=True):
 class NewRegistrationKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A registration key to create.
 
-    `group` is the group of the workers that register with the key. `expires_at` may be at most 365 days from now; the
+    `group` is the group of workers that register with the key. `expires_at` may be at most 365 days from now; the
     default is 7 days.
     """
 

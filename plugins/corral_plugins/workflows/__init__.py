@@ -1,1 +1,1 @@
-"""Workflows: graphs of steps that run to the end in spite of crashes."""
+"""Workflows: graphs of steps that run to completion despite crashes."""

@@ -1,8 +1,8 @@
 """The public API of the `workflows` plugin: step types, the `Workflows` service, events and error codes.
 
 A step type is either executed or dispatched. `execute` does the work of the step in an asyncio task, outside units of
-work and under a lease. `dispatch` runs in the transaction that starts the step. It returns either a result or what the
-step waits for.
+work and under a lease. `dispatch` runs in the transaction that starts the step, and returns either a result or a
+`StepWait`, which names the object that the step waits for.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ RunStatus = Literal["queued", "running", "waiting", "paused", "completed", "fail
 
 
 class StepContext(msgspec.Struct, frozen=True, kw_only=True):
-    """The step on which a step type works.
+    """The data about a step that its step type receives.
 
     `config` is the configuration of the step with all expressions evaluated. `caller` has the current rights of the
     person who started the run. `idempotency_key` is the same for every attempt of the step. `remaining_usd` is the
-    amount that the run may still spend, or None if the run has no limit. `work` opens units of work, for `execute`.
-    `with_secrets(host)` returns the configuration with the values of its secrets, which may be sent to this host. In
-    `resolve` and `cancel`, `waits_for` is the id of the object that the step waits for.
+    amount that the run may still spend, or None if the run has no limit. `work` lets `execute` open units of work.
+    `with_secrets(host)` returns the configuration with the values of its secrets, which may be sent only to this host.
+    In `resolve` and `cancel`, `waits_for` is the id of the object that the step waits for.
     """
 
     run_id: str
@@ -63,11 +63,11 @@ class StepContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The result with which a step ends.
+    """The final result of a step.
 
     `status` may be `skipped`, with a `reason`. `goto` is the name of a later step that runs next, even if the steps
-    before it were skipped or have failed. `error` has the members `kind`, `type` and `message`. A failed step is tried
-    again if its retry policy allows another attempt and `retryable` is true. `tainted` marks output that comes from an
+    before it were skipped or have failed. `error` has the fields `kind`, `type` and `message`. A failed step is retried
+    if `retryable` is true and its retry policy allows another attempt. `tainted` marks output that comes from an
     untrusted source.
     """
 
@@ -82,13 +82,13 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepWait(msgspec.Struct, frozen=True, kw_only=True):
-    """What a dispatched step waits for.
+    """Says which object a dispatched step waits for.
 
-    `waits_for` is the id of an object, such as a task. The final events about a task, an approval or a run are passed
-    to `resolve`. For any other object, the plugin that owns the object calls `Workflows.end_step`. A step that waits
-    for a person, for a time or for an event has the status `waiting`; a step whose work is done elsewhere, such as by a
-    task, has the status `running`. If `person` is set, the time of waiting does not count against the time limit of the
-    run. If the step has not ended by `until`, it fails.
+    `waits_for` is the id of an object, such as a task. If the object is a task, an approval or a run, the events about
+    its end are passed to `resolve`. For any other object, the plugin that owns the object calls `Workflows.end_step`. A
+    step that waits for a person, a time or an event has the status `waiting`. A step whose work is done elsewhere, for
+    example by a task, has the status `running`. If `person` is set, the waiting time does not count against the run's
+    time limit. If the step has not ended by `until`, it fails.
     """
 
     waits_for: str
@@ -112,18 +112,19 @@ class StepType(msgspec.Struct, frozen=True, kw_only=True):
     `dispatch` is set.
 
     `execute(context)` returns the output or a `StepResult`. It raises `StepFailure` or a `Problem` if the step fails.
-    It is called again if the process dies, so it must send `context.idempotency_key` with each request.
+    If the process dies, `execute` is called again, so it must send `context.idempotency_key` with each request.
 
-    `dispatch(context)` runs in the unit of work that starts the step. `resolve(context, event)` receives, in a unit of
-    work, an event about the object that the step waits for. It returns the result of the step, or None if the step has
-    not ended. `cancel(context, reason)` cancels, in a unit of work, the work that is done elsewhere. It returns whether
-    that work has already ended; if not, `resolve` later receives the event about its end.
+    `dispatch(context)` runs in the unit of work that starts the step. `resolve(context, event)` runs in a unit of work
+    and receives an event about the object that the step waits for. It returns the result of the step, or None if the
+    step has not ended. `cancel(context, reason)` runs in a unit of work and cancels the work that is done elsewhere,
+    such as a task. It returns whether that work has already ended. If not, `resolve` receives the event about its end
+    later.
 
-    `check(config)` returns further faults of a configuration when a workflow is saved. The pointers of the faults are
-    relative to the configuration. `gotos(config)` returns the names of the later steps to which a result of the step
-    may jump, keyed by pointer. `own_retries` means that the retry policy is followed where the work is done, and not by
-    the workflow. `secrets` allows `{{ secrets.NAME }}` in the configuration. Such a reference is kept as text until
-    `execute` asks for the value.
+    When a workflow is saved, `check(config)` returns additional errors in a configuration. The pointers of the errors
+    are relative to the configuration. `gotos(config)` returns the names of the later steps to which a result of the
+    step may jump, keyed by pointer. `own_retries` means that the object that does the work, and not the workflow,
+    applies the retry policy. `secrets` allows `{{ secrets.NAME }}` in the configuration. Such a reference is kept as
+    text until `execute` asks for the value.
     """
 
     type: str
@@ -144,15 +145,16 @@ class StepType(msgspec.Struct, frozen=True, kw_only=True):
 class StepTasks(Protocol):
     """Creates the tasks that do the work of steps. Every method runs in the caller's unit of work.
 
-    If the work of a step type is a task, its `resolve` and `cancel` call the methods of the same names here. The step
-    type also sets `own_retries`, because the task follows the retry policy of the step.
+    If the work of a step type is done by a task, the `resolve` and `cancel` functions of the step type call the methods
+    of the same names in this class. The step type also sets `own_retries`, because the task applies the retry policy of
+    the step.
     """
 
     def create(self, context: StepContext, fields: Json) -> StepWait:
-        """Create a task with these fields for a step. Return a `StepWait` with which the step waits for the task.
+        """Create a task with these fields for a step. Return a `StepWait` that makes the step wait for the task.
 
         The task belongs to the person who started the run. Its cost limit is at most the amount that the run may still
-        spend. Raise `StepFailure` if the person may not create tasks.
+        spend. Raise `StepFailure` if the person is not allowed to create tasks.
         """
         ...
 
@@ -164,12 +166,15 @@ class StepTasks(Protocol):
         ...
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Cancel the task, and return whether it has ended. A running task ends only when its worker has stopped."""
+        """Cancel the task, and return whether it has ended.
+
+        A running task does not end until its worker has stopped.
+        """
         ...
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The data with which a run is started.
+    """The data needed to start a run.
 
     `tainted` means that the input comes from an untrusted source. `cause_chain` lists the causes of the run, and is
     passed on to everything that the run starts.
@@ -208,26 +213,26 @@ class Workflows(Protocol):
     def start(self, request: RunRequest, *, by: Principal) -> RunFacts:
         """Start a run with the rights of the person whom `by` represents.
 
-        Raise `NotFound` if there is no such workflow, `Conflict` if the workflow cannot run, `Invalid`
-        (`schema_mismatch`) if the input does not match the input schema, or `TooMany` (`concurrency_limit`) if the
-        workflow has reached its limit and skips further runs.
+        Raise `NotFound` if the workflow does not exist, `Conflict` if the workflow cannot run, `Invalid` with the code
+        `schema_mismatch` if the input does not match the input schema, or `TooMany` with the code `concurrency_limit`
+        if the workflow has reached its limit of active runs and is configured to skip further runs.
         """
         ...
 
     def find(self, run_id: str) -> RunFacts | None:
-        """Return the state of a run, or None if there is no such run."""
+        """Return the state of a run, or None if the run does not exist."""
         ...
 
     def active_runs(self, *, trigger_id: str) -> list[str]:
-        """Return the ids of at most 1,000 runs that this trigger started and that have not ended, oldest first."""
+        """Return the ids of at most 1,000 unfinished runs that this trigger started, oldest first."""
         ...
 
     def cancel(self, run_id: str, *, reason: str | None = None) -> None:
-        """Cancel a run. Does nothing if the run has ended."""
+        """Cancel a run. The method does nothing if the run has ended."""
         ...
 
     def end_step(self, waits_for: str, result: StepResult) -> bool:
-        """End the step that waits for an object of the caller's plugin. Return False if no step waits for it."""
+        """End the step that waits for an object of the calling plugin. Return False if no step waits for the object."""
         ...
 
     def exists(self, workflow_id: str) -> bool:
@@ -289,7 +294,7 @@ class RunStarted(RunEvent, kw_only=True):
 
 
 class RunWaiting(RunEvent, kw_only=True):
-    """A workflow run waits for a person, for a time or for an event."""
+    """A workflow run started waiting for a person, a time or an event."""
 
     event = "workflow.run.waiting"
 
@@ -301,7 +306,7 @@ class RunPaused(RunEvent, kw_only=True):
 
 
 class RunResumed(RunEvent, kw_only=True):
-    """A workflow run continues after a pause, or after it had failed."""
+    """A workflow run continues after a pause or after a failure."""
 
     event = "workflow.run.resumed"
 
@@ -351,7 +356,7 @@ class StepStarted(StepEvent, kw_only=True):
 
 
 class StepWaiting(StepEvent, kw_only=True):
-    """A step of a workflow run waits for a person, for a time or for an event."""
+    """A step of a workflow run started waiting for a person, a time or an event."""
 
     event = "step.waiting"
 

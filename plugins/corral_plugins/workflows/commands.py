@@ -36,7 +36,10 @@ run_argument = click.argument("run", shell_complete=complete_names("/workflows")
 
 @click.group("workflows")
 def workflows_command_group() -> None:
-    """Manage workflows and their runs. RUN is an id, a workflow's name for its newest run, or NAME/NUMBER."""
+    """Manage workflows and their runs.
+
+    RUN is the id of a run, the name of a workflow (its newest run), or NAME/NUMBER.
+    """
 
 
 @workflows_command_group.command("list")
@@ -98,7 +101,7 @@ def show_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> None:
 def create_workflow(
     client: ApiClient, *, name: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
-    """Create a workflow from a file with its configuration and its steps."""
+    """Create a workflow from a file that contains its configuration and its steps."""
     made = client.post("/workflows", {**read_body(input_path, fields), "name": name})
     others = _others_of_name(client, made)
     told = f"Created {made['name']} ({made['id']}) with {_count(made['step_count'])}. Run it: corral workflows run "
@@ -124,9 +127,10 @@ def edit_workflow(
     input_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Change fields of a workflow. The file has the same format as for its creation: config and steps are replaced.
+    """Change fields of a workflow.
 
-    Runs keep the definition with which they started.
+    The file has the same format as for `corral workflows create`, and replaces the configuration and the steps. Runs
+    keep the definition that they started with.
     """
     changes = {**read_body(input_path, fields), **({"name": name} if name is not None else {})}
     if not changes:
@@ -143,7 +147,7 @@ def edit_workflow(
 @click.option("--yes", is_flag=True, help="delete the workflow even if triggers run it")
 @client_command
 def delete_workflow(client: ApiClient, *, workflow: str, force: bool, yes: bool, as_json: bool) -> None:
-    """Delete a workflow. Its runs stay readable. Triggers that run it fail from then on."""
+    """Delete a workflow. Its runs stay readable. Triggers that start it will fail."""
     found = _find(client, workflow)
     if not yes and (triggers := _triggers_of(client, found["id"])):
         told = f"triggers run the workflow {found['name']}, and would fail without it: {', '.join(triggers)}"
@@ -157,9 +161,9 @@ def delete_workflow(client: ApiClient, *, workflow: str, force: bool, yes: bool,
 @workflow_argument
 @client_command
 def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> None:
-    """Check a workflow with the plugins that are active now. Ends with status 1 if it has faults.
+    """Check a workflow against the active plugins. The exit code is 1 if the workflow has errors.
 
-    Warnings say what would keep a step from running now, such as a tool that no agent may use.
+    Warnings describe problems that would currently keep a step from running, such as a tool that no agent may use.
     """
     found = client.post(f"/workflows/{_find(client, workflow)['id']}/validate", {})
     lines = [f"{each['pointer']}: {each['detail']}" for each in found["errors"]]
@@ -193,7 +197,7 @@ def run_workflow(
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Run a workflow. The file of --input contains the input of the run."""
+    """Run a workflow. The file given with --input contains the input of the run."""
     given = {**read_body(input_path, ()), **parse_fields(values)}
     made = client.post(f"/workflows/{_find(client, workflow)['id']}/run", {"input": given, "dry_run": dry_run})
     if dry_run:
@@ -211,7 +215,7 @@ def run_workflow(
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of runs")
 @client_command
 def list_runs(client: ApiClient, *, workflow: str | None, status: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """List the newest runs, of one workflow or of all."""
+    """List the newest runs of one workflow or of all workflows."""
     path = "/workflow-runs" if workflow is None else f"/workflows/{_find(client, workflow)['id']}/runs"
     names = ObjectNames(client)
     print_table(
@@ -232,7 +236,7 @@ def list_runs(client: ApiClient, *, workflow: str | None, status: tuple[str, ...
 @run_argument
 @client_command
 def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
-    """Show a run with its steps: their status, attempts, time, cost, and the beginning of their outputs."""
+    """Show a run with its steps, including their status, attempts, time, cost, and the beginning of their outputs."""
     with _looking_for(client, run):
         found, names = client.get(f"/workflow-runs/{_run_id(client, run)}"), ObjectNames(client)
     if as_json:
@@ -279,7 +283,7 @@ def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
 @run_argument
 @client_command
 def watch_run(client: ApiClient, *, run: str, as_json: bool) -> None:
-    """Follow a run to its end, and print its output. Ends with status 1 if the run does not complete."""
+    """Follow a run to its end, and print its output. The exit code is 1 if the run does not complete."""
     _finish(_watch(client, _run_id(client, run), quiet=as_json), as_json=as_json)
 
 
@@ -288,7 +292,7 @@ def watch_run(client: ApiClient, *, run: str, as_json: bool) -> None:
 @click.option("--reason", help="reason for the cancellation")
 @client_command
 def cancel_run(client: ApiClient, *, run: str, reason: str | None, as_json: bool) -> None:
-    """Cancel a run. Running steps are ended."""
+    """Cancel a run. Steps that are running are stopped."""
     _act(client, run, "cancel", {"reason": reason}, "The run is being cancelled.", as_json=as_json)
 
 
@@ -296,7 +300,7 @@ def cancel_run(client: ApiClient, *, run: str, reason: str | None, as_json: bool
 @run_argument
 @client_command
 def pause_run(client: ApiClient, *, run: str, as_json: bool) -> None:
-    """Pause a run: running steps end, and nothing new starts."""
+    """Pause a run. Steps that are already running may finish, but no new step starts."""
     _act(client, run, "pause", {}, "The run is paused.", as_json=as_json)
 
 
@@ -320,7 +324,7 @@ def resume_run(client: ApiClient, *, run: str, as_json: bool) -> None:
 @click.option("--current", is_flag=True, help="use the workflow's current definition instead of the run's definition")
 @client_command
 def retry_run(client: ApiClient, *, run: str, start: str, current: bool, as_json: bool) -> None:
-    """Repeat an ended run as a new run, which reuses the outputs of the earlier steps."""
+    """Repeat an ended run as a new run that reuses the outputs of the earlier steps."""
     body = {"from": start, "definition": "current" if current else "original"}
     with _looking_for(client, run):
         made = client.post(f"/workflow-runs/{_run_id(client, run)}/retry", body)
@@ -340,7 +344,7 @@ def retry_run(client: ApiClient, *, run: str, start: str, current: bool, as_json
 def answer_step(
     client: ApiClient, *, run: str, step: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
-    """Give a step of the type input the data that it asks for."""
+    """Submit the data that a step of the type `input` asks for."""
     given, run_id = {"input": read_body(input_path, fields)}, _run_id(client, run)
     with client.looking_for(f"step {step} in the workflow run", run, "corral workflows runs"):
         changed = client.post(f"/workflow-runs/{run_id}/steps/{step}/input", given)
@@ -361,7 +365,7 @@ def _print_warnings(validation: Mapping[str, Any]) -> None:
 
 
 def _others_of_name(client: ApiClient, made: dict[str, Any]) -> list[str]:
-    """Return the ids of the other workflows that have the name of this workflow."""
+    """Return the ids of other workflows with the same name as this workflow."""
     same = client.get("/workflows", search=made["name"], limit=200)["items"]
     wanted = made["name"].casefold()
     return [each["id"] for each in same if each["name"].casefold() == wanted and each["id"] != made["id"]]
@@ -375,7 +379,7 @@ def _duration(item: Mapping[str, Any]) -> str:
 
 
 def _result_of_step(names: ObjectNames, step: Mapping[str, Any]) -> str:
-    """Return what a step waits for, or its error, or the beginning of its output, or the reason why it was skipped."""
+    """Return the object that a step waits for, its error, the beginning of its output, or the reason it was skipped."""
     if (waits := waited_for(names, step)) is not None:
         return waits
     if step["error"] is not None:
@@ -384,7 +388,7 @@ def _result_of_step(names: ObjectNames, step: Mapping[str, Any]) -> str:
 
 
 def _head(value: Any) -> str:
-    """Return the beginning of a JSON value on one line. Text is shown without quotation marks."""
+    """Return the beginning of a JSON value on one line. Strings are shown without quotation marks."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     line = " ".join(text.split())
     return line if len(line) <= HEAD_LENGTH else f"{line[: HEAD_LENGTH - 1]}…"
@@ -397,7 +401,10 @@ def _act(client: ApiClient, run: str, action: str, body: dict[str, Any], told: s
 
 
 def _run_id(client: ApiClient, run: str) -> str:
-    """Return the id of the run with this id, of the newest run of the workflow with this name, or of `NAME/NUMBER`."""
+    """Return the id of the run that `run` names.
+
+    `run` is a run's id, the name of a workflow, which stands for its newest run, or `NAME/NUMBER`.
+    """
     if parse_id(run) is not None:
         return run
     name, _, number = run.rpartition("/")
@@ -430,7 +437,7 @@ def _starter(names: ObjectNames, run: Mapping[str, Any]) -> str:
 
 
 def _newer_version(client: ApiClient, run: Mapping[str, Any]) -> int | None:
-    """Return the version of the workflow's definition if it is newer than the version of the run, or None."""
+    """Return the workflow's current version number, or None if it is not newer than the version of the run."""
     workflow = ObjectNames(client).read(f"/workflows/{run['workflow_id']}")
     if workflow is None or workflow["workflow_version"] <= run["workflow_version"]:
         return None
@@ -438,7 +445,7 @@ def _newer_version(client: ApiClient, run: Mapping[str, Any]) -> int | None:
 
 
 def _triggers_of(client: ApiClient, workflow_id: str) -> list[str]:
-    """Return the names of the triggers that run a workflow."""
+    """Return the names of the triggers that start a workflow."""
     try:
         triggers = list(client.pages("/triggers"))
     except ApiClientError as error:
@@ -465,7 +472,7 @@ def _watch(client: ApiClient, run_id: str, *, quiet: bool) -> dict[str, Any]:
 
 
 def _finish(run: dict[str, Any], *, as_json: bool) -> None:
-    """Print the output of an ended run, and end with status 1 if the run did not complete."""
+    """Print the output of an ended run. Exit with status 1 if the run did not complete."""
     error = run["error"] or {}
     if as_json:
         click.echo(json.dumps(run, indent=2, ensure_ascii=False))

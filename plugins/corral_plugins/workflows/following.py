@@ -1,4 +1,4 @@
-"""Follows a run of a workflow in the terminal until it has ended."""
+"""Follows a workflow run in the terminal until it has ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ ENDED = ("completed", "failed", "cancelled")
 
 
 def follow_run(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """Print the events of a run to standard error until it has ended, and return it. Ctrl-C ends only this output."""
+    """Print the events of a run to standard error until it has ended, and return the run.
+
+    Ctrl-C stops only the output; the run continues.
+    """
     goes_on = f"he run goes on: corral workflows watch {run['id']}"
     try:
         with client.waiting_out_outages(lambda reason: click.echo(f"  {reason}", err=True)):
@@ -29,10 +32,10 @@ def follow_run(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[s
 
 
 def _print_events(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """Print the events of a run until it has ended.
+    """Print the events of a run until it has ended, and return the run.
 
-    While nothing happens, print why tasks of the run's steps do not run. Each reason is printed once, and only if it
-    still applies at the next look, because every new task waits for a moment.
+    While there are no new events, print why tasks of the run's steps are not running. A reason is printed only once,
+    and only if it is found in two consecutive checks, because every new task waits for a moment.
     """
     after, run_id = "0", run["id"]
     told: set[tuple[str, str]] = set()

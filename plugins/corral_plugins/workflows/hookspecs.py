@@ -15,5 +15,5 @@ hookspec = pluggy.HookspecMarker("corral")
 def corral_workflow_steps() -> Iterable[StepType]:  # type: ignore[empty-body]
     """Contribute step types for workflows.
 
-    A contributed step type is ignored if a step type with the same name already exists.
+    A step type whose name is already in use is ignored.
     """

@@ -25,12 +25,12 @@ ROUNDS = 100
 
 
 async def advance_run(run_id: str, engine: Engine) -> None:
-    """Advance a run: apply the steps that have ended, and start the steps that are ready."""
+    """Advance a run: process the steps that have ended, and start the steps that are ready."""
     await engine.advance(run_id)
 
 
 async def sweep(database: Database, executors: StepExecutors, waits: EventWaits) -> None:
-    """Take over the steps of dead processes, continue runs whose timers have ended, and look for awaited events."""
+    """Take over the steps of dead processes, continue runs whose timers have expired, and look for awaited events."""
     entry = UnitContext(label="job workflows.sweep", actor=SYSTEM)
     await executors.take_over()
     while await database.read(has_due_runs, entry):
@@ -39,7 +39,7 @@ async def sweep(database: Database, executors: StepExecutors, waits: EventWaits)
 
 
 async def prune(work: Work, settings: Settings) -> None:
-    """Delete runs that ended long ago, and versions of deleted workflows that no run uses."""
+    """Delete runs that ended long ago, and the versions of deleted workflows that are not used by any run."""
     entry = UnitContext(label="job workflows.prune", actor=SYSTEM)
     days = settings.get(RUN_RETENTION_DAYS)
     for _ in range(ROUNDS if days is not None else 0):
@@ -58,7 +58,7 @@ async def cancel_runs(workflow_id: str, work: Work) -> None:
 
 
 def on_event(event: LoggedEvent, events: StepEvents) -> None:
-    """End the step that waits for the object to which an event belongs."""
+    """End the step that waits for the object of an event."""
     events.handle(event)
 
 

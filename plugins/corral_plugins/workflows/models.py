@@ -43,7 +43,10 @@ LIVING = Workflow.deleted_at.is_null()
 
 
 class WorkflowVersion(Model):
-    """Definition `n` of a workflow: its configuration and its steps. It never changes, because runs refer to it."""
+    """Definition `n` of a workflow: its configuration and its steps.
+
+    A definition never changes, because runs refer to it.
+    """
 
     visibility = SHARED
     owner_field = "created_by"
@@ -65,11 +68,11 @@ class WorkflowVersion(Model):
 class Run(Model):
     """A run of a workflow.
 
-    Every change of a run or of one of its steps increments `revision`. Therefore, changes that were computed from older
-    rows are not written. `queued_at` is the time at which a job was queued that will advance the run, or an empty
-    string if no job is queued. At `due_at`, the sweep queues another job, because a timer ends then or the last job was
-    lost. `failure` is the first failure that ends the run. `stop` is the request to cancel the run, or the limit that
-    the run has exceeded. In all of these cases, the run ends only when its running steps have ended.
+    Every change to a run or to one of its steps increments `revision`, so that changes computed from outdated rows are
+    not written. `queued_at` is the time at which a job to advance the run was queued, or an empty string if no job is
+    queued. At `due_at`, the sweep queues another job, because a timer expires then or the last job was lost. `failure`
+    is the first failure that ends the run. `stop` is the request to cancel the run, or the limit that the run has
+    exceeded. In both cases, the run ends only when its running steps have ended.
     """
 
     visibility = SHARED
@@ -121,9 +124,10 @@ class Run(Model):
 class StepRun(Model):
     """A step of a run, or of an iteration of a loop.
 
-    `key` identifies the step within the run: its name, followed by the index in each loop around it. `report` is the
-    result of the step as its executor, an event or a person reported it; the next advance of the run applies it.
-    `lease` is the token of the process that executes the step. `waits_for` is the object whose events end the step.
+    `key` identifies the step within the run: its name, followed by the index in each enclosing loop. `report` is the
+    result of the step as reported by its executor, an event or a person; the next advance of the run applies the
+    report. `lease` is the token of the process that executes the step. `waits_for` is the object whose events end the
+    step.
     """
 
     visibility = SHARED

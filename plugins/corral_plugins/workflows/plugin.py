@@ -52,9 +52,9 @@ if TYPE_CHECKING:
 
 
 class WorkflowsPlugin(Plugin):
-    """Workflows: graphs of steps that run to the end, even after crashes.
+    """Workflows: graphs of steps that run to completion, even after crashes.
 
-    A run shows the input, the output, the cost and the error of each step, waits for people for days, and can be
+    A run shows the input, the output, the cost and the error of each step. It can wait for people for days, and can be
     repeated from the point of failure.
     """
 

@@ -1,4 +1,4 @@
-"""The settings of workflows."""
+"""Run-time settings of the `workflows` plugin."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Iteration = Annotated[list[Annotated[int, Meta(ge=0, le=1000)]], Meta(max_length
 
 
 class Concurrency(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How many runs of the workflow may be active, and what happens to further runs after this number is reached."""
+    """The maximum number of active runs of a workflow, and the handling of further runs once this number is reached."""
 
     limit: Annotated[int, Meta(ge=1, le=1000)] | None = None
     on_limit: Literal["queue", "skip", "cancel_running"] = "queue"
@@ -39,8 +39,8 @@ class Concurrency(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class WorkflowConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The configuration of a workflow.
 
-    `output` is a JSON value with expressions. The step `on_failure_step` runs only if a run fails. With `fail_fast`, a
-    failed step cancels the steps that are still running.
+    `output` is a JSON value that may contain expressions. The step `on_failure_step` runs only if a run fails. With
+    `fail_fast`, a failed step cancels the steps that are still running.
     """
 
     input_schema: Json | None = None
@@ -55,9 +55,10 @@ class WorkflowConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
 
 
 class StepFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The fields of a step except its name and its type.
+    """The fields of a step, except its name and its type.
 
-    `depends_on` lists names or ids of steps. If it is null, the step depends on all steps of the next lower `order`.
+    `depends_on` lists the names or ids of steps. If it is null, the step depends on all steps with the next lower
+    `order`.
     """
 
     order: Annotated[int, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
@@ -72,7 +73,10 @@ class StepFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
 
 
 class NewStep(StepFields, kw_only=True):
-    """The fields for creating a step. If `name` contains characters other than a-z, 0-9 and _, it becomes the title."""
+    """The fields for creating a step.
+
+    If `name` contains characters other than a-z, 0-9 and _, it is used as the title, and the name is derived from it.
+    """
 
     name: StepTitle
     step_type: StepTypeName
@@ -80,7 +84,7 @@ class NewStep(StepFields, kw_only=True):
 
 
 class StepPatch(StepFields, kw_only=True):
-    """The fields to change in a step. Absent fields stay unchanged."""
+    """The step fields to change. Absent fields stay unchanged."""
 
     name: StepTitle | UnsetType = UNSET
     title: StepTitle | UnsetType = UNSET
@@ -88,7 +92,7 @@ class StepPatch(StepFields, kw_only=True):
 
 
 class StepView(msgspec.Struct, kw_only=True):
-    """A step of a workflow. `depends_on` contains names."""
+    """A step of a workflow. `depends_on` contains the names of steps."""
 
     id: str
     name: str
@@ -118,7 +122,7 @@ class NewWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WorkflowPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields to change in a workflow. Absent fields stay unchanged; `config` and `steps` are replaced."""
+    """The workflow fields to change. Absent fields stay unchanged; `config` and `steps` are replaced as a whole."""
 
     name: WorkflowName | UnsetType = UNSET
     description: Description | UnsetType = UNSET
@@ -158,7 +162,7 @@ class WorkflowItem(msgspec.Struct, kw_only=True):
 
 
 class WorkflowView(WorkflowItem, kw_only=True):
-    """A workflow with all of its steps, in order."""
+    """A workflow with all its steps, in order."""
 
     steps: list[StepView]
 
@@ -186,7 +190,7 @@ class CloneWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class VersionQuery(PageQuery, kw_only=True):
-    """Selects a page of the list of versions, newest first."""
+    """Selects a page of the list of versions, which starts with the newest version."""
 
 
 class WorkflowVersionItem(msgspec.Struct, kw_only=True):
@@ -213,13 +217,13 @@ class RollBackWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 class ValidateWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of a request to validate a workflow. `input` is checked against the input schema."""
+    """The body of a request to validate a workflow. If `input` is given, it is checked against the input schema."""
 
     input: Any | UnsetType = UNSET
 
 
 class StepFault(msgspec.Struct, kw_only=True):
-    """A fault of a workflow. `step` is the name of the step, or null if the fault is not in a step."""
+    """An error in a workflow. `step` is the name of the affected step, or null if the error is not in a step."""
 
     step: str | None
     pointer: str
@@ -240,7 +244,7 @@ class PlannedStep(msgspec.Struct, kw_only=True):
 class Validation(msgspec.Struct, kw_only=True):
     """The result of validating a workflow.
 
-    `warnings` name agents, tools and secrets that do not exist now, and tools that no agent may use for the step that
+    `warnings` lists agents, tools and secrets that do not exist now, and tools that no agent may use for the step that
     needs them.
     """
 
@@ -251,7 +255,7 @@ class Validation(msgspec.Struct, kw_only=True):
 
 
 class StepTypeView(msgspec.Struct, kw_only=True):
-    """A step type. `waits` means that steps of this type wait for a person, for a time or for an event."""
+    """A step type. `waits` means that steps of this type wait for a person, a time or an event."""
 
     type: str
     title: str
@@ -268,7 +272,7 @@ class StepTypeList(msgspec.Struct, kw_only=True):
 
 
 class RunWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options for running a workflow. With `dry_run`, nothing runs, and the response contains the plan."""
+    """The options for running a workflow. With `dry_run`, nothing is run, and the response contains the plan."""
 
     input: Any = msgspec.field(default_factory=dict)
     dry_run: bool = False
@@ -277,7 +281,7 @@ class RunWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Missing(msgspec.Struct, kw_only=True):
-    """The objects to which a workflow refers and that do not exist or are not available."""
+    """The objects that a workflow refers to but that do not exist or are not available."""
 
     secrets: list[str]
     tools: list[str]
@@ -285,7 +289,7 @@ class Missing(msgspec.Struct, kw_only=True):
 
 
 class DryRun(msgspec.Struct, kw_only=True):
-    """The plan of a run: what it would do.
+    """The plan of a run.
 
     `estimated_cost_usd` is the average cost of the newest completed runs, or null if there are none.
     """
@@ -296,7 +300,10 @@ class DryRun(msgspec.Struct, kw_only=True):
 
 
 class Trigger(msgspec.Struct, kw_only=True):
-    """What started a run: `manual`, `workflow` or the type of a trigger, and the id of the trigger if there is one."""
+    """The cause of a run.
+
+    `type` is `manual`, `workflow` or the type of a trigger. `id` is the id of the trigger, or null if there is none.
+    """
 
     type: str
     id: str | None
@@ -334,7 +341,7 @@ class StepAttemptView(msgspec.Struct, kw_only=True):
 
 
 class StepRunView(msgspec.Struct, kw_only=True):
-    """A step of a run. `iteration` contains the index of each loop around the step."""
+    """A step of a run. `iteration` contains the index in each enclosing loop."""
 
     id: str | None
     name: str
@@ -357,7 +364,7 @@ class StepRunView(msgspec.Struct, kw_only=True):
 
 
 class Definition(msgspec.Struct, kw_only=True):
-    """The definition with which a run started."""
+    """The definition that a run started with."""
 
     name: str
     config: Json
@@ -367,7 +374,7 @@ class Definition(msgspec.Struct, kw_only=True):
 class RunView(RunItem, kw_only=True):
     """A run with its steps.
 
-    `steps` contains at most the first 1,000 steps, and `step_count` is their total number.
+    `steps` contains at most the first 1,000 steps, and `step_count` is the total number of steps.
     """
 
     definition: Definition
@@ -394,15 +401,15 @@ class AllRunsQuery(RunQuery, kw_only=True):
 
 
 class GetRunQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """How many seconds to wait for the end of the run before the response is sent."""
+    """The options for reading a run. `wait` is the maximum number of seconds to wait for the end of the run."""
 
     wait: Annotated[int, Meta(ge=0, le=55)] = 0
 
     @functools.cached_property
     def poll_deadline(self) -> float:
-        """The time at which the long poll ends, in seconds since 1970.
+        """The time at which the long poll ends, in seconds since the epoch.
 
-        The value is set on first use and then kept, because the handler runs again at every notification.
+        The value is set on first use and then kept, because the handler runs again for every notification.
         """
         return clock.time_s() + self.wait
 
@@ -421,7 +428,10 @@ class CancelRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RetryRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Where a repeated run begins (at the failed steps, at the start, or at a step), and which definition it uses."""
+    """The options for repeating a run: where the new run begins, and which definition it uses.
+
+    `from` is `failed`, `start` or the name of a step.
+    """
 
     start: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}(?![\s\S])")] = msgspec.field(
         name="from", default="failed"
@@ -430,7 +440,10 @@ class RetryRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ResolveStep(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A person's decision about a step that waits after a failure. `output` becomes the output of a skipped step."""
+    """A person's decision about a step that is waiting after a failure.
+
+    `output` becomes the output of a skipped step.
+    """
 
     action: Literal["retry", "skip", "abort"]
     output: Any = None

@@ -1,4 +1,4 @@
-"""The line of `corral status` about failed runs of workflows."""
+"""The line about failed workflow runs in the output of `corral status`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describes why the steps of a run wait, for the output of `corral workflows`."""
+"""Describes why the steps of a run are waiting, for the output of `corral workflows`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ WAITS_FOR = {
     "approval": ("/approvals", "title"),
     "child_run": ("/workflow-runs", "number"),
 }
-"""What a step may wait for, with the path and the field of its name."""
+"""The kinds of objects that a step may wait for, each with its API path and the field that contains its name."""
 MAX_TASKS = 10  # tasks of one run that are asked why they wait
 
 
 def step_name(step: Mapping[str, Any]) -> str:
-    """Return the name of a step with the indexes of the loops around it, as in `name[0]`."""
+    """Return the name of a step with the indexes of the enclosing loops, as in `name[0]`."""
     return str(step["name"]) + "".join(f"[{n}]" for n in step["iteration"])
 
 
 def waited_for(names: ObjectNames, step: Mapping[str, Any]) -> str | None:
-    """Return in words the object that a step waits for, such as `task Sort the mail (…)`, or None."""
+    """Return a description of the object that a step waits for, such as `task Sort the mail (…)`.
+
+    Return None if the step does not wait for an object.
+    """
     for kind, (path, field) in WAITS_FOR.items():
         identifier = step[f"{kind}_id"]
         if identifier is not None and step["status"] not in ENDED:

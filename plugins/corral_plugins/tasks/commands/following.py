@@ -157,7 +157,7 @@ def _reopened_after(client: ApiClient, task_id: str, seq: int) -> bool:
 
 
 def _print_obstacles(client: ApiClient, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:
-    """Print the condition that blocks the task, each time it changes, while no worker holds the task."""
+    """While no worker holds the task, print the condition that blocks it, each time this condition changes."""
     printed = ""
     while not ended.wait(OBSTACLES_SECONDS):
         if printer.taken:

@@ -16,7 +16,7 @@ from corral.cli.status_parts import read_if_allowed
 INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
 MAX_OBSTACLES = 3
 PASSING = ("dependencies", "available_at", "agent_capacity", "worker_capacity")
-"""The conditions for a claim that become true without any action by a user."""
+"""The claim conditions that can be met without any action by a user."""
 
 agent_option = click.option(
     "--agent",

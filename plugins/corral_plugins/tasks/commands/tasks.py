@@ -189,7 +189,7 @@ def watch_task(client: ApiClient, *, task: str, as_json: bool) -> None:
 def show_logs(
     client: ApiClient, *, task: str, follow: bool, claim: int | None, level: tuple[str, ...], as_json: bool
 ) -> None:
-    """Print the log of a task's latest attempt."""
+    """Print the log of an attempt, which is the latest attempt by default."""
     task_id = _find(client, task)["id"]
     query: dict[str, Any] = {"level": list(level), **({"fence": claim} if claim else {})}
     with client.waiting_out_outages(lambda reason: click.echo(f"corral: {reason}", err=True)):
@@ -291,7 +291,10 @@ def _agent_name(task: Any, names: dict[str, str]) -> str:
 
 
 def _worker_name(client: ApiClient, attempts: list[Any]) -> str | None:
-    """Return the name of the worker that ran the latest attempt, or the worker's id if the worker no longer exists."""
+    """Return the name of the worker that ran the latest attempt, or the worker's id if the worker no longer exists.
+
+    Return None if there are no attempts.
+    """
     if not attempts:
         return None
     worker_id = str(attempts[-1]["worker_id"])

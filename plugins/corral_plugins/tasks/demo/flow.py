@@ -1,5 +1,6 @@
-"""The workflow of `corral demo`, which a trigger starts when the task is completed and which asks a person for
-approval.
+"""The workflow of `corral demo`.
+
+A trigger starts the workflow when the task is completed. The workflow asks a person for approval.
 """
 
 from __future__ import annotations

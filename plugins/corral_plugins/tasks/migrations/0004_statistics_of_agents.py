@@ -1,4 +1,4 @@
-"""Extend the index of tasks by agent, so that it can count an agent's tasks by status and priority."""
+"""Extend the index of tasks by agent, so that it covers counts by status and priority."""
 
 from __future__ import annotations
 

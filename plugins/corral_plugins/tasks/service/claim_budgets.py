@@ -1,7 +1,8 @@
 """Reserves money for claims. A claim reserves the estimated cost of each attempt.
 
-The estimate is the rest of the task's cost limit, or else the 90th percentile of the costs of the agent's last 20
-attempts, or else the setting `cost.default_attempt_usd`. Models that cost nothing need no reservation.
+The estimate is the amount left in the task's cost limit. For a task without a limit, it is the 90th percentile of the
+costs of the agent's last 20 attempts, or else the setting `cost.default_attempt_usd`. Models that cost nothing need no
+reservation.
 """
 
 from __future__ import annotations
@@ -83,7 +84,10 @@ class Shortage(NamedTuple):
 
 
 def find_shortage(row: TaskRow, agent: AgentFacts, model: str) -> Shortage | None:
-    """Return the last call of the task that was refused for the agent's current version and model, or None."""
+    """Return the last call of the task that was refused for the agent's current version and model.
+
+    Return None if no such call was refused.
+    """
     stored = row.get("budget_shortages").get(agent.id)
     if stored is None or stored["configuration"] != [agent.version, model]:
         return None
@@ -100,9 +104,9 @@ def with_shortage(row: TaskRow, agent: AgentFacts, model: str, shortage: Shortag
 class BudgetObstacle(NamedTuple):
     """A budget or cost limit that does not allow an attempt. The amounts are in micro-USD.
 
-    If `is_known_call` is set, `needed` is the cost of a call that was refused before. Otherwise, it is the estimated
-    cost of an attempt. If `detail` is set, the description of the obstacle consists of `detail` and contains no
-    amounts.
+    If `is_known_call` is set, `needed` is the cost of a call that was refused before. Otherwise, `needed` is the
+    estimated cost of an attempt. If `detail` is set, the description of the obstacle consists of `detail` and contains
+    no amounts.
     """
 
     scope: BudgetScope
@@ -171,8 +175,8 @@ class ClaimBudgets:
 class ClaimPlan:
     """The estimated costs of the tasks that one claim chooses.
 
-    A plan compares the estimates with the remaining budgets, without locking anything. The reservations at the end of
-    the claim are decisive. A plan that does not read the budgets assumes that they allow every attempt.
+    A plan compares the estimates with the remaining budgets, without locking anything. Only the reservations at the end
+    of the claim are binding. A plan that does not read the budgets assumes that they allow every attempt.
     """
 
     def __init__(
@@ -226,7 +230,10 @@ class ClaimPlan:
         return cost.amount_to_reserve(cost.quote(provider, name, _MILLION, free=model.free), estimate)
 
     def find_obstacle(self, row: TaskRow, agent: AgentFacts) -> BudgetObstacle | None:
-        """Return the budget that does not allow this attempt in addition to the already planned attempts, or None."""
+        """Return the budget that does not allow this attempt in addition to the already planned attempts.
+
+        Return None if all budgets allow it.
+        """
         try:
             amount = self.amount_of(row, agent)
         except BudgetRefused as refused:

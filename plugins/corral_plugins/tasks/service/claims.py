@@ -292,7 +292,7 @@ class TaskClaims:
         return self._affordable(first_task_ids(served_queues, limit=limit), served_queues)
 
     def _affordable(self, task_ids: Sequence[str], served_queues: Mapping[str, Sequence[AgentFacts]]) -> list[str]:
-        """Return the tasks that the budgets allow, if the attempts of all preceding tasks count as spent."""
+        """Return the tasks that the budgets still allow after the attempts of all preceding tasks."""
         plan, slots = self._budgets.plan(), Counter[str]()
         found = {row.id: row for row in find_queued_tasks(task_ids)}
         affordable = []
@@ -304,7 +304,7 @@ class TaskClaims:
         return affordable
 
     def _agents_for(self, worker: WorkerFacts, agent_ids: Sequence[str] | None) -> ServedAgents:
-        """Return the agents that this worker may serve now and that have a model the gateway can call."""
+        """Return the agents that this worker may run now and that have a model the gateway can call."""
         eligible = self._agents.eligible_agents(
             worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids
         )
@@ -349,9 +349,9 @@ class TaskClaims:
     def _affordable_agent(
         row: TaskRow, able: list[AgentFacts], slots: Counter[str], plan: ClaimPlan
     ) -> AgentFacts | None:
-        """Return the agent with the fewest leases among those whose budgets allow an attempt, or None.
+        """Return the agent with the fewest leases among those whose budgets allow an attempt.
 
-        An agent whose budget is used up gets no other task in this claim.
+        Return None if no budget allows one. An agent whose budget is used up gets no other task in this claim.
         """
         for agent in sorted(able, key=lambda each: each.max_concurrent_tasks - slots[each.id]):
             if plan.find_obstacle(row, agent) is None:
@@ -362,7 +362,10 @@ class TaskClaims:
         return None
 
     def _lock_first_task(self, names: list[str], heavy: list[str], skipped: list[str]) -> tuple[TaskRow, str] | None:
-        """Lock the first task, in claim order, that no concurrent claim has locked. Return the task and its queue."""
+        """Lock the first task, in claim order, that no concurrent claim has locked. Return the task and its queue.
+
+        Return None if there is no such task.
+        """
         for without in [heavy, []] if heavy else [[]]:
             for task_id, queue in first_task_of_each_queue(names, limit=8, without=without, skipped=skipped):
                 row = lock_queued_task(task_id, queue, exactly=bool(without or skipped))

@@ -55,7 +55,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def future_instant(moment: datetime | None, pointer: str) -> str | None:
-    """Return a future time in the text format that the database stores.
+    """Return a future time in the text format that the database stores, or None if `moment` is None.
 
     Raise `Invalid` with the code `in_the_past` if the time has passed.
     """
@@ -66,7 +66,7 @@ def future_instant(moment: datetime | None, pointer: str) -> str | None:
 
 
 def instant_to_text(moment: datetime | None) -> str | None:
-    """Return the time in the text format that the database stores."""
+    """Return the time in the text format that the database stores, or None if `moment` is None."""
     return None if moment is None else clock.from_datetime(moment)
 
 
@@ -79,7 +79,7 @@ def checked_title(text: str) -> str:
 
 
 def given_members(policy: RetryPolicy | None) -> dict[str, Any] | None:
-    """Return the fields of a retry policy that are set."""
+    """Return the fields of a retry policy that are set, or None if there is no policy."""
     return None if policy is None else msgspec.to_builtins(policy)
 
 

@@ -72,7 +72,7 @@ class TaskDeadLetters:
     def id_for(self, error: dict[str, Any]) -> str | None:
         """Return a new id for the dead letter of a task that fails with this error.
 
-        Return None if failures of this kind do not get a dead letter.
+        Return None if failures of this kind do not get a dead letter, or if the `dead_letter` plugin is not active.
         """
         return new_id() if self.dead_letters is not None and error["kind"] in FAILURES else None
 
@@ -102,7 +102,10 @@ class TaskDeadLetters:
         self.dead_letters.add(letter_id, dead)
 
     def add_to_failed(self, row: TaskRow, *, reason: Reason | None = None) -> str | None:
-        """Add a dead letter to a locked task that has already failed. Return the id of the dead letter."""
+        """Add a dead letter to a locked task that has already failed, and return the id of the dead letter.
+
+        Return None if the `dead_letter` plugin is not active.
+        """
         if self.dead_letters is None:
             return None
         letter_id = new_id()

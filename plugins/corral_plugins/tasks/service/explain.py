@@ -265,7 +265,7 @@ class TaskExplanations:
         return found
 
     def _no_model(self, agents: Sequence[AgentFacts]) -> Condition:
-        """Return the unmet condition that says that none of these agents has a model that can be called now."""
+        """Return the unmet condition for the case that all models of these agents are unavailable now."""
         blocked = [model for each in agents if (model := self._models.blocked_model(each)) is not None]
         if not blocked:
             return self._provider_condition(agents[0])
@@ -289,7 +289,10 @@ class TaskExplanations:
         return _provider_unmet(agent, unusable)
 
     def _budget_conditions(self, row: TaskRow, candidates: Sequence[AgentFacts]) -> list[Condition]:
-        """Return conditions that say whether the budgets allow one of the candidate agents an attempt at the task."""
+        """Return the met or unmet conditions for the budgets of the agents that may run the task.
+
+        The conditions are met if the budgets allow at least one of these agents an attempt.
+        """
         found = [(agent, self._budgets.plan().find_obstacle(row, agent)) for agent in candidates[:MAX_CANDIDATES]]
         refused = [(agent, obstacle) for agent, obstacle in found if obstacle is not None]
         if not refused or len(refused) < len(found):
@@ -351,7 +354,7 @@ class TaskExplanations:
         return [*found, _unmet("worker_capacity", message, "Wait, or add a worker: corral worker --url URL", href)]
 
     def _no_worker_conditions(self) -> list[Condition]:
-        """Return the unmet condition that says that no approved worker is online.
+        """Return the unmet condition for the case that no approved worker is online.
 
         Either no worker is online at all, or a registered worker is waiting for approval.
         """

@@ -245,7 +245,10 @@ class TaskOutcomes:
     def fail(
         self, row: TaskRow, attempt: AttemptRow, kind: str, type_: str, message: str, *, retryable: bool = True, by: str
     ) -> None:
-        """Fail an attempt. If the retry policy allows a retry, the task is retried. Otherwise, it fails permanently."""
+        """Fail an attempt.
+
+        If the retry policy allows a retry, the task is retried. Otherwise, the task fails permanently.
+        """
         error = task_error(kind, type_, message, retryable=retryable, attempt=row.attempt)
         lost = row.get("lost_in_row") + 1 if kind == "lease_lost" else 0
         if lost >= self._settings.get(declared.CRASH_LIMIT):

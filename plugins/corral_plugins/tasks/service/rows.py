@@ -42,7 +42,7 @@ ATTEMPT_COLUMNS = [getattr(Attempt, name) for name in AttemptRow.__struct_fields
 
 
 END_REPORTS = ("complete", "fail", "wait", "release", "cancelled")
-"""The calls with which a worker can end a lease."""
+"""The calls that a worker can use to end a lease."""
 ASK_TOOL = "human.ask"
 """The tool whose call ends the lease of a run, because the task then waits for a person."""
 MAX_SOURCES = 50
@@ -136,13 +136,16 @@ def find_attempt(lease_id: str) -> AttemptRow | None:
 
 
 def find_live_attempt(task_id: str) -> AttemptRow | None:
-    """Return the live attempt of a task, or None. The caller must lock the task first."""
+    """Return the live attempt of a task, or None if it has none. The caller must lock the task first."""
     found = _LIVE.one({"task": task_id})
     return None if found is None else AttemptRow(*found)
 
 
 def output_schema(row: TaskRow, attempt: AttemptRow | None) -> Any:
-    """Return the JSON Schema of the result: that of the task, or else that of the attempt's agent, or None."""
+    """Return the JSON Schema of the result: the task's own schema, or else the schema of the attempt's agent.
+
+    Return None if neither has a schema.
+    """
     own = row.get("output_schema")
     return own if own is not None or attempt is None else parse_json_text(attempt.output_schema)
 
@@ -246,7 +249,7 @@ def change_task(row: TaskRow, changes: Mapping[str, Any]) -> None:
 
 
 def taint_task(row: TaskRow, sources: Sequence[str]) -> list[str]:
-    """Mark a locked task as tainted by these sources. Return at most 50 of the sources of its taint."""
+    """Mark a locked task as tainted by these sources. Return the task's taint sources, at most 50."""
     known: list[str] = row.get("taint_sources") or []
     all_sources = list(dict.fromkeys([*known, *sources]))[:MAX_SOURCES]
     if all_sources != known or not row.get("tainted"):
@@ -380,7 +383,7 @@ class EncodingCache:
         self._lock = threading.Lock()
 
     def get(self, task_id: str, version: int) -> bytes | None:
-        """Return the cached encoding of exactly this version of the task, or None."""
+        """Return the encoding of exactly this version of the task, or None if it is not cached."""
         found = self._entries.get(task_id)
         return found[1] if found is not None and found[0] == version else None
 

@@ -424,9 +424,7 @@ class TaskRuns:
     def _error_and_delay_of(
         self, reason: str, row: TaskRow, attempt: AttemptRow
     ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Return the error of an attempt that a budget or a circuit breaker ended, and columns that delay the next
-        claim.
-        """
+        """Return the error of an attempt that a budget or breaker ended, and the columns that delay the next claim."""
         agent = self._transitions.agents.find(attempt.agent_id)
         message, columns = "", {}
         if reason == BUDGET_EXCEEDED:

@@ -30,7 +30,7 @@ HOURS = 24
 
 @functools.cache
 def _add_to_counters(size: int) -> Statement:
-    """Return a statement that adds a number to each of `size` counters at once."""
+    """Return a statement that adds a number to each of `size` counters."""
 
     def build(p: Parameter) -> peewee.Query:
         values = [
@@ -198,7 +198,7 @@ def start_of_last_day() -> str:
 
 
 def sums_of_last_day() -> Counter[str]:
-    """Return the sums of `HOUR_FIELDS` over the last 24 hours. Only the hour is compared, not the minute."""
+    """Return the sums of `HOUR_FIELDS` over the current hour and the 24 hours before it."""
     sums: Counter[str] = Counter()
     for row in _HOURS.rows({"since": start_of_last_day()}):
         for name, n in zip(HOUR_FIELDS, row, strict=True):
@@ -278,7 +278,7 @@ class TaskMetrics:
     def count_stale_call(self, route: str) -> None:
         """Count a call under a lease that has ended.
 
-        `route` is the `<call>` part of the route POST /tasks/{id}/<call>.
+        `route` is the route of the call, such as `POST /tasks/{id}/progress`.
         """
         call = [*route.split("/"), "", "", ""][3]
         self._stale_calls[(call if call in LEASED_CALLS else "other",)] += 1
@@ -357,7 +357,7 @@ class TaskMetrics:
         return {(): self._reclaims}
 
     def stale_calls(self) -> Values:
-        """Return the number of calls that arrived after their lease had ended, by name of the call."""
+        """Return the number of calls that arrived after their lease had ended, by the name of the call."""
         return self._stale_calls
 
     def stalls_by_kind(self) -> Values:

@@ -25,7 +25,7 @@ from corral_plugins.tasks.service.transitions import TOP_RANK, TaskTransitions, 
 
 BATCH_SIZE, USER_BATCH_SIZE = 500, 100
 RISING = [(priority, rank) for priority in range(len(PRIORITIES)) for rank in range(priority, TOP_RANK)]
-"""The combinations of priority and rank in which the rank of a task can still be raised."""
+"""The combinations of priority and rank for which the rank of a task can still be raised."""
 
 
 _DUE_TO_RISE = Statement(
@@ -91,7 +91,7 @@ class TaskTimers:
     def end_overdue_task(self, task_id: str) -> None:
         """End an overdue task, its overdue lease, or its overdue wait for an answer.
 
-        The method does nothing if nothing is overdue any more.
+        The method does nothing if none of these is overdue any more.
         """
         try:
             row = rows.lock_task(task_id)

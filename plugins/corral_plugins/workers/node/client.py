@@ -304,7 +304,7 @@ def _trusted_authorities(url: str) -> ssl.SSLContext | bool:
 def _is_direct(url: str) -> bool:
     """Return whether requests to the URL are sent without a proxy.
 
-    Only then does the client use a custom transport, because a custom transport ignores proxies.
+    The client uses a custom transport only for such requests, because a custom transport ignores proxies.
     """
     parts = urllib.parse.urlsplit(url)
     host, proxies = parts.hostname or "", urllib.request.getproxies()

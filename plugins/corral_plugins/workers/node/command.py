@@ -127,7 +127,7 @@ def worker_command(
 
 
 def _list_mcp_tools(path: Path) -> WorkerMcp:
-    """Start the MCP servers listed in a file once, to find out their tools. Exit with status 1 if this fails."""
+    """Start the MCP servers in a configuration file once to list their tools. Exit with status 1 if this fails."""
     import asyncio
 
     from corral_plugins.workers.node.tools.mcp import McpConfigurationError, list_mcp_tools, read_mcp_file

@@ -48,7 +48,7 @@ def initial_messages(claim: Mapping[str, Any]) -> list[Message]:
 
 
 def new_message_contents(claim: Mapping[str, Any], seen: Iterable[str]) -> list[Message]:
-    """Return one message that quotes the claim's received messages that are not in the conversation yet.
+    """Return a list with one message that quotes the claim's received messages that are not in the conversation yet.
 
     `seen` contains the ids of the received messages that the conversation already contains. Return an empty list if
     there are no new messages.
@@ -64,7 +64,10 @@ def received_ids(claim: Mapping[str, Any]) -> list[str]:
 
 
 def output_schema(claim: Mapping[str, Any]) -> Any:
-    """Return the JSON Schema of the result: the task's own schema, or else the agent's schema, or None."""
+    """Return the JSON Schema of the result: the task's own schema, or else the agent's schema.
+
+    Return None if neither has a schema.
+    """
     own = claim["task"].get("output_schema")
     return own if own is not None else (claim["agent"].get("config") or {}).get("output_schema")
 
@@ -203,10 +206,10 @@ class AttemptState:
 
     `step` is the number of the last model step. `repairs` is the number of times that the model was asked to correct
     its answer. `warned` is true if the model has been told about the budget warning. `running` is the id of a tool call
-    that was started on this machine. `invalid` is the reason why the checkpoint cannot be read, or None. `received`
-    contains the ids of the received messages. `unread` contains the messages and people's decisions that the next model
-    step adds to the conversation. They have to wait because models accept other messages only after the results of all
-    tool calls.
+    that was started on this machine. `invalid` is the reason why the checkpoint cannot be read, or None if it can be
+    read. `received` contains the ids of the received messages. `unread` contains messages and people's decisions that
+    the next model step adds to the conversation. These have to wait because models accept other messages only after the
+    results of all tool calls.
     """
 
     def __init__(self, claim: Mapping[str, Any]) -> None:
@@ -233,7 +236,7 @@ class AttemptState:
             self.unread = []
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """Return the state in the form in which a checkpoint stores it."""
+        """Return the state as a JSON object to store in a checkpoint."""
         return {
             "step": self.step,
             "messages": self.messages,

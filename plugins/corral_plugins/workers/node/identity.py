@@ -49,7 +49,7 @@ class DuplicateWorkerDetector:
     def record_revoked_token(self) -> bool:
         """Record that a token was revoked. Return whether three tokens were revoked within 300 s.
 
-        If so, another worker probably has the same fingerprint.
+        Three revoked tokens within this time mean that another worker probably has the same fingerprint.
         """
         self._times.append(time.monotonic())
         return len(self._times) == self.TIMES and self._times[-1] - self._times[0] < self.SECONDS
@@ -85,7 +85,7 @@ class WorkerFolder:
             yield
 
     def fingerprint(self) -> str:
-        """Return the random fingerprint by which the server recognises this worker.
+        """Return the random fingerprint that lets the server recognise this worker.
 
         The fingerprint is created on first use.
         """
@@ -100,7 +100,7 @@ class WorkerFolder:
     def load_identity(self, url: str) -> WorkerIdentity | None:
         """Return the stored identity for a server.
 
-        Return None if the worker is not registered with this server, or if the file is damaged.
+        Return None if the worker is not registered with this server, or if the file is corrupt.
         """
         try:
             identity = msgspec.json.decode((self.path / "identity.json").read_bytes(), type=WorkerIdentity)
@@ -109,7 +109,7 @@ class WorkerFolder:
         return identity if identity.url == url else None
 
     def store_identity(self, identity: WorkerIdentity) -> None:
-        """Store an identity atomically. Raise `FolderUnusable` if the folder cannot be written."""
+        """Store an identity atomically. Raise `FolderUnusable` if the folder is not writable."""
         self._write_file("identity.json", msgspec.json.encode(identity))
 
     def _write_file(self, name: str, data: bytes) -> None:

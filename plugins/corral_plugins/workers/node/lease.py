@@ -1,4 +1,4 @@
-"""One lease of the worker: the start of the task, its process, the deadline, and the final report."""
+"""A lease that the worker holds: the start of its task, the process, the deadline, and the final report."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ REPORT_TRIES = 5
 class TaskLease:
     """A claimed task with its lease.
 
-    `deadline` is the monotonic time at which the lease expires, counted from the moment at which the request that
-    renewed the lease was *sent*. Failed calls do not change the deadline. At the deadline, the process is killed and
-    nothing is reported.
+    `deadline` is the monotonic time at which the lease expires. The duration of the lease is counted from the time at
+    which the renewing request was *sent*. Failed calls do not change the deadline. At the deadline, the process is
+    killed and no report is sent.
     """
 
     def __init__(self, client: WorkerApiClient, claim: Mapping[str, Any], *, sent: float, seconds: float) -> None:
@@ -48,7 +48,7 @@ class TaskLease:
     # -- requests from the server and the operator
 
     def record_renewal(self, sent: float, seconds: float | None = None) -> None:
-        """Set the new deadline of the lease after a request that renewed the lease.
+        """Set the new deadline after a request that renewed the lease.
 
         `sent` is the monotonic time at which the request was sent. `seconds` is the new duration of the lease, or None
         if the response does not contain one.
@@ -61,7 +61,8 @@ class TaskLease:
     def apply_state(self, state: str, reason: str | None = None) -> None:
         """Apply the lease state from a response: `ok`, `lost`, `cancel_requested` or `budget_warning`.
 
-        If a lost lease has a `reason`, a report of its own process ended the lease. This process is about to exit.
+        If a lost lease has a `reason`, its own process ended the lease with a report and is about to exit. The state is
+        then ignored.
         """
         if state == "lost" and reason is not None:
             return
@@ -85,8 +86,9 @@ class TaskLease:
     # -- running
 
     async def run_task(self, processes: TaskProcesses) -> None:
-        """Run the task and report its outcome. Raise `ProcessNotStarted` if no process can be started; other failures
-        end only this lease.
+        """Run the task and report its outcome.
+
+        Raise `ProcessNotStarted` if no process can be started. Other failures end only this lease.
         """
         try:
             sent = time.monotonic()
@@ -133,7 +135,7 @@ class TaskLease:
             exited.cancel()
 
     async def _wait_for_change(self, exited: asyncio.Future[Any]) -> None:
-        """Wait until the process exits, a request arrives, or the deadline or drain time passes."""
+        """Wait until the process exits, the state of the lease changes, or the deadline or drain time passes."""
         changed: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
         ends = min(self.deadline, self._drain_until or self.deadline)
         try:
@@ -143,7 +145,7 @@ class TaskLease:
             changed.cancel()
 
     async def _report_exit(self, status: int) -> None:
-        """Report the exit of the process, unless the process itself has reported the outcome."""
+        """Report the exit of the process, unless the process has already reported the outcome itself."""
         if status == REPORTED:
             verb, _, why = (self._process.outcome if self._process else "").partition(": ")
             took = f"{time.monotonic() - self._began:.1f} s"
@@ -176,7 +178,7 @@ class TaskLease:
         )
 
     async def _send_report(self, call: Any) -> None:
-        """Send a report. Retries end at the deadline, because the server then ends the lease in any case."""
+        """Send a report. Retries stop at the deadline, because the server then ends the lease anyway."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
                 try:

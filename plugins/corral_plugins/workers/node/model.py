@@ -1,10 +1,10 @@
-"""The model of an agent, which is called through the LLM gateway of the server with the model layer of pydantic-ai.
+"""The model of an agent, called through the server's LLM gateway with the model layer of pydantic-ai.
 
-The agent loop and its checkpoints use the message format of OpenAI, which this module converts for pydantic-ai. The
-gateway accepts the format of OpenAI, and workers in other languages use it as well. Checkpoints in the format of
-pydantic-ai could be read only by this worker.
+The agent loop and its checkpoints use the OpenAI message format, and this module converts it for pydantic-ai. The
+gateway accepts the OpenAI format, which workers in other languages also use. Only this worker could read checkpoints in
+the pydantic-ai format.
 
-Importing this module takes more than a second, so only task processes and their fork server import it.
+Importing this module takes more than a second, so it is imported only by task processes and their fork server.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ PROFILE = OpenAIModelProfile(
 
 
 class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to the model: the conversation, and the tools with names that models accept."""
+    """A request to the model: the conversation, and the tools under names that models accept."""
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] = ()
@@ -81,7 +81,7 @@ class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
-    """One reply of the model: the assistant message, the name of the model, and the number of tokens."""
+    """A reply from the model: the assistant message, the name of the model, and the token counts."""
 
     message: Message
     model: str
@@ -90,7 +90,7 @@ class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GatewayModel:
-    """The model named `agent` at the gateway. The gateway calls the model of the agent to which the claim belongs.
+    """The gateway's model named `agent`. The gateway replaces it with the model of the agent that runs the claim.
 
     `gateway_url` is a URL, or a path on the server.
     """
@@ -102,11 +102,11 @@ class GatewayModel:
         self._model = OpenAIChatModel("agent", provider=provider, profile=PROFILE)
 
     async def send_request(self, request: ModelCall, key: str, on_text: Callable[[str], None]) -> ModelReply:
-        """Send one request with an idempotency key and return the reply.
+        """Send a request with the idempotency key `key`, and return the reply.
 
-        `on_text` is a function that receives the text in parts as they arrive. The function may raise an exception to
-        stop the request. Raise `ApiError` and `ServerUnreachable` in the same cases as `WorkerApiClient`, and
-        `IncompleteResponse` for an incomplete response.
+        `on_text` receives the text in parts as they arrive, and may raise an exception to stop the request. Raise
+        `ApiError` and `ServerUnreachable` in the same cases as `WorkerApiClient`, and `IncompleteResponse` if the
+        response is incomplete.
         """
         settings = ModelSettings(
             extra_headers={"Idempotency-Key": key}, timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
@@ -152,7 +152,7 @@ class GatewayModel:
 
 
 def _convert_error(error: ModelAPIError) -> ApiError | ServerUnreachable:
-    """Convert an exception of the SDK into the exception that `WorkerApiClient` raises for the same failure."""
+    """Convert an SDK exception into the exception that `WorkerApiClient` raises for the same failure."""
     cause = error.__cause__
     if isinstance(error, ModelHTTPError) and isinstance(cause, APIStatusError):
         return error_of_response(cause.response)
@@ -165,7 +165,7 @@ def _convert_error(error: ModelAPIError) -> ApiError | ServerUnreachable:
 
 
 def to_model_messages(messages: Iterable[Message]) -> list[ModelMessage]:
-    """Convert messages from the format of OpenAI into the format of pydantic-ai."""
+    """Convert messages from the OpenAI format to the pydantic-ai format."""
     return [
         _to_model_response(message) if message["role"] == "assistant" else _to_model_request(message)
         for message in messages
@@ -193,7 +193,7 @@ def _to_model_response(message: Message) -> ModelResponse:
 
 
 def to_assistant_message(response: ModelResponse) -> Message:
-    """Convert a reply into an assistant message. The reasoning parts of the reply are dropped."""
+    """Convert a reply into an assistant message. The reasoning parts of the reply are omitted."""
     text = "".join(part.content for part in response.parts if isinstance(part, TextPart))
     calls = [
         {
@@ -214,7 +214,7 @@ def to_assistant_message(response: ModelResponse) -> Message:
 
 
 def tool_definitions(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]:
-    """Convert tools into the tool definitions of pydantic-ai. The tools must have names that models accept."""
+    """Convert tools into pydantic-ai tool definitions. The tools must have names that models accept."""
     return [
         ToolDefinition(
             name=tool["name"],
@@ -226,7 +226,7 @@ def tool_definitions(tools: Sequence[Mapping[str, Any]]) -> list[ToolDefinition]
 
 
 def warm_up_imports() -> None:
-    """Send a request to a fake gateway, so that every module that a request needs is loaded before the fork."""
+    """Send a request to a fake gateway, so that all modules needed for a request are loaded before the fork."""
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=_SAMPLE)

@@ -1,4 +1,4 @@
-"""The modules that the fork server of task processes preloads: the agent loop and all modules of its first step."""
+"""The modules that the fork server of task processes preloads: the agent loop and everything its first step imports."""
 
 from __future__ import annotations
 

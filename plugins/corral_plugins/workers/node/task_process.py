@@ -1,6 +1,6 @@
-"""The processes in which tasks run, one supervised process for each task.
+"""The processes in which tasks run, with one supervised process per task.
 
-The processes are forked from a fork server that has already imported the agent loop. A start therefore takes 5 ms
+The processes are forked from a fork server that has already imported the agent loop. A process therefore starts in 5 ms
 instead of 1.5 s.
 """
 
@@ -39,7 +39,7 @@ class TaskProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings that all task processes share.
 
     `url` is the URL of the server. `allowed` lists the tools that agents may use on this machine. `workspaces` is the
-    folder that contains the workspaces. `mcp` are the MCP servers that a task may start.
+    folder that contains the workspaces. `mcp` contains the MCP servers that a task may start.
     """
 
     url: str
@@ -49,7 +49,7 @@ class TaskProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessNotStarted(Exception):
-    """Raised if a process could not be started. The worker can then run no more tasks."""
+    """Raised if a process could not be started. The worker can then no longer run tasks."""
 
 
 # -- inside the task process
@@ -58,8 +58,8 @@ class ProcessNotStarted(Exception):
 def run_task_process(settings: TaskProcessSettings, claim: Mapping[str, Any], inbox: Any) -> None:
     """Run the task of a claim. This is the main function of a task process.
 
-    `inbox` is the pipe that delivers controls (`attempt.Control`) from the worker, and that takes the outcome in words
-    to the worker. The pipe closes when the worker exits.
+    `inbox` is a pipe that delivers controls (`attempt.Control`) from the worker and returns a description of the
+    outcome to the worker. The pipe closes when the worker exits.
     """
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -79,7 +79,7 @@ def run_task_process(settings: TaskProcessSettings, claim: Mapping[str, Any], in
 
 
 def exit_after_preload() -> None:
-    """Do nothing. A process with this main function exits as soon as the fork server has loaded its modules."""
+    """Do nothing. A process with this main function exits as soon as the fork server has loaded the modules."""
 
 
 def _receive_controls(inbox: Any, controls: set[str]) -> None:
@@ -121,8 +121,8 @@ async def _run_agent_loop(
 class TaskProcess:
     """The process of a task, with its process group.
 
-    Once `exited` is set, `status` contains the exit status. A negative status is the number of a signal. `outcome` is
-    the outcome that the process reported to the server, in words, or empty.
+    Once `exited` is set, `status` contains the exit status. A negative status is the negated number of the signal that
+    killed the process. `outcome` describes the outcome that the process reported to the server, or is empty.
     """
 
     def __init__(self, process: Any, outbox: Any) -> None:
@@ -140,7 +140,7 @@ class TaskProcess:
                 self._outbox.send(control)
 
     async def terminate_process(self) -> None:
-        """Send SIGTERM, wait up to three seconds, then send SIGKILL. Return when the process has exited."""
+        """Send SIGTERM, wait up to three seconds, then send SIGKILL. Return once the process has exited."""
         self._send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(TERM_SECONDS):
@@ -177,7 +177,7 @@ class TaskProcess:
 class TaskProcesses:
     """The service that starts a process for each claim.
 
-    `folder` is the folder of the worker, which no other worker uses at the same time.
+    `folder` is the worker's folder, which is not shared with other workers.
     """
 
     def __init__(self, settings: TaskProcessSettings, folder: Path) -> None:
@@ -222,8 +222,8 @@ class TaskProcesses:
 def _start_uninterrupted(process: Any) -> None:
     """Start a process. If this also starts the fork server, SIGINT stays blocked in the fork server.
 
-    Ctrl-C in a terminal reaches all processes of the worker, and Python would print a traceback if SIGINT interrupted
-    the loading of modules.
+    Ctrl-C in a terminal reaches all processes of the worker. If SIGINT interrupted the loading of modules, Python would
+    print a traceback.
     """
     resource_tracker.ensure_running()  # its own start would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -244,7 +244,7 @@ def _convert_start_errors() -> Iterator[None]:
 def _place_socket(folder: Path) -> None:
     """Place the socket of the fork server in `folder`, or in a temporary folder if the path would be too long.
 
-    Remove the sockets that a killed worker left behind in `folder`.
+    Sockets that a killed worker left behind in `folder` are removed.
     """
     for left in folder.glob(f"{SOCKET_FOLDER}*"):
         shutil.rmtree(left, ignore_errors=True)

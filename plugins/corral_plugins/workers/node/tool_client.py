@@ -1,8 +1,8 @@
-"""The client with which the agent loop calls tools on the server or, if the server permits it, on this machine.
+"""The client that lets the agent loop call tools on the server or, if the server permits it, on this machine.
 
 Each call is sent to the server. The server runs the tool, permits this worker to run the tool, or denies the call.
 Before this worker runs a tool that is not idempotent, it stores a checkpoint that records the call. An attempt that
-resumes from such a checkpoint does not run the tool again, but reports to the model that the outcome is unknown.
+resumes from such a checkpoint does not run the tool again, but tells the model that the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNKNOWN = {
 
 
 class TaskWaitsForPerson(Exception):
-    """The exception that ends the attempt because the task waits for a person. The lease has been released."""
+    """Raised to end the attempt because the task waits for a person. The lease has already been released."""
 
 
 class ToolClient:
@@ -58,9 +58,9 @@ class ToolClient:
         """The tools for the model, with names that models accept."""
 
     async def call_tool(self, call: Mapping[str, Any]) -> Message:
-        """Make a tool call and return the message with the result or error for the model.
+        """Make a tool call, and return the message for the model with the result or the error.
 
-        Raise `WorkerLeaseLost` or `TaskWaitsForPerson` if the attempt ends. Raise `ApiError` if the task should be
+        Raise `WorkerLeaseLost` or `TaskWaitsForPerson` if the attempt must end. Raise `ApiError` if the task should be
         released.
         """
         named = call["function"]["name"]
@@ -80,9 +80,9 @@ class ToolClient:
             return tool_message(call["id"], {"error": " ".join([f"{name}: {error.detail}", *faults])})
 
     async def run_call(self, name: str, call_id: str, arguments: Any) -> Mapping[str, Any]:
-        """Make a tool call and return its outcome, with a `result` or an `error`.
+        """Make a tool call and return its outcome, which contains a `result` or an `error`.
 
-        Raise `TaskWaitsForPerson` if the attempt ends, and `ApiError` if the server refuses the call.
+        Raise `TaskWaitsForPerson` if the attempt must end, and `ApiError` if the server refuses the call.
         """
         reply = await self._send_call(name, call_id, arguments)
         if reply.get("status") == "running":  # the tool waits for a person; the next claim contains the result
@@ -99,7 +99,10 @@ class ToolClient:
         return reply
 
     async def _send_call(self, name: str, call_id: str, arguments: Any) -> Mapping[str, Any]:
-        """Send the call to the server. If the call of an earlier attempt is still running, wait for its outcome."""
+        """Send the call to the server.
+
+        If an earlier attempt made the same call and it is still running, wait for its outcome.
+        """
         try:
             return await self._client.call_tool(self._task_id, name, call_id, arguments)
         except ApiError as error:
@@ -113,7 +116,7 @@ class ToolClient:
     async def _run_permitted(
         self, name: str, call_id: str, arguments: Any, reply: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Run a tool on this machine, as the server permits. Report the outcome to the server, and return it."""
+        """Run a tool on this machine with the server's permission. Report the outcome to the server, and return it."""
         began = time.monotonic()
         limit = float(reply.get("timeout_seconds") or MAX_SECONDS)
         outcome = await self._run_local_tool(name, call_id, arguments, limit)
@@ -143,7 +146,7 @@ class ToolClient:
     async def _run_recorded(
         self, run: Callable[[], Awaitable[Any]], call_id: str, *, idempotent: bool
     ) -> dict[str, Any]:
-        """Run a tool and return the outcome. If an earlier attempt may have run it, return an error instead."""
+        """Run a tool and return the outcome. If an earlier attempt may already have run it, return an error instead."""
         if not await self._record_start(call_id, idempotent=idempotent):
             return {"error": UNKNOWN}
         try:
@@ -152,9 +155,9 @@ class ToolClient:
             return {"error": {"type": "failed", "message": str(error)}}
 
     async def _record_start(self, call_id: str, *, idempotent: bool) -> bool:
-        """Record in a checkpoint that a tool starts, unless the tool is idempotent.
+        """Record the start of a tool in a checkpoint, unless the tool is idempotent.
 
-        Return False if an earlier attempt has already started the tool, because the tool must not run twice.
+        Return False if an earlier attempt already started the tool, because the tool must not run twice.
         """
         if idempotent:
             return True
@@ -166,9 +169,9 @@ class ToolClient:
 
 
 def _model_name(name: str) -> str:
-    """Return the name of a tool for the model.
+    """Return the name under which the model sees a tool.
 
-    Models accept names of at most 64 letters, digits, `_` and `-`, but names of tools contain dots.
+    Models accept names of at most 64 letters, digits, `_` and `-`, but tool names contain dots.
     """
     plain = name.replace(".", "__")
     if len(plain) <= NAME_LIMIT:

@@ -1,4 +1,4 @@
-"""Runs a task whose claim names a tool call, such as a step of a workflow. No model takes part."""
+"""Runs a task whose claim specifies a tool call, for example a step of a workflow. No model is involved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 1000  # characters of the output of failed code
 class ToolRun(Attempt):
     """Makes the tool call of one claim.
 
-    The call keeps the same id in every attempt until it has failed. Therefore, a call that an earlier attempt made is
+    The call keeps the same id in every attempt until it has failed. A call that an earlier attempt made is therefore
     not repeated. A call whose outcome is unknown is never repeated.
     """
 
@@ -81,7 +81,7 @@ class ToolRun(Attempt):
 
 
 def _error_of(outcome: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return the type and the message of the error if a call failed or did not run. Otherwise, return None."""
+    """Return the type and message of the error if a call failed or did not run. Otherwise, return None."""
     error, status = outcome.get("error"), outcome.get("status")
     if error is None and status not in ("denied", "expired"):
         return None

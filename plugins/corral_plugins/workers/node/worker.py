@@ -1,7 +1,6 @@
 """The reference worker.
 
-The worker registers, claims tasks, renews their leases and receives signals. When the worker stops, it releases its
-tasks.
+The worker registers, claims tasks, renews their leases and receives signals. When it stops, it releases its tasks.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ UNKNOWN_REASON_SECONDS = 5.0
 
 
 class WorkerRefused(Exception):
-    """Raised if the server permanently refuses the worker. Repeating the call does not help."""
+    """Raised if the server permanently refuses the worker, so that repeating the call does not help."""
 
 
 class WorkerOptions(msgspec.Struct, kw_only=True):
     """The options of the `corral worker` command.
 
-    `key` is a registration key or the token of a member, for registration. `allow` lists the tools that agents may use
-    on this machine. `mcp` are the MCP servers that the worker starts.
+    `key` is a registration key or a member's token, used for registration. `allow` lists the tools that agents may use
+    on this machine. `mcp` contains the MCP servers that the worker starts.
     """
 
     url: str
@@ -55,7 +54,7 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
 
 
 class ReferenceWorker:
-    """The reference worker. To stop it, call `drain` on the event loop at any time; `run` then returns."""
+    """The reference worker. It can be stopped at any time by calling `drain` on the event loop; `run` then returns."""
 
     def __init__(self, options: WorkerOptions, folder: WorkerFolder) -> None:
         self._options, self._folder = options, folder
@@ -148,7 +147,7 @@ class ReferenceWorker:
     async def _register_worker(self) -> WorkerIdentity:
         """Register the worker.
 
-        Retry until the server responds. Raise `WorkerRefused` if the server refuses the worker.
+        Retry until the server responds. Raise `WorkerRefused` if the server refuses the registration.
         """
         if self._options.key is None:
             raise WorkerRefused(
@@ -272,7 +271,7 @@ class ReferenceWorker:
         self._apply_reply({"leases": reply.get("signals"), "commands": reply.get("commands")}, None)
 
     async def _repeat_step(self, step: Callable[[WorkerIdentity], Awaitable[None]]) -> None:
-        """Call `step` repeatedly until cancelled. Recover if a call fails.
+        """Call `step` repeatedly until cancelled, and recover from failed calls.
 
         Failed calls do not end the leases, which last until their deadlines.
         """
@@ -305,10 +304,10 @@ class ReferenceWorker:
         await asyncio.sleep(retry_delay(tries, error))
 
     def _apply_reply(self, reply: Mapping[str, Any], sent: float | None) -> None:
-        """Apply the lease states, the commands and the worker status of a response.
+        """Apply the lease states, the commands and the worker status from a response.
 
         The worker status is applied in case the response with an earlier command was lost. `sent` is the monotonic time
-        at which the request was sent, or None if the response does not renew leases.
+        at which the request was sent, or None if the request did not renew leases.
         """
         for state in reply.get("leases") or ():
             lease = self._leases.get(state["lease_id"])
@@ -340,7 +339,7 @@ def _registration_refusal(error: ApiError) -> str:
 
 
 def _lease_seconds(server_time: str | None, expires_at: str | None) -> float | None:
-    """Return how many seconds of a lease remain by the server's clock, or None if one of the times is missing."""
+    """Return how many seconds of a lease remain by the server's clock, or None if a time is missing."""
     if server_time is None or expires_at is None:
         return None
     return max(0.0, (datetime.fromisoformat(expires_at) - datetime.fromisoformat(server_time)).total_seconds())

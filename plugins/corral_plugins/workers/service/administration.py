@@ -35,7 +35,7 @@ UNAPPROVED = ("pending", "rejected")
 
 
 class WorkerAdministration:
-    """The service that changes workers for admins.
+    """The service that lets admins change workers.
 
     Every status change is a single conditional UPDATE. If another request changed the worker first, the request fails
     with the error `invalid_state`.
@@ -50,7 +50,7 @@ class WorkerAdministration:
     def approve(self, worker_id: str, wanted: ApproveWorker, match: IfMatch = ANY_VERSION) -> WorkerView:
         """Approve or reject a worker. Repeating the call changes nothing.
 
-        Rejection revokes the token of the worker and releases its leases.
+        Rejection revokes the worker's token and releases its leases.
         """
         row = _get_row(worker_id, match)
         group = {} if wanted.group is UNSET or wanted.group == row.group else {"group": wanted.group}
@@ -61,7 +61,10 @@ class WorkerAdministration:
         return self._write_changes(row, group, {})
 
     def update_worker(self, worker_id: str, patch: WorkerPatch, match: IfMatch = ANY_VERSION) -> WorkerView:
-        """Change fields of a worker. Raise `Conflict(duplicate)` if another worker has the new name."""
+        """Change fields of a worker.
+
+        Raise `Conflict` with the code `duplicate` if another worker already has the new name.
+        """
         row = _get_row(worker_id, match)
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not UNSET}
         changes = {name: value for name, value in wanted.items() if getattr(row, name) != value}
@@ -72,7 +75,7 @@ class WorkerAdministration:
         return self._write_changes(row, changes, {"configured_at": clock.now()})
 
     def drain(self, worker_id: str, match: IfMatch = ANY_VERSION) -> WorkerView:
-        """Stop a worker from claiming tasks. The running tasks of the worker continue."""
+        """Stop a worker from claiming tasks. Its running tasks continue."""
         row = _get_row(worker_id, match)
         if row.status == "draining":
             return repository.worker_view(row, WorkerView)
@@ -111,12 +114,12 @@ class WorkerAdministration:
     def delete(self, worker_id: str, match: IfMatch = ANY_VERSION, *, force: bool) -> int:
         """Delete a worker. Return the number of released leases.
 
-        Raise `Conflict(in_use)` while the worker holds leases, unless `force` is set.
+        Raise `Conflict` with the code `in_use` if the worker holds leases and `force` is not set.
         """
         return self._remove_row(_get_row(worker_id, match), match, force=force)
 
     def deregister(self, worker_id: str, *, caller: Principal) -> WorkerView:
-        """Release the leases of a worker and delete the worker. Return the worker as it was before.
+        """Release the leases of a worker and delete the worker. Return the worker's state before the deletion.
 
         Raise `Forbidden` unless the caller is the worker itself or an admin.
         """
@@ -184,7 +187,7 @@ class WorkerAdministration:
     def _write_changes(self, row: Worker, changes: dict[str, Any], unlisted: dict[str, Any]) -> WorkerView:
         """Apply changes that do not affect the status of a worker.
 
-        `unlisted` contains columns to change that the event and the audit entry do not mention.
+        `unlisted` contains additional column changes that the event and the audit entry do not mention.
         """
         if not changes:
             return repository.worker_view(row, WorkerView)

@@ -1,4 +1,4 @@
-"""The authentication of workers by worker token (`crw_…`) or registration key (`crg_…`).
+"""The authentication of workers with a worker token (`crw_…`) or a registration key (`crg_…`).
 
 Only the SHA-256 hashes of tokens and keys are stored.
 """
@@ -81,7 +81,10 @@ class WorkerTokenAuthenticator:
         )
 
     def reread(self, caller: Principal) -> Principal | None:
-        """Return a worker as it is now. The permission check of a live connection refuses every worker."""
+        """Return the caller unchanged if it is a worker, else None.
+
+        The permission check of a live connection refuses every worker.
+        """
         return caller if caller.kind == "worker" else None
 
 

@@ -1,8 +1,8 @@
 """The embedded worker, which the server starts as a child process.
 
-All server processes that share a database have one embedded worker. The process that holds the lease
-`workers.embedded` starts the worker, which calls the server over the loopback interface. The worker is restarted with
-backoff when it exits, and is stopped together with the server.
+All server processes that share a database have a single embedded worker. The process that holds the lease
+`workers.embedded` starts the worker, which calls the server over the loopback interface. If the worker exits, it is
+restarted with backoff. It is stopped together with the server.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class EmbeddedLease:
         self._held_until = 0.0  # monotonic time before which no other process can hold the lease
 
     async def hold_lease(self) -> None:
-        """Acquire and renew the lease until cancelled. Run the worker while the lease is held.
+        """Acquire and renew the lease until cancelled. The worker runs while the lease is held.
 
-        Failures of the worker are raised, so that the supervisor handles them.
+        Failures of the worker are raised, so that the supervisor can handle them.
         """
         try:
             while True:
@@ -93,7 +93,7 @@ class EmbeddedLease:
             await self._stop_worker()
 
     def _log_standby(self, held: bool) -> None:
-        """Log once that this server starts no embedded worker, because another server runs it."""
+        """Log once that this server does not start an embedded worker because another server runs it."""
         if not held and not self._closed and not self._is_standby_logged:
             log.info(
                 "another server of this database runs the embedded worker, so this server has none until the other "
@@ -111,7 +111,7 @@ class EmbeddedLease:
     async def _acquire_or_renew(self) -> bool:
         """Acquire or renew the lease. Return whether this process holds the lease.
 
-        While the database is unavailable, a lease that this process held is considered held until it expires.
+        While the database is unavailable, a lease that this process holds is considered held until it expires.
         """
         asked = time.monotonic()
         try:
@@ -126,7 +126,7 @@ class EmbeddedLease:
     def _acquire_lease(self) -> bool:
         """Acquire or renew the lease.
 
-        If the holder is a process of this machine that no longer runs, take over the lease before it expires.
+        If the holder was a process on this machine that is no longer running, take over the lease before it expires.
         """
         holder = lease_holder(LEASE)
         if holder is not None and holder != self._holder and _is_dead(holder):
@@ -145,7 +145,7 @@ class EmbeddedLease:
 
 
 def _is_dead(holder: str) -> bool:
-    """Return whether the holder was a process of this machine that no longer runs."""
+    """Return whether the holder was a process on this machine that is no longer running."""
     host, pid, _ = f"{holder}||".split("|", 2)
     if host != socket.gethostname()[:30] or not pid.isdigit():
         return False
@@ -161,7 +161,7 @@ def _is_dead(holder: str) -> bool:
 class EmbeddedWorker:
     """The embedded worker, which runs `corral worker` as a child process.
 
-    `make_key` creates a registration key before each start. `allow` lists the tools that agents may use on this
+    `make_key` creates a new registration key before each start. `allow` lists the tools that agents may use on this
     machine.
     """
 
@@ -177,7 +177,7 @@ class EmbeddedWorker:
         self._allow = [part for tool in allow for part in ("--allow", tool)]
 
     async def run(self) -> None:
-        """Run the worker until cancelled, and restart the worker when it exits.
+        """Run the worker until cancelled, and restart it whenever it exits.
 
         After the cancellation, the worker has 10 s to release its tasks before it is killed.
         """
@@ -225,7 +225,7 @@ class EmbeddedWorker:
 
 
 async def relay_output(lines: asyncio.StreamReader) -> None:
-    """Log the log lines of the worker through the logging of this process, which formats and redacts them."""
+    """Log the worker's log lines through the logging of this process, which formats and redacts them."""
     level, name = logging.INFO, log.name
     while True:
         try:
@@ -241,7 +241,10 @@ async def relay_output(lines: asyncio.StreamReader) -> None:
 
 
 def remove_orphaned_folders() -> None:
-    """Remove worker folders that killed servers left behind. No process holds the lock file of such a folder."""
+    """Remove the worker folders that killed servers left behind.
+
+    A folder is removed only if no process holds its lock file.
+    """
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError):
             if folder.lstat().st_uid == os.geteuid():
@@ -263,7 +266,7 @@ def _own_folder() -> Iterator[str]:
 async def _terminate_process(process: asyncio.subprocess.Process) -> None:
     """Send SIGTERM to the process, wait up to ten seconds, then send SIGKILL to its whole process group.
 
-    Task processes are not in this group. They detect that the worker has exited.
+    Task processes do not belong to this group. They notice when the worker has exited.
     """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):

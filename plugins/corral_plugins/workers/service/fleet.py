@@ -1,4 +1,4 @@
-"""Read-only queries about all workers: the list, a single worker, the overview, metrics and health checks."""
+"""Read-only queries about all workers: the list, single workers, the overview, metrics and health checks."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ _TOTALS = Statement(
 
 
 class WorkerTotals(msgspec.Struct, frozen=True):
-    """Totals of the workers of one group and status.
+    """Totals of the workers with the same group and status.
 
-    `cpu`, `memory` and `disk` are pairs: the sum of the percentages, and the number of workers that reported a
-    percentage.
+    `cpu`, `memory` and `disk` are pairs: the sum of the reported percentages, and the number of workers that reported
+    one.
     """
 
     group: str | None
@@ -100,7 +100,7 @@ class Fleet:
 
     @staticmethod
     def _matching(query: WorkerListQuery, caller: Principal) -> Any:
-        """Return the query for the workers that match the filters."""
+        """Return a query for the workers that match the filters and are visible to the caller."""
         found = Worker.select().where(visible(Worker, caller))
         if query.status:
             found = found.where(Worker.status.in_(query.status))
@@ -145,8 +145,8 @@ class Fleet:
     def workers_health(self) -> tuple[str, str]:
         """Return the result of the health check `workers`: a status and a sentence that explains it.
 
-        A worker that was stopped is offline as well, but it has released its leases. Therefore, only an offline worker
-        with leases counts as a failure.
+        A worker that was stopped is also offline, but it has released its leases. Therefore, only an offline worker
+        that still has leases counts as a failure.
         """
         totals = list(fleet_totals())
         count, lost = _count_by_status(totals), sum(part.leases for part in totals if part.status == "offline")
@@ -163,7 +163,8 @@ class Fleet:
     def queue_health(self) -> tuple[str, str]:
         """Return the result of the health check `queue`: a status and a sentence that explains it.
 
-        If a task waits for more than 60 s although workers have free capacity, probably no worker can claim the task.
+        If a task waits for more than 60 s although workers have free capacity, it is likely that no worker can claim
+        the task.
         """
         queue = self.tasks.queue_statistics() if self.tasks is not None else None
         waiting = queue.oldest_pending_ms if queue is not None else None
@@ -197,7 +198,7 @@ def _average_usage(sums: Iterable[tuple[float, int]]) -> float | None:
 
 
 def _totals_by_group(parts: Iterable[WorkerTotals]) -> dict[str, GroupTotals]:
-    """Return the totals of approved workers by group. Workers without a group are in the group with the empty name."""
+    """Return the totals of approved workers by group. The key for workers without a group is the empty string."""
     groups: dict[str, GroupTotals] = {}
     for part in parts:
         if part.status not in repository.APPROVED:
@@ -214,7 +215,7 @@ def _totals_by_group(parts: Iterable[WorkerTotals]) -> dict[str, GroupTotals]:
 def _has_label(label: str) -> Any:
     """Return the SQL condition for workers with a label. `label` is `key` or `key=value`.
 
-    The condition searches the JSON text of the labels with REPLACE. Unlike LIKE, REPLACE has no wildcards and is
+    The condition searches the JSON text of the labels with REPLACE, which, unlike LIKE, has no wildcards and is
     case-sensitive on every database engine.
     """
     key, has_value, value = label.partition("=")

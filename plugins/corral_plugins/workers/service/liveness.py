@@ -1,6 +1,6 @@
-"""The liveness of workers: the time when each worker was last seen, and the sweeps that look for silent workers.
+"""The liveness of workers: when each worker was last seen, and periodic checks for workers that stopped making calls.
 
-Calls of workers are noted in memory and written to the database in batches, so that a call needs no write of its own.
+Workers' calls are noted in memory and written to the database in batches, so that a call does not need its own write.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class WorkerLiveness:
 
     @property
     def write_interval(self) -> float:
-        """The minimum number of seconds between two writes of `last_seen_at` of one worker."""
+        """The minimum number of seconds between two updates of the `last_seen_at` of the same worker."""
         return min(MAX_WRITE_INTERVAL, declared.offline_seconds(self._settings) / 3)
 
     def note_contact(self, worker_id: str) -> None:
-        """Note in memory that the worker made a call. `write_contacts` later writes the time to the database."""
+        """Note in memory that the worker made a call. `write_contacts` later updates the database."""
         self._noted[worker_id] = None
 
     def note_listening(self, worker_id: str, until: float) -> None:
-        """Note an open `signals` call of the worker that lasts until `until` (epoch seconds)."""
+        """Note an open `signals` call of the worker that lasts until `until` (in seconds since the epoch)."""
         self._listening[worker_id] = until + LISTENING_GRACE
 
     def record_contact(self, worker_id: str) -> None:
@@ -76,7 +76,7 @@ class WorkerLiveness:
             before_commit(lambda: self._write_seen([worker_id]))
 
     def is_listening(self, worker_id: str) -> bool:
-        """Return whether the worker is waiting for signals, that is, has an open `signals` call to any process."""
+        """Return whether the worker has an open `signals` call to any server process."""
         if self._listening.get(worker_id, 0.0) > clock.time_s():
             return True
         found = _LAST_SEEN.one({"id": worker_id})
@@ -104,7 +104,7 @@ class WorkerLiveness:
             await self._work(lambda: _write_listening(changed), entry=ENTRY)
 
     def _write_seen(self, ids: Iterable[str]) -> None:
-        """Set `last_seen_at` of the workers, and set offline workers to `online`."""
+        """Update `last_seen_at` of the workers, and set offline workers to `online`."""
         ids, now = sorted(ids), clock.now()
         mine = Worker.id.in_(ids)
         Worker.update(last_seen_at=now).where(mine & (Worker.last_seen_at < clock.now(-self.write_interval))).execute()
@@ -117,7 +117,7 @@ class WorkerLiveness:
 def _write_listening(changed: dict[str, float]) -> None:
     """Set `listening_until` of the workers.
 
-    The time is rounded down to a multiple of five seconds, so that most workers share one update.
+    The times are rounded down to a multiple of five seconds, so that most workers share one update.
     """
     groups: dict[float, list[str]] = defaultdict(list)
     for worker_id, until in changed.items():
@@ -127,7 +127,10 @@ def _write_listening(changed: dict[str, float]) -> None:
 
 
 class WorkerSweeps:
-    """The scheduled work on silent workers: status changes, the alert `no_worker`, and the deletion of old workers."""
+    """The scheduled jobs for workers that have stopped making calls.
+
+    The jobs change the status of these workers, raise and clear the alert `no_worker`, and delete old workers.
+    """
 
     tasks: Tasks | None
 
@@ -136,18 +139,24 @@ class WorkerSweeps:
         self._database, self._work = database, database.work
 
     async def sweep_silent_workers(self) -> None:
-        """Set silent workers to `offline`, and alert admins if tasks wait while no worker is online."""
+        """Mark workers that have stopped making calls as `offline`.
+
+        Alert admins if tasks wait while no worker is online.
+        """
         entry = UnitContext("job workers.sweep")
         if await self._database.read(self._is_sweep_needed, entry):
             await self._work(self.sweep_in_unit, entry=entry)
 
     def sweep_in_unit(self) -> None:
-        """Set silent workers to `offline`, and raise or clear the alert `no_worker`, in the caller's unit of work."""
+        """Mark workers that have stopped making calls as `offline`, and raise or clear the alert `no_worker`.
+
+        The method runs in the caller's unit of work.
+        """
         self._take_offline()
         self._raise_or_clear_alert()
 
     async def delete_old_workers(self) -> None:
-        """Delete the offline workers without leases that have been silent for `workers.prune_days`."""
+        """Delete offline workers that have no leases and have made no calls for `workers.prune_days`."""
         days = self._settings.get(declared.PRUNE_DAYS)
         if days is None:
             return
@@ -156,7 +165,7 @@ class WorkerSweeps:
             pass
 
     def _is_sweep_needed(self) -> bool:
-        """Return whether a sweep would write anything. Runs in a read-only unit of work, which is cheaper."""
+        """Return whether a sweep would write anything. This check is cheaper because its unit of work is read-only."""
         return bool(Worker.select().where(self._silent_workers()).exists()) or self._lacks_worker() != _is_alerted()
 
     def _silent_workers(self) -> Any:
@@ -182,7 +191,7 @@ class WorkerSweeps:
         return oldest is not None and oldest >= NO_WORKER_AFTER_MS
 
     def _raise_or_clear_alert(self) -> None:
-        """Raise the alert `no_worker` once, and clear it when a worker is online again or no task waits."""
+        """Raise the alert `no_worker` once, and clear it when a worker is online again or no task is waiting."""
         if not self._lacks_worker():
             ActiveWorkerAlert.delete().where(ActiveWorkerAlert.kind == NO_WORKER).execute()
         elif ActiveWorkerAlert.insert(kind=NO_WORKER, since=clock.now()).on_conflict_ignore().as_rowcount().execute():
@@ -195,7 +204,7 @@ class WorkerSweeps:
             emit(alert, object=("system", NO_WORKER))
 
     def _delete_batch(self, before: str) -> int:
-        """Delete one batch of silent workers. Return the number of deleted workers."""
+        """Delete one batch of workers last seen before `before`. Return the number of deleted workers."""
         silent = (Worker.status == "offline") & (Worker.last_seen_at < before) & (Worker.active_leases == 0)
         old = Worker.select(Worker.id).where(silent).limit(PRUNE_CHUNK)
         gone = list(Worker.delete().where(Worker.id.in_(old) & silent).returning(Worker).execute())

@@ -34,7 +34,7 @@ CLAIM_REASONS = ("ok", "none", "at_capacity", "draining", "budget_exhausted", "k
 class ClaimMetrics:
     """Counts claim requests by the reason in the response, and measures their durations.
 
-    The methods must be called on the event loop only.
+    The methods must only be called on the event loop.
     """
 
     def __init__(self) -> None:
@@ -61,9 +61,9 @@ class WorkerProtocol:
         self._queue_depth = (0.0, 0)  # time of the last read (monotonic seconds), and the queue depth
 
     def heartbeat(self, worker_id: str, body: Heartbeat, *, caller: Principal) -> HeartbeatReply:
-        """Renew the listed leases and store the reported usage, tools and labels of a worker.
+        """Renew the listed leases of a worker, and store the usage, tools and labels that it reports.
 
-        Raise `Conflict(invalid_state)` if the worker was rejected.
+        Raise `Conflict` with the code `invalid_state` if the worker was rejected.
         """
         row = repository.get_worker(worker_id)
         repository.require_worker_or_owner(row, caller)
@@ -81,7 +81,7 @@ class WorkerProtocol:
         )
 
     def claim(self, worker_id: str, wanted: ClaimBody, *, caller: Principal) -> ClaimResponse | Wait:
-        """Claim tasks. Raise `Unavailable(plugin_disabled)` if the `tasks` plugin is not active.
+        """Claim tasks. Raise `Unavailable` with the code `plugin_disabled` if the `tasks` plugin is not active.
 
         If no task can be claimed, return a `Wait`, which makes the request wait for tasks until `wanted.until`.
         """
@@ -116,8 +116,8 @@ class WorkerProtocol:
     ) -> WorkerSignals | Wait:
         """Return new signals and commands.
 
-        If there are none, return a `Wait`, which makes the request wait for signals until `began + wait` (epoch
-        seconds).
+        If there are none, return a `Wait`, which makes the request wait for signals until `began + wait` (in seconds
+        since the epoch).
         """
         repository.require_own_token(worker_id, caller)
         row = repository.get_worker(worker_id)
@@ -130,7 +130,7 @@ class WorkerProtocol:
         return Wait(self._signal_topics(worker_id), began + wait)
 
     def _signal_topics(self, worker_id: str) -> tuple[str, ...]:
-        """Return the topics of the events that end the wait of a request: the worker and the tasks that it holds."""
+        """Return the topics of the events that can end a waiting request: those of the worker and of its tasks."""
         if self.tasks is None:
             return (worker_id,)
         held = sorted(lease.task_id for lease in self.tasks.leases_of_worker(worker_id))
@@ -139,7 +139,7 @@ class WorkerProtocol:
     def _store_heartbeat(self, row: Worker, body: Heartbeat) -> Worker:
         """Store the contents of a heartbeat, and set an offline worker to `online`.
 
-        Return the row of the worker. The row is read again only if an event was published.
+        Return the worker's row, which is read again only if an event was published.
         """
         now = clock.now()
         usage = {name: value for name in USAGE if (value := getattr(body, name)) is not UNSET}
@@ -159,9 +159,9 @@ class WorkerProtocol:
         return row
 
     def _next_heartbeat(self, row: Worker) -> int:
-        """Return the seconds until the next heartbeat.
+        """Return the number of seconds until the next heartbeat.
 
-        The value is at most 5 s if the worker has leases but does not listen for signals, because a cancellation would
+        The value is at most 5 s if the worker has leases but is not waiting for signals, because a cancellation would
         otherwise reach the worker too late.
         """
         usual = declared.heartbeat_seconds(self._settings)
@@ -172,7 +172,7 @@ class WorkerProtocol:
     def _commands_for(self, row: Worker, caller: Principal) -> list[str]:
         """Return the commands for a worker.
 
-        `resume` and `config_changed` are repeated for two heartbeats, because a response may be lost.
+        `resume` and `config_changed` are sent for two heartbeat intervals, because a response may be lost.
         """
         since = clock.now(-2 * self._settings.get(declared.HEARTBEAT_SECONDS))
         due = {
@@ -185,7 +185,7 @@ class WorkerProtocol:
         return [command for command, is_due in due.items() if is_due]
 
     def _count_pending_tasks(self) -> int:
-        """Return the number of tasks in the queue. It is read from the database at most once a second."""
+        """Return the number of pending tasks, which is read from the database at most once per second."""
         if self.tasks is None:
             return 0
         read_at, depth = self._queue_depth

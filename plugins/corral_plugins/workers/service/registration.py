@@ -1,4 +1,4 @@
-"""The registration of workers, and the keys with which workers register."""
+"""The registration of workers, and the keys that workers use to register."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ class RegistrationKeys:
         self._credentials = credentials
 
     def create(self, new: NewRegistrationKey, *, by: Principal) -> NewKeyView:
-        """Create a key. Only this method returns the secret of the key; only its SHA-256 hash is stored."""
+        """Create a key and return it with its secret.
+
+        The secret is not returned again, because only its SHA-256 hash is stored.
+        """
         key, key_hash = new_registration_key()
         row = RegistrationKey(
             id=new_id(),
@@ -69,9 +72,10 @@ class RegistrationKeys:
         return NewKeyView(**_key_fields(row), key=key)
 
     def create_embedded(self) -> str:
-        """Create a key for the embedded worker of this process and return the secret.
+        """Create a key for the embedded worker of this process, and return the secret.
 
-        A worker that registers with the key is approved automatically. The key can be used once, within ten minutes.
+        A worker that registers with the key is approved automatically. The key can be used only once, within ten
+        minutes.
         """
         key, key_hash = new_registration_key()
         now = clock.now()
@@ -89,7 +93,7 @@ class RegistrationKeys:
         return key
 
     def list_keys(self, query: PageQuery, *, caller: Principal) -> Page[RegistrationKeyView]:
-        """List keys, newest first. Expired keys are listed until they are pruned after 30 days."""
+        """List keys, newest first. Expired keys remain listed until they are deleted after 30 days."""
         found = RegistrationKey.select().where(~RegistrationKey.embedded)
         order = newest_first(RegistrationKey)
         return paginate(found, query, caller, scope="registration_keys", order=order, make=_key_view)
@@ -116,7 +120,7 @@ class RegistrationKeys:
 
 
 def count_use(key: RegistrationKey) -> None:
-    """Count one use of a key. Raise `Forbidden` if the key has no uses left or has expired."""
+    """Count one use of a key. Raise `Forbidden` if the key has expired or has no uses left."""
     now = clock.now()
     left = RegistrationKey.max_uses.is_null() | (RegistrationKey.uses < RegistrationKey.max_uses)
     used = RegistrationKey.update(uses=RegistrationKey.uses + 1, last_used_at=now)
@@ -166,7 +170,7 @@ class WorkerRegistration:
     def register_worker(self, new: NewWorker, *, caller: Principal, client_ip: str) -> tuple[RegisteredWorker, bool]:
         """Register a worker. Return the worker with its token, and whether the worker is new.
 
-        Raise `Conflict(duplicate)` if another worker has the same name.
+        Raise `Conflict` with the code `duplicate` if another worker has the same name.
         """
         key = _registration_key_of(caller)
         _check_name(new.name, key)
@@ -184,7 +188,7 @@ class WorkerRegistration:
     ) -> tuple[Worker | None, str]:
         """Insert a worker. Return its row and its token.
 
-        Return None and an empty string if another worker has just taken the name.
+        Return None and an empty string if another worker has taken the name in the meantime.
         """
         limit = self._settings.get(declared.MAX_WORKERS)
         if Worker.select().count() >= limit:
@@ -287,7 +291,7 @@ def _registration_key_of(caller: Principal) -> RegistrationKey | None:
 
 
 def _check_name(name: str, key: RegistrationKey | None) -> None:
-    """Raise `Invalid` if the embedded worker is not named `embedded`, or if another worker uses this name."""
+    """Raise `Invalid` if the embedded worker has a name other than `embedded`, or if another worker uses this name."""
     if key is None or not key.embedded:
         check_not_reserved(name)
     elif name != repository.EMBEDDED:
@@ -295,7 +299,7 @@ def _check_name(name: str, key: RegistrationKey | None) -> None:
 
 
 def _reported_columns(new: NewWorker, client_ip: str) -> dict[str, Any]:
-    """Return the columns with the values that the worker reports. Raise `Invalid` if a value is not valid."""
+    """Return the column values that the worker reports. Raise `Invalid` if a value is invalid."""
     columns: dict[str, Any] = {name: value for name in REPORTED if (value := getattr(new, name)) is not UNSET}
     if len(msgspec.json.encode(columns.get("os_info"))) > OS_INFO_LIMIT:
         raise Invalid.at("/os_info", "too_long", "os_info must not exceed 4 KiB of JSON.")
@@ -316,9 +320,9 @@ def _fingerprint_hash(new: NewWorker) -> str | None:
 def _is_same_registrant(
     row: Worker, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
 ) -> bool:
-    """Return whether a registration comes from the registrant and the machine that the row names.
+    """Return whether a registration comes from the same registrant and the same machine as the row.
 
-    The machine is identified by its fingerprint, or by its host name if there are no fingerprints.
+    The machine is identified by its fingerprint, or by its host name if there is no fingerprint.
     """
     if row.registration_key_id != (key.id if key is not None else None):
         return False

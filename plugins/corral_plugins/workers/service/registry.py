@@ -1,4 +1,4 @@
-"""The `Workers` service: looks up workers for other plugins, and maintains the number of leases of each worker."""
+"""The `Workers` service: looks up workers for other plugins, and counts the leases of each worker."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class WorkersService:
 def _facts_of_row(row: tuple[object, ...]) -> WorkerFacts:
     """Convert a row into `WorkerFacts`.
 
-    The values are decoded here, because compiled statements return JSON columns as text and some database engines
+    The values are decoded here because compiled statements return JSON columns as text, and some database engines
     return booleans as numbers.
     """
     values: dict[str, Any] = dict(zip(_FIELDS, row, strict=True))

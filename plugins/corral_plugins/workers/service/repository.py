@@ -1,4 +1,4 @@
-"""Shared functions on worker rows: reads, conditional updates, events, response bodies and access checks."""
+"""Shared functions for worker rows: reads, conditional updates, events, response bodies and access checks."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ NOT_APPROVED = "worker_not_approved"
 
 
 def find_worker(worker_id: str) -> Worker | None:
-    """Return the row of a worker, or None if there is no such worker."""
+    """Return the row of a worker, or None if the worker does not exist."""
     row: Worker | None = Worker.get_or_none(Worker.id == worker_id)
     return row
 
 
 def get_worker(worker_id: str) -> Worker:
-    """Return the row of a worker. Raise `NotFound` if there is no such worker."""
+    """Return the row of a worker. Raise `NotFound` if the worker does not exist."""
     row = find_worker(worker_id)
     if row is None:
         raise NotFound("There is no worker with this id.")
@@ -40,7 +40,7 @@ def get_worker(worker_id: str) -> Worker:
 
 
 def lock_worker(worker_id: str) -> Worker | None:
-    """Lock the row of a worker until the unit of work ends, and return it, or None if there is no such worker."""
+    """Lock the row of a worker until the unit of work ends. Return the row, or None if the worker does not exist."""
     row: Worker | None = locked(Worker.select().where(Worker.id == worker_id)).first()
     return row
 
@@ -52,9 +52,10 @@ def change_worker(where: Any, **values: Any) -> int:
 
 
 def change_and_read_worker(where: Any, **values: Any) -> Worker | None:
-    """Update the worker that matches `where` like `change_worker`, and return its row as it is now.
+    """Update the worker that matches `where`, like `change_worker`, and return the updated row.
 
-    The events of a worker are published with this row: a row that was read without a lock may be out of date.
+    Return None if no worker matches. The worker's events must be published with this row, because a row that was read
+    without a lock may be out of date.
     """
     update = Worker.update(**values, version=Worker.version + 1, updated_at=clock.now()).where(where)
     return next(iter(list(update.returning(Worker).execute())), None)
@@ -63,14 +64,15 @@ def change_and_read_worker(where: Any, **values: Any) -> Worker | None:
 def bring_online(worker_id: str, **values: Any) -> Worker | None:
     """Set an offline worker to `online`, and return its row.
 
-    Return None if the worker is no longer `offline`, for example because another process was faster.
+    Return None if the worker is no longer `offline`, for example because another process has already set it to
+    `online`.
     """
     where = (Worker.id == worker_id) & (Worker.status == "offline")
     return change_and_read_worker(where, status="online", **values)
 
 
 def publish_worker_event(kind: type[WorkerEvent], row: Worker, **fields: Any) -> None:
-    """Emit a worker event of class `kind` with the state of the worker in `row`. The row must be locked."""
+    """Emit a worker event of class `kind` with the worker's state from `row`. The row must be locked."""
     event = kind(worker_id=row.id, name=row.name, group=row.group, status=row.status, **fields)
     emit(event, object=("worker", row.id), owner=row.created_by)
 
@@ -110,18 +112,17 @@ def changed_error(row: Worker) -> Conflict:
 
 
 def release_leases_of(tasks: Tasks | None, worker_id: str, reason: str) -> int:
-    """Release every live lease of a worker without using an attempt. Return the number of released leases.
+    """Release every live lease of a worker without consuming an attempt. Return the number of released leases.
 
-    `reason` is stored with the attempts: registered | rejected | deleted. Tasks must be locked before workers.
-    Therefore, callers release the leases, then change the row of the worker, then release the leases again. The second
-    call releases leases that were claimed between the first call and the change. After the change, the worker cannot
-    claim tasks.
+    `reason` is stored with the attempts: registered | rejected | deleted. Tasks must be locked before workers. Callers
+    therefore release the leases, change the worker's row, and release the leases again. The second call releases leases
+    that were claimed between the first call and the change. After the change, the worker cannot claim tasks.
     """
     return tasks.release_leases_of_worker(worker_id, reason=reason) if tasks is not None else 0
 
 
 def forget_credentials(credentials: Credentials, worker_id: str) -> None:
-    """Remove a worker's cached principals after the commit, so that its tokens and approval are read again."""
+    """Remove a worker's cached principals after the commit, so that its tokens and its approval are read again."""
     after_commit(lambda: credentials.forget(lambda principal: principal.worker_id == worker_id))
 
 
@@ -134,7 +135,7 @@ MESSAGE_LENGTH = 500
 
 
 def record_task_failure(event: LoggedEvent) -> None:
-    """Store the failure of a task with the worker that ran the task.
+    """Record a task's failure on the worker that ran the task.
 
     A retry that a person requested does not count as a failure.
     """

@@ -1,6 +1,6 @@
 """Adds the tools of the reference worker to the `tools` plugin.
 
-Each worker reports at registration which of these tools it offers.
+Each worker reports which of these tools it offers when it registers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from corral_plugins.tools.api import Tool
 from corral_plugins.workers.node.tools.builtin import MAX_SECONDS, TOOLS
 
 PROGRAMS = ("shell.run", "python.run")
-"""Tools that run arbitrary programs. Their output may come from any source, and is therefore untrusted."""
+"""Tools that run arbitrary programs. Their output can come from any source, and is therefore untrusted."""
 
 
 def reference_worker_tools() -> Iterable[Tool]:

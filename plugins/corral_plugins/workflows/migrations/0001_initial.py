@@ -1,4 +1,4 @@
-"""The tables of workflows, their versions, their runs and the steps of these runs."""
+"""Create the tables of workflows, their versions, their runs and the steps of these runs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The HTTP routes of workflows and of their runs."""
+"""The HTTP routes of workflows and their runs."""

@@ -38,7 +38,7 @@ def list_workflow_runs(query: AllRunsQuery, runs: RunViews, caller: Principal) -
 def get_workflow_run(id: str, query: GetRunQuery, runs: RunViews, caller: Principal) -> RunView | Wait:
     """Get a run with its steps.
 
-    With `wait`, the response is sent when the run has ended, or after `wait` seconds.
+    With `wait`, the response is delayed until the run has ended, but not longer than `wait` seconds.
     """
     run = runs.get(id, by=caller)
     if query.wait and run.status not in FINAL_RUN and clock.time_s() < query.poll_deadline:
@@ -53,7 +53,7 @@ async def list_workflow_run_events(
     """List the events of a run, oldest first, or stream them as server-sent events.
 
     For a stream, send `Accept: text/event-stream`. The stream ends when the run ends, and after 30 seconds at the
-    latest. To receive the events that follow, reconnect with the last `id` as `Last-Event-ID`. `next` is the position
+    latest. To receive later events, reconnect with the last `id` as `Last-Event-ID`. In a list, `next` is the position
     from which to continue.
     """
     cursor = request.header("last-event-id") or (query.after if isinstance(query.after, str) else None)
@@ -65,9 +65,9 @@ async def list_workflow_run_events(
 
 @routes.post("/{id}/cancel", needs="workflows.run", also=(202,), raises=ACTION)
 def cancel_workflow_run(id: str, body: CancelRun, runs: RunsService, caller: Principal) -> Answer[RunView]:
-    """Cancel a run. No further step starts after the response.
+    """Cancel a run. No step starts after the response has been sent.
 
-    The status is 202 while running steps are being stopped.
+    The status is 202 if running steps are still being stopped.
     """
     run = view_of(runs.cancel_run(id, body.reason, by=caller))
     return Answer(body=run, status=200 if run.status in FINAL_RUN else 202)
@@ -91,8 +91,8 @@ def resume_workflow_run(id: str, runs: RunsService, caller: Principal) -> RunVie
 def retry_workflow_run(id: str, body: RetryRun, runs: RunsService, caller: Principal) -> Answer[RunView]:
     """Repeat an ended run as a new run.
 
-    If the new run begins at the failed steps or at a certain step, it reuses the outputs of all steps that need not run
-    again. `definition` selects the definition of the ended run or the current definition.
+    If the new run begins at the failed steps or at a given step, it reuses the outputs of all steps that need not run
+    again. `definition` selects either the original run's definition or the current definition.
     """
     run = view_of(runs.retry_run(id, body, by=caller))
     return Answer(body=run, headers={"Location": f"/api/v1/workflow-runs/{run.id}"})
@@ -100,7 +100,7 @@ def retry_workflow_run(id: str, body: RetryRun, runs: RunsService, caller: Princ
 
 @routes.post("/{id}/steps/{name}/resolve", needs="workflows.run", raises=ACTION)
 def resolve_workflow_step(id: str, name: str, body: ResolveStep, runs: RunsService, caller: Principal) -> RunView:
-    """Decide how to continue a run that a failed step has paused: repeat the step, skip it, or end the run."""
+    """Decide how to continue a run that is paused because a step failed: repeat the step, skip it, or end the run."""
     return view_of(runs.resolve_step(id, name, body, by=caller))
 
 

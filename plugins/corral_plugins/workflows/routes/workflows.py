@@ -1,4 +1,4 @@
-"""The HTTP routes of workflows: their definitions, and the start of runs."""
+"""The HTTP routes of workflows: managing their definitions and starting runs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def list_workflows(query: WorkflowQuery, workflows: WorkflowStore, caller: Princ
 async def create_workflow(
     body: NewWorkflow, workflows: WorkflowManagement, caller: Principal, request: Request
 ) -> Answer[WorkflowView]:
-    """Create a workflow. If it is not valid, the response reports all faults of its steps and expressions."""
+    """Create a workflow. If it is invalid, the response lists all errors in its steps and expressions."""
     view = await workflows.create(body, by=caller, entry=request.unit_context(caller))
     return Answer(body=view, headers={"Location": f"/api/v1/workflows/{view.id}"})
 
@@ -80,7 +80,7 @@ def list_step_types(types: StepTypes) -> StepTypeList:
 
 @routes.get("/{id}", needs="workflows.read", live=True, raises=("not_found",))
 def get_workflow(id: str, workflows: WorkflowStore, caller: Principal) -> WorkflowView:
-    """Get a workflow with all of its steps."""
+    """Get a workflow with all its steps."""
     return workflows.get(id, by=caller)
 
 
@@ -92,7 +92,7 @@ def get_workflow(id: str, workflows: WorkflowStore, caller: Principal) -> Workfl
 async def update_workflow(
     id: str, body: WorkflowPatch, match: IfMatch, workflows: WorkflowManagement, caller: Principal, request: Request
 ) -> WorkflowView:
-    """Change a workflow. `steps` replaces all steps. Runs keep the definition with which they started."""
+    """Change a workflow. `steps` replaces all steps. Runs keep the definition that they started with."""
     return await workflows.update(id, body, match, by=caller, entry=request.unit_context(caller))
 
 
@@ -119,8 +119,8 @@ async def create_workflow_step(
 ) -> Answer[StepView]:
     """Add a step to a workflow.
 
-    Without `depends_on`, the step runs after all steps of the next lower `order`; steps of the same order run at the
-    same time. Without `order`, the step follows all other steps.
+    Without `depends_on`, the step runs after all steps with the next lower `order`; steps with the same order run at
+    the same time. Without `order`, the step is placed after all other steps.
     """
     step = await workflows.add_step(id, body, by=caller, entry=request.unit_context(caller))
     return Answer(body=step, headers={"Location": f"/api/v1/workflows/{id}"})
@@ -160,9 +160,9 @@ async def delete_workflow_step(
 async def validate_workflow(
     id: str, body: ValidateWorkflow, workflows: WorkflowManagement, caller: Principal
 ) -> Validation:
-    """Check a workflow with the plugins that are active now.
+    """Check a workflow against the active plugins.
 
-    If an input is given, also check whether the workflow accepts it.
+    If an input is given, also check whether the workflow accepts the input.
     """
     return await workflows.validate(id, body, by=caller)
 
@@ -218,7 +218,7 @@ async def run_workflow(
     caller: Principal,
     request: Request,
 ) -> Answer[RunView | DryRun]:
-    """Run a workflow. With `dry_run`, nothing runs, and the response contains the plan of the run."""
+    """Run a workflow. With `dry_run`, nothing is run, and the response contains the plan of the run."""
     if body.dry_run:
         return Answer(body=await dry.plan(id, body.input, by=caller), status=200)
     wanted = RunRequest(workflow_id=id.lower(), input=body.input, context=body.context, tags=body.tags)

@@ -1,1 +1,1 @@
-"""The rules of workflows."""
+"""The business rules of workflows."""

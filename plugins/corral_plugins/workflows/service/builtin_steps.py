@@ -48,7 +48,10 @@ RESERVED_HEADERS = frozenset({"connection", "content-length", "host", "te", "tra
 
 
 def _require_set(service: T | None) -> T:
-    """Return a service of a plugin that this plugin requires. The service is always set before the first step runs."""
+    """Return a service of a plugin that this plugin requires.
+
+    The service has always been set before the first step runs.
+    """
     assert service is not None
     return service
 
@@ -86,7 +89,10 @@ class AgentSteps:
         return _require_set(self.tasks).create(context, {"instructions": context.title, **context.config})
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
-        """End the step if its task has ended. The result of the task becomes the output of the step."""
+        """End the step if its task has ended. The result of the task becomes the output of the step.
+
+        Return None if the task has not ended.
+        """
         return _require_set(self.tasks).resolve(context, event)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
@@ -118,7 +124,7 @@ class ModelSteps:
         )
 
     async def execute(self, context: StepContext) -> StepResult:
-        """Call the model, and return its answer as the output of the step."""
+        """Call the model, and return its reply as the output of the step."""
         if self.llm is None:
             raise StepFailure("plugin_disabled", "The plugin llm is not active.", retryable=False)
         if not context.caller.may("llm.use"):
@@ -152,7 +158,10 @@ class ModelSteps:
 
 
 def _structured(text: str, schema: Json | None) -> Any:
-    """Return the output of a model: an object that matches the schema or, without a schema, the text."""
+    """Return the output of a model: the parsed JSON if there is a schema, otherwise an object with the text.
+
+    Raise `StepFailure` if the text is not JSON or does not match the schema.
+    """
     if schema is None:
         return {"text": text}
     try:
@@ -174,7 +183,7 @@ class HttpSteps:
         self._client: httpx2.AsyncClient | None = None
 
     def declare_breakers(self) -> None:
-        """Declare that the circuit breakers of the hosts guard the requests."""
+        """Declare that the requests are guarded by the circuit breakers of the hosts."""
         if self.breakers is not None:
             self.breakers.declare("http")
 
@@ -272,7 +281,7 @@ class HttpSteps:
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Classify a request for the circuit breaker of its host. Requests that the egress guard refuses do not count."""
+    """Classify a request for its host's circuit breaker. Requests that the egress guard refuses are not counted."""
     if isinstance(outcome, EgressBlocked | ValueError):
         return "neutral"
     status = getattr(outcome, "status_code", None)
@@ -286,7 +295,10 @@ def _check_headers(config: Json) -> list[FieldError]:
 
 
 def _encoded_body(body: Any, headers: dict[str, str]) -> bytes | None:
-    """Return the bytes of a body. A body that is not text is sent as JSON."""
+    """Return the bytes of a request body, or None if there is no body. A body that is not text is sent as JSON.
+
+    The default content type is added to `headers`.
+    """
     if body is None:
         return None
     if isinstance(body, str):
@@ -297,7 +309,7 @@ def _encoded_body(body: Any, headers: dict[str, str]) -> bytes | None:
 
 
 def _decoded_body(response: httpx2.Response) -> Any:
-    """Return the body of a response: the parsed JSON, or the text if it is not JSON."""
+    """Return the body of a response as parsed JSON, or as text if it is not JSON."""
     if "json" in response.headers.get("content-type", ""):
         try:
             return json.loads(response.content)
@@ -330,7 +342,7 @@ class InputSteps:
     def dispatch(self, context: StepContext) -> StepWait:
         """Wait for a person.
 
-        `waits_for` is the step itself, about which no final event arrives. Only a person or a timer ends the step.
+        `waits_for` is the id of the step itself. No event ends this wait; only a person or a timer ends the step.
         """
         seconds = context.config.get("expires_in_seconds")
         until = clock.now(seconds) if seconds is not None else None
@@ -357,7 +369,7 @@ class ChildSteps:
         )
 
     def dispatch(self, context: StepContext) -> StepWait | StepResult:
-        """Start the run with the rights of the person who started the run of this step."""
+        """Start a run of the other workflow with the rights of the person who started the run of this step."""
         request = RunRequest(
             workflow_id=context.config["workflow_id"].lower(),
             input=context.config.get("input", {}),
@@ -374,7 +386,10 @@ class ChildSteps:
         return StepResult(output={"run_id": run.id})
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
-        """End the step if the run that it started has ended. The output of that run becomes the step's output."""
+        """End the step if the run that it started has ended. The output of that run becomes the step's output.
+
+        Return None if the run has not ended.
+        """
         run = _require_set(self.workflows).find(event.object_id)
         if run is None or run.status not in ("completed", "failed", "cancelled"):
             return None
@@ -385,7 +400,7 @@ class ChildSteps:
         return StepResult(status="failed", error=_error_of_child(run.error), cost_usd=run.cost_usd)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Cancel the run that the step has started."""
+        """Cancel the run that the step started."""
         assert context.waits_for is not None
         _require_set(self.workflows).cancel(context.waits_for, reason=reason)
         run = _require_set(self.workflows).find(context.waits_for)
@@ -399,7 +414,7 @@ def _error_of_child(error: Mapping[str, Any] | None) -> Json:
 
 
 class BuiltInSteps:
-    """The step types above, which this plugin contributes to the hook. Their services are set after the boot."""
+    """The built-in step types that this plugin contributes to the hook. Their services are set after the boot."""
 
     def __init__(self) -> None:
         self.agent, self.model, self.http, self.child = AgentSteps(), ModelSteps(), HttpSteps(), ChildSteps()
@@ -416,5 +431,5 @@ class BuiltInSteps:
         ]
 
     def definitions(self) -> list[StepType]:
-        """Return the definitions of these step types."""
+        """Return the definitions of the built-in step types."""
         return [each.definition() for each in (self.agent, self.model, self.http, self.input, self.child, self.code)]

@@ -1,4 +1,4 @@
-"""Steps of the types `code` and `tool`: a task for which the worker makes one tool call instead of asking a model.
+"""Steps of the types `code` and `tool`: their tasks make the worker run one tool call instead of the agent loop.
 
 The step type `code` is defined here; the `tools` plugin contributes the step type `tool`. The tool call needs the same
 permission as a call by an agent, because it is made under the lease of an agent's task.
@@ -51,11 +51,11 @@ class CodeSteps:
         )
 
     def check(self, config: Json) -> list[FieldError]:
-        """Refuse code if no active plugin decides about tool calls."""
+        """Reject code if the plugin that decides about tool calls is not active."""
         return [] if self.tools is not None else [FieldError("/language", "not_allowed", DISABLED)]
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Create the task for an agent that may use the tool and a worker that offers the tool."""
+        """Create a task for an agent that may use the tool and for a worker that offers the tool."""
         if self.tools is None:
             raise StepFailure("plugin_disabled", DISABLED, retryable=False)
         assert self.tasks is not None
@@ -64,7 +64,10 @@ class CodeSteps:
         return self.tasks.create(context, fields)
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
-        """End the step if its task has ended. The result of the task becomes the output of the step."""
+        """End the step if its task has ended. The result of the task becomes the output of the step.
+
+        Return None if the task has not ended.
+        """
         assert self.tasks is not None
         return self.tasks.resolve(context, event)
 
@@ -77,9 +80,9 @@ class CodeSteps:
 def code_call(config: Json) -> tuple[str, Json]:
     """Return the tool that runs the code of a step, and the arguments of the call.
 
-    Python code finds the input in the variable `input`, and shell code finds it as JSON in the variable `INPUT`. In
-    both cases, the input is a part of the code, so that people who have to approve the call see it. Other languages get
-    the input as the argument `input`.
+    Python code receives the input in the variable `input`, and shell code receives it as JSON in the variable `INPUT`.
+    In both cases, the input is part of the code, so that people who have to approve the call can see it. Code in other
+    languages receives the input as the argument `input`.
     """
     language, source = config["language"], config["source"]
     if "input" not in config:
@@ -105,7 +108,7 @@ EXECUTORS: Mapping[str, Callable[[Json], Json]] = {"code": _code, "tool": _tool}
 
 
 class ToolTasks:
-    """The task executor of `code` and `tool` steps, which tells the worker what tool call to make.
+    """The task executor of `code` and `tool` steps, which tells the worker which tool call to make.
 
     The methods run in units of work.
     """
@@ -115,7 +118,7 @@ class ToolTasks:
         return task["step_run_id"] is not None and _step_of(task).type in EXECUTORS
 
     def prepare(self, task: Json) -> Json:
-        """Return the tool call that a task makes."""
+        """Return the tool call that the worker makes for a task."""
         row = _step_of(task)
         return EXECUTORS[row.type](row.input)
 

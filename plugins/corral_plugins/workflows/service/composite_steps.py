@@ -17,7 +17,7 @@ CANCELLED = {"kind": "error", "type": "cancelled", "message": "The steps were ca
 
 
 class ScopeEnd(msgspec.Struct, kw_only=True):
-    """The result of a scope. `error` is the error of the first step that failed; `last` is the last completed step."""
+    """The result of a scope. `error` is the error of the first failed step; `last` is the last completed step."""
 
     error: Json | None = None
     last: StepRow | None = None
@@ -27,11 +27,14 @@ class Scopes(Protocol):
     """Advances the scopes inside a container, which is a loop or a parallel step."""
 
     async def settle(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
-        """Advance the steps of a scope. Return how the scope ended, or None if it is still running."""
+        """Advance the steps of a scope. Return the result of the scope, or None if it is still running.
+
+        If `closing` is set, the result of the scope is no longer needed.
+        """
         ...
 
     def first_failure(self, scope: Scope, iteration: Iteration) -> StepRow | None:
-        """Return the first step of a scope whose failure ends the scope, or None."""
+        """Return the first step of a scope whose failure ends the scope, or None if there is no such step."""
         ...
 
 
@@ -42,7 +45,10 @@ class CompositeSteps:
         self._changes, self._rendering, self._scopes, self._run = changes, rendering, scopes, changes.state.run
 
     async def advance(self, step: Step, row: StepRow, iteration: Iteration, *, is_ending: bool) -> None:
-        """Advance the steps inside a loop or a parallel step. If `is_ending`, their result is no longer needed."""
+        """Advance the steps inside a loop or a parallel step.
+
+        If `is_ending` is set, their results are no longer needed.
+        """
         if step.type == "loop":
             if row.cursor is None:
                 row.set(cursor=0)
@@ -160,5 +166,5 @@ class CompositeSteps:
 
 
 def output_of(row: StepRow) -> Any:
-    """Return the output of a step. The inputs and outputs of the step must have been read before."""
+    """Return the output of a step. The step's inputs and outputs must already have been read."""
     return None if row.output is UNSET else row.output

@@ -1,4 +1,4 @@
-"""Reads and writes the rows of workflows and of their versions, which contain the definitions."""
+"""Reads and writes the rows of workflows and their versions, which contain the definitions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CANCEL_JOB = "workflows.cancel_runs"
 
 
 def find_readable_workflow(workflow_id: str, caller: Principal) -> Workflow:
-    """Return a workflow if it is not deleted and the caller may read it. Otherwise, raise `NotFound`."""
+    """Return a workflow that is not deleted and that the caller may read. Otherwise, raise `NotFound`."""
     row: Workflow | None = Workflow.get_or_none((Workflow.id == workflow_id) & LIVING & visible(Workflow, caller))
     if row is None:
         raise NotFound("There is no workflow with this id.")
@@ -91,7 +91,7 @@ class WorkflowStore:
         return paginate(rows, query, by, scope=scope, order=(Order(WorkflowVersion.n),), make=_version_item)
 
     def version(self, workflow_id: str, n: int, *, by: Principal) -> WorkflowVersionView:
-        """Return one version of a workflow. Raise `NotFound` if there is no such version."""
+        """Return one version of a workflow. Raise `NotFound` if the version does not exist."""
         find_readable_workflow(workflow_id, by)
         row = find_version(workflow_id, n)
         item = msgspec.structs.asdict(_version_item(row))
@@ -100,7 +100,7 @@ class WorkflowStore:
     # -- writing
 
     def insert(self, values: Json, *, by: Principal) -> WorkflowView:
-        """Create a workflow with these column values."""
+        """Create a workflow with the given column values."""
         self._check_references(values)
         now = clock.now()
         row = Workflow(**values, id=new_id(), created_by=by.user_id, created_at=now, updated_at=now)
@@ -111,9 +111,9 @@ class WorkflowStore:
         return view_of(row)
 
     def update(self, before: Workflow, changes: Json, *, by: Principal) -> WorkflowView | None:
-        """Change a workflow. Return None if somebody else has changed the workflow since it was read.
+        """Change a workflow. Return None if the workflow was changed by another request after it was read.
 
-        A change of the configuration or of the steps creates a new version.
+        A change to the configuration or the steps creates a new version.
         """
         row = find_writable_workflow(before.id, by)
         changes = {name: value for name, value in changes.items() if getattr(row, name) != value}
@@ -136,7 +136,7 @@ class WorkflowStore:
         return view_of(row)
 
     def clone(self, workflow_id: str, body: CloneWorkflow, *, by: Principal) -> WorkflowView:
-        """Copy a workflow. The caller owns the copy, whose steps have new ids."""
+        """Copy a workflow. The caller owns the copy, and the steps of the copy have new ids."""
         source = find_readable_workflow(workflow_id, by)
         steps = [{**step, "id": new_id()} for step in source.steps]
         kept = {name: getattr(source, name) for name in ("description", "config", "tags")}
@@ -146,8 +146,8 @@ class WorkflowStore:
     def delete(self, workflow_id: str, match: IfMatch, *, force: bool, by: Principal) -> int:
         """Delete a workflow and cancel its active runs. Return the number of runs to cancel.
 
-        A job cancels the runs that do not fit into the first batch. Raise `Conflict` (`in_use`) if runs are active and
-        `force` is not set.
+        A background job cancels the runs that do not fit into the first batch. Raise `Conflict` with the code `in_use`
+        if there are active runs and `force` is not set.
         """
         locked(Workflow.select(Workflow.id).where(Workflow.id == workflow_id)).first()  # keeps the version as it is
         row = find_writable_workflow(workflow_id, by)
@@ -193,13 +193,13 @@ def cancel_runs_of_deleted(workflow_id: str) -> int:
 
 
 def _active_runs(workflow_id: str) -> Any:
-    """Return the query for the ids of a workflow's runs that have not ended, oldest first."""
+    """Return a query for the ids of a workflow's unfinished runs, oldest first."""
     is_active = (Run.workflow_id == workflow_id) & Run.status.in_(("queued", *ACTIVE))
     return Run.select(Run.id).where(is_active).order_by(Run.id)
 
 
 def find_version(workflow_id: str, n: int) -> WorkflowVersion:
-    """Return a version of a workflow. Raise `NotFound` if there is no such version."""
+    """Return a version of a workflow. Raise `NotFound` if the version does not exist."""
     same = (WorkflowVersion.workflow_id == workflow_id) & (WorkflowVersion.n == n)
     row: WorkflowVersion | None = WorkflowVersion.get_or_none(same)
     if row is None:
@@ -222,13 +222,13 @@ def add_version(row: Workflow, by: Principal) -> None:
 
 
 def view_of(row: Workflow) -> WorkflowView:
-    """Return a workflow in the form in which responses show it."""
+    """Return the API representation of a workflow."""
     last = _last_runs([row.last_run_id]).get(row.last_run_id) if row.last_run_id is not None else None
     return WorkflowView(**_item_fields(row, last), steps=step_views(row.steps))
 
 
 def step_views(steps: Sequence[Json]) -> list[StepView]:
-    """Return stored steps in the form in which responses show them, in order."""
+    """Return the API representations of stored steps, in order."""
     return [step_view(step) for step in steps]
 
 
@@ -267,6 +267,6 @@ def _filters(query: WorkflowQuery) -> list[Any]:
 
 
 def _has_tag(tag: str) -> Any:
-    """Return an SQL condition that selects the workflows with exactly this tag. It works on both database engines."""
+    """Return the SQL condition that a workflow has exactly this tag. The condition works on both database engines."""
     quoted = peewee.Value(msgspec.json.encode(tag).decode(), converter=False)
     return peewee.fn.REPLACE(Workflow.tags, quoted, "") != Workflow.tags

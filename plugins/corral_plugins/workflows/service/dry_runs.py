@@ -1,4 +1,4 @@
-"""Shows what a run of a workflow would do, without running anything."""
+"""Shows what a run of a workflow would do, without running any step."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NEWEST = 20
 
 
 class DryRuns:
-    """Plans runs without running anything."""
+    """Plans runs without running any step."""
 
     def __init__(self, work: Work, definitions: DefinitionValidator, references: ReferenceChecker) -> None:
         self._work, self._definitions, self._references = work, definitions, references
 
     async def plan(self, workflow_id: str, input: Any, *, by: Principal) -> DryRun:
-        """Return the plan of a run with this input. Raise `Invalid` if the definition or the input is not valid."""
+        """Return the plan of a run with this input. Raise `Invalid` if the definition or the input is invalid."""
         row = await self._work(lambda: find_readable_workflow(workflow_id, by), read=True)
         schema = row.config.get("input_schema")
         if schema is not None and (faults := json_schema_errors(schema, input, pointer_prefix="/input")):

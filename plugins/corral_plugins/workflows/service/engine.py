@@ -1,9 +1,8 @@
 """The engine, which advances runs.
 
 To advance a run, the engine reads the rows of the run in one unit of work, evaluates expressions outside units of work,
-and writes the changes in another unit of work. If somebody has changed the run in between, the engine starts again.
-Therefore, a process may die at any moment: changes that it has not written have no effect, and another process computes
-them again.
+and writes the changes in another unit of work. If the run was changed in the meantime, the engine starts again. A
+process may therefore die at any moment: its unwritten changes have no effect, and another process computes them again.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ SUMMARY_BYTES = 1024
 ROUNDS = 1000
 GRAPHS = 500
 TIMER_SECONDS = 3600.0
-"""A timer that ends within this time gets a job of its own. The sweep finds the others."""
+"""A timer that ends within this time gets its own job. The sweep handles timers that end later."""
 ACTIVE = ("running", "waiting", "paused")
 RUN_EVENTS: dict[str, type[api.RunEvent]] = {
     "running": api.RunStarted,
@@ -100,11 +99,11 @@ class StepProcess(Protocol):
     """Executes steps in this process. The methods are called on the event loop."""
 
     def start(self, run_id: str, row_id: str, lease: str, loaded: tuple[RunState, Graph] | None = None) -> None:
-        """Start to execute a step under a lease. `loaded` is the run in the state that the engine has just written."""
+        """Start executing a step under a lease. `loaded` is the run in the state that the engine has just written."""
         ...
 
     def abort(self, row_id: str) -> None:
-        """Stop executing a step. Does nothing if this process does not execute the step."""
+        """Stop executing a step. The method does nothing if this process is not executing the step."""
         ...
 
 
@@ -115,7 +114,7 @@ class StepStarter:
         self.executors: StepProcess | None = None
 
     def start(self, run_id: str, row_id: str, lease: str, loaded: tuple[RunState, Graph]) -> None:
-        """Start to execute a step under a lease. `loaded` is the run in the state that the engine has just written."""
+        """Start executing a step under a lease. `loaded` is the run in the state that the engine has just written."""
         if self.executors is not None:
             self.executors.start(run_id, row_id, lease, loaded)
 
@@ -146,7 +145,7 @@ class Engine:
         self._accounts, self._permissions = accounts, permissions
 
     async def advance(self, run_id: str) -> None:
-        """Advance a run until nothing more can be done now."""
+        """Advance a run as far as is possible now."""
         for _ in range(ROUNDS):
             found = await self._work(lambda: self._load(run_id), read=True)
             if found is None:
@@ -171,11 +170,14 @@ class Engine:
                 return
 
     def rendering(self, state: RunState, graph: Graph) -> Rendering:
-        """Return the object that evaluates the expressions of a run."""
+        """Return an object that evaluates the expressions of a run."""
         return Rendering(self._expressions, self._work, state, graph)
 
     def load(self, run_id: str) -> tuple[RunState, Graph] | None:
-        """Return the state and the graph of a run that has not ended. Runs in a unit of work."""
+        """Return the state and the graph of a run, or None if it does not exist or has ended.
+
+        Runs in a unit of work.
+        """
         state = load_state(run_id)
         if state is None or state.run.status in FINAL_RUN:
             return None
@@ -186,7 +188,8 @@ class Engine:
     ) -> StepContext:
         """Return the data about a step that its step type receives. Runs in a unit of work.
 
-        Raise `RightsLost` if the step begins its work although the person who started the run is no longer active.
+        Raise `RightsLost` if the step is about to start its work but the person who started the run is no longer
+        active.
         """
         run, settings = state.run, self._graphs.read(state.run.workflow_id, state.run.n).config
         limit = settings.get("max_cost_usd")
@@ -217,8 +220,8 @@ class Engine:
     def _caller_of(self, run: Run, *, may_be_inactive: bool) -> Principal:
         """Return the principal with whose rights the steps of a run act.
 
-        A person who is no longer active has no rights. With `may_be_inactive`, a principal without rights is returned,
-        so that work can end that was begun for this person.
+        If the person who started the run is no longer active, raise `RightsLost`. With `may_be_inactive`, return a
+        principal without rights instead, so that work started for this person can still be ended.
         """
         if run.started_by is None:
             return Principal(kind="system", id="system", role="admin", permissions=self._permissions.held_by("admin"))
@@ -238,7 +241,10 @@ class Engine:
         return found
 
     def _admit(self, state: RunState) -> bool:
-        """Start a queued run if the limits on active runs allow this. Return whether to continue with the run."""
+        """Start a queued run if the limits on active runs allow it.
+
+        Return whether the caller should continue with the run.
+        """
         run = state.run
         advisory_lock("workflows.admit")
         config = self._graphs.read(run.workflow_id, run.n).config
@@ -316,7 +322,7 @@ class Engine:
     # -- steps whose work is done elsewhere
 
     def _dispatch(self, state: RunState, step: Step, row: StepRow, config: Json, waiting: list[StepRow]) -> bool:
-        """Dispatch a step. Return whether the step has ended at once, so that the run can advance further."""
+        """Dispatch a step. Return whether the step ended immediately, so that the run can advance further."""
         if not row.is_open:  # cancelled in the same advance
             return False
         row.set(report=None, waits_for=None)  # the unit of work may run again
@@ -343,7 +349,7 @@ class Engine:
         return False
 
     def _cancel(self, state: RunState, step: Step, row: StepRow, waits_for: str) -> bool:
-        """Cancel work of a step that is done elsewhere. Return whether the step has ended at once."""
+        """Cancel the work of a step that is done elsewhere. Return whether the step ended immediately."""
         reason = (state.run.stop or {}).get("message")
         try:
             kind = self._kind(step)
@@ -418,7 +424,10 @@ def _workflow_name(run: Run) -> str:
 
 
 def summary_of(output: Any) -> str | None:
-    """Return at most 1 KiB of the output of a step, for events: the text itself, or the JSON of any other value."""
+    """Return at most 1 KiB of a step's output, for use in events, or None if there is no output.
+
+    Output that is not text is encoded as JSON.
+    """
     if output is None or output is UNSET:
         return None
     text = output["text"] if isinstance(output, dict) and isinstance(output.get("text"), str) else output
@@ -427,7 +436,7 @@ def summary_of(output: Any) -> str | None:
 
 
 def active_runs(workflow_id: str | None, limit: int) -> int:
-    """Return the number of active runs of a workflow, or of all workflows, but at most `limit`."""
+    """Return the number of active runs of a workflow, or of all workflows. The number is capped at `limit`."""
     where = Run.status.in_(ACTIVE)
     if workflow_id is not None:
         where &= Run.workflow_id == workflow_id
@@ -435,20 +444,23 @@ def active_runs(workflow_id: str | None, limit: int) -> int:
 
 
 def report_of(result: StepResult) -> Json:
-    """Return the report about the result of a step. If it `is_large`, the next advance stores the output as a file."""
+    """Return the stored form of a step's result.
+
+    If `is_large` is set in it, the next advance stores the output as a file.
+    """
     report: Json = {"status": result.status, "cost_micro": round(result.cost_usd * 1e6), "error": result.error}
     report |= {"retryable": result.retryable, "reason": result.reason and result.reason[:500], "goto": result.goto}
     return {**report, "tainted": result.tainted, "is_large": is_too_large(result.output)}
 
 
 def log_unexpected(error: Exception, step: Step) -> None:
-    """Log an exception of a step type, unless it is an expected failure."""
+    """Log an exception raised by a step type, unless it is an expected failure."""
     if not isinstance(error, ExpectedFailure):
         log.error("a step type raised an exception", exc_info=error, extra={"step": step.name, "type": step.type})
 
 
 def failure_report(failure: BaseException) -> Json:
-    """Return the report about an exception with which a step failed."""
+    """Return the stored form of the exception that made a step fail."""
     if isinstance(failure, StepFailure):
         error = {"kind": failure.kind, "type": failure.type, "message": failure.message}
         return {"status": "failed", "error": error, "retryable": failure.retryable}

@@ -1,6 +1,6 @@
 """Completes the steps of the type `wait` that wait for an event.
 
-Each step stores its position in the event log. Therefore, no event is missed, no matter which process looks for the
+Each step stores its position in the event log. No event is therefore missed, regardless of which process looks for the
 event and when.
 """
 
@@ -36,10 +36,10 @@ LOOK_SECONDS = 1.0
 
 
 class _Batch(NamedTuple):
-    """Waiting steps, the new events of the types for which they wait, and the position after these events.
+    """Waiting steps, the new events of the types that they wait for, and the log position after these events.
 
-    `callers` contains the person with whose rights each run acts, keyed by the id of the run. A person who is no longer
-    active is left out.
+    `callers` maps the id of each run to the person with whose rights the run acts. People who are no longer active are
+    omitted.
     """
 
     rows: list[Any]
@@ -49,11 +49,11 @@ class _Batch(NamedTuple):
 
 
 class EventWaits:
-    """Looks for the events for which steps wait.
+    """Looks for the events that steps wait for.
 
-    A step gets only events that the person who started its run may read. If an event cannot be handled for a step, the
-    event is tried again, as for any durable consumer, and is then skipped for this step. Other steps are not delayed by
-    that.
+    A step receives only events that the person who started its run may read. If handling an event fails for a step, it
+    is retried, as for any durable consumer. After the last failed try, the step skips the event. Other steps are not
+    delayed.
     """
 
     def __init__(self, database: Database, expressions: Expressions, accounts: Accounts, rights: EventRights) -> None:
@@ -68,7 +68,7 @@ class EventWaits:
             await self.complete_waiting_steps()
 
     async def complete_waiting_steps(self) -> None:
-        """Complete the steps whose event has occurred."""
+        """Complete the steps whose awaited event has occurred."""
         last = ("", "")
         while await self._database.read(functools.partial(_is_awaited, last), ENTRY):
             batch = await self._work(functools.partial(self._load, last), entry=ENTRY, read=True)
@@ -94,7 +94,7 @@ class EventWaits:
     async def _has_none(self, row: Any, batch: _Batch) -> bool:
         """Complete a step if one of the events matches it.
 
-        Return True if no event matches, so that the position of the step can move.
+        Return True if no event matches, so that the step's position in the event log can move on.
         """
         caller = batch.callers.get(row.run_id)
         for event in batch.events:
@@ -114,7 +114,7 @@ class EventWaits:
         return True
 
     async def _count_failure(self, row: Any, event: LoggedEvent, reason: str) -> bool:
-        """Count a failure to handle an event for a step. Return whether the step now skips the event."""
+        """Count a failed attempt to handle an event for a step. Return whether the step now skips the event."""
         log.warning("an awaited event could not be handled", extra={"step": row.name, "run": row.run_id}, exc_info=True)
         self._failures[row.id, event.id] += 1
         if self._failures[row.id, event.id] < POISON_TRIES:
@@ -139,7 +139,7 @@ class EventWaits:
 
 
 def _event_data(event: LoggedEvent) -> dict[str, Any]:
-    """Return an event in the form that filters and outputs use."""
+    """Return an event in the form that is available to filters and outputs."""
     return {
         "event": event.type,
         "id": event.id,
@@ -151,9 +151,9 @@ def _event_data(event: LoggedEvent) -> dict[str, Any]:
 
 
 def _read(after: tuple[str, str]) -> tuple[list[Any], list[LoggedEvent], int]:
-    """Return some waiting steps, the new events of the types for which they wait, and the position after these events.
+    """Return a batch of waiting steps, the new events of their types, and the log position after these events.
 
-    Steps that have already seen the newest event are left out. The steps are ordered by event type and id.
+    Steps that have already seen the newest event are omitted. The steps are ordered by event type and id.
     """
     end = event_log.last_seq()
     rows: list[Any] = list(_waiting(after, end).order_by(StepRun.event, StepRun.id).limit(BATCH))
@@ -165,7 +165,7 @@ def _read(after: tuple[str, str]) -> tuple[list[Any], list[LoggedEvent], int]:
 
 
 def _is_awaited(after: tuple[str, str]) -> bool:
-    """Return whether `_read` would return any step."""
+    """Return whether `_read` would return any steps."""
     return bool(_waiting(after, event_log.last_seq()).limit(1).exists())
 
 

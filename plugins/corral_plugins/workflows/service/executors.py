@@ -1,7 +1,7 @@
-"""Executes the steps that do their work in this process: calls of models, HTTP services and tools.
+"""Executes the steps whose work is done in this process: calls of models, HTTP services and tools.
 
-A step is executed under a lease, which this process renews. If the process dies, another process takes the step over
-after the lease has ended, and executes it again with the same idempotency key. Only the holder of the lease can report
+A step is executed under a lease, which this process renews. If the process dies, another process takes over the step
+when the lease has expired, and executes it again with the same idempotency key. Only the holder of the lease can report
 the result of the step.
 """
 
@@ -42,17 +42,20 @@ RENEW_SECONDS = 15.0
 CONCURRENCY = 100
 BATCH = 200
 SMALL_OUTPUT = 4096
-"""Outputs of at most so many bytes are redacted on the event loop, because a change of the thread takes longer."""
+"""The maximum size in bytes of outputs that are redacted on the event loop.
+
+For small outputs, switching to another thread would take longer than the redaction.
+"""
 STOP_SECONDS = 5.0
 ENTRY = UnitContext(label="workflows: steps", actor=SYSTEM)
 
 
 class LeaseLost(ExpectedFailure):
-    """Raised to undo the report about a step if the lease of the step has ended."""
+    """Raised to roll back the report about a step whose lease has ended."""
 
 
 class StepExecutors:
-    """Executes steps in asyncio tasks, which are keyed by the id of the step. `run` renews the leases of the steps."""
+    """Executes each step in an asyncio task. `run` renews the leases of the steps."""
 
     secrets: Secrets | None
 
@@ -76,7 +79,7 @@ class StepExecutors:
         starter.executors = self
 
     def start(self, run_id: str, row_id: str, lease: str, loaded: Loaded | None = None) -> None:
-        """Execute a step. Called on the event loop when the lease of the step is committed.
+        """Execute a step. Called on the event loop once the lease of the step has been committed.
 
         `loaded` is the run in the state that the engine has just written.
         """
@@ -101,7 +104,7 @@ class StepExecutors:
                 await self._renew()
 
     async def stop(self) -> None:
-        """Stop all steps and end their leases, so that another process can take the steps over at once."""
+        """Stop all steps and end their leases, so that another process can take over the steps immediately."""
         self._is_stopping = True
         leases = [lease for lease, _ in self._tasks.values()]
         tasks = [*(task for _, task in self._tasks.values()), *self._advances]
@@ -121,7 +124,7 @@ class StepExecutors:
             await self._work(self._claim_abandoned, entry=ENTRY)
 
     def _advance(self, run_id: str) -> None:
-        """Advance a run soon. If this fails, the sweep later queues a job that advances the run."""
+        """Schedule an advance of a run. If the advance fails, the sweep later queues a job that advances the run."""
         task = asyncio.get_running_loop().create_task(self._engine.advance(run_id), name=f"advance {run_id}")
         self._advances.add(task)
         task.add_done_callback(self._advanced)
@@ -182,7 +185,7 @@ class StepExecutors:
             await self._store(run_id, row_id, lease, given, output, result)
 
     async def _call(self, state: RunState, step: Step, row: StepRow, rendering: Rendering) -> tuple[Any, Json]:
-        """Call the step type. Return the input of the step as users see it, and the report with the `output`."""
+        """Call the step type. Return the step's input as users see it, and the report, which contains the `output`."""
         given: Any = None
         try:
             kind = self._kind(step)
@@ -214,7 +217,7 @@ class StepExecutors:
         return kind
 
     async def _report(self, state: RunState, row: StepRow, found: Any) -> Json:
-        """Return the report about the result of a step type, without secrets. A large output is stored as a file."""
+        """Return the report about a step type's result, without secrets. A large output is stored as a file."""
         result = found if isinstance(found, StepResult) else StepResult(output=found)
         encoded = msgspec.json.encode(result.output)
 
@@ -244,10 +247,10 @@ class StepExecutors:
         return with_secrets
 
     async def _store(self, run_id: str, row_id: str, lease: str, given: Any, output: Any, report: Json) -> None:
-        """Report the result of a step, unless its lease has ended. Retry while the database is unavailable.
+        """Store the report about a step, unless its lease has ended. Retry while the database is unavailable.
 
-        Then advance the run directly, unless a job that does so is already queued. Another job would need three more
-        transactions.
+        The run is then advanced directly, unless a job that advances it is already queued. Another job would take three
+        more transactions.
         """
 
         def store() -> None:
@@ -269,6 +272,6 @@ class StepExecutors:
 
 
 def _abandoned() -> Any:
-    """Return the query for the steps whose processes have died."""
+    """Return a query for the steps whose processes have died."""
     is_abandoned = StepRun.lease.is_null(False) & (StepRun.lease_until < clock.now())
     return StepRun.select(StepRun.id, StepRun.run_id, StepRun.lease).where(is_abandoned)

@@ -16,15 +16,15 @@ Json = dict[str, Any]
 
 
 def error_of(step: str, kind: str, type: str, message: str) -> Json:
-    """Return the error of a step in the form that clients see."""
+    """Return the error of a step in the form that clients receive."""
     return {"step": step, "kind": kind, "type": type, "message": message[:4000]}
 
 
 def end_attempt(step: Step, row: StepRow, error: Json, *, retryable: bool) -> None:
-    """End an attempt of a step that failed.
+    """End a failed attempt of a step.
 
-    The step gets another attempt if its retry policy allows it. Otherwise `on_error` decides whether the step fails,
-    jumps to another step or waits for a person.
+    If the retry policy allows another attempt, the step is retried. Otherwise, `on_error` decides whether the step
+    fails, jumps to another step or waits for a person.
     """
     error = {"step": step.name, "kind": "error", "type": "error", "message": "", **error}
     attempts = [*row.attempts, {"attempt": row.attempt, "started_at": row.started_at, "ended_at": clock.now()}]
@@ -49,7 +49,7 @@ def is_handled(step: Step, row: StepRow) -> bool:
 
 
 def _retry_delay(step: Step, attempt: int, error: Json) -> float | None:
-    """Return the delay until the next attempt in seconds, or None if there is no further attempt."""
+    """Return the delay before the next attempt in seconds, or None if there is no further attempt."""
     policy = msgspec.convert(step.retry_policy or {}, RetryPolicy)
     if attempt >= (policy.max_attempts or 1):
         return None

@@ -1,8 +1,8 @@
-"""The graph of a workflow: which steps depend on which other steps. The graph consists of scopes.
+"""The graph of a workflow, which defines how its steps depend on each other. The graph consists of scopes.
 
-The steps of a workflow are one scope. The body of a loop, and each branch of a parallel step, are further scopes. A
+The steps of a workflow form one scope. The body of a loop and each branch of a parallel step are further scopes. A
 definition is a list of steps in the form in which `definitions` stores them. The graph of a valid definition can always
-be built; `GraphError` lists the faults of an invalid definition.
+be built; `GraphError` lists the errors in an invalid definition.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Gotos = Callable[[str, Json], Mapping[str, str]]
 class Step(msgspec.Struct, kw_only=True):
     """A step with its dependencies.
 
-    The step waits for the steps in `depends_on`. If the step is the target of a condition or a switch, it also waits
-    for these `deciders`. `jumps_from` are the steps that may jump to this step. `is_jump_only` means that the step runs
-    only after a jump.
+    The step waits for the steps in `depends_on`. `deciders` are the conditions and switches that have this step as a
+    target; the step also waits for them. `jumps_from` are the steps that may jump to this step. `is_jump_only` means
+    that the step runs only after a jump.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Step(msgspec.Struct, kw_only=True):
 
 
 class Scope(msgspec.Struct, kw_only=True):
-    """Steps that run together, each after its predecessors. `leaves` are the steps that no other step depends on."""
+    """Steps that run together, each after its predecessors. No other step depends on the steps in `leaves`."""
 
     steps: list[Step]
     by_name: dict[str, Step]
@@ -80,7 +80,7 @@ class Scope(msgspec.Struct, kw_only=True):
         return found
 
     def ancestors(self, name: str) -> set[str]:
-        """Return the steps of the scope on which a step depends, directly or indirectly."""
+        """Return the steps of the scope that a step depends on, directly or indirectly."""
         found: set[str] = {*self.by_name[name].predecessors}
         for step in reversed(self.steps):
             if step.name in found:
@@ -98,7 +98,7 @@ class Graph(msgspec.Struct, kw_only=True):
 
 
 class GraphError(Exception):
-    """The faults of a definition whose steps do not form a graph."""
+    """Raised if the steps of a definition do not form a valid graph. Contains the errors."""
 
     def __init__(self, faults: Sequence[FieldError]) -> None:
         self.faults = list(faults)
@@ -106,12 +106,12 @@ class GraphError(Exception):
 
 
 def no_gotos(type: str, config: Json) -> Mapping[str, str]:
-    """Return no targets of jumps. Used by callers that do not know the step types."""
+    """Return no jump targets. Used by callers that do not know the step types."""
     return {}
 
 
 def build_graph(steps: Sequence[Json], config: Json, gotos: Gotos = no_gotos) -> Graph:
-    """Return the graph of a definition. `gotos` returns the steps to which the configuration of a step may jump.
+    """Return the graph of a definition. `gotos` returns the steps that a step with a given configuration may jump to.
 
     Raise `GraphError` if a name is used twice, if a step refers to an unknown step, or if steps form a cycle.
     """
@@ -217,8 +217,8 @@ class _Builder:
     ) -> tuple[str, ...]:
         """Return the dependencies of a step.
 
-        Without `depends_on`, a step depends on the steps of the next lower order. The target of a condition depends
-        only on this condition, because the other target, which is skipped, may have a lower order.
+        Without `depends_on`, a step depends on the steps with the next lower order. The target of a condition depends
+        only on this condition, because the condition's other target, which is skipped, may have a lower order.
         """
         if given["depends_on"] is None:
             lower = [order for order in by_order if order < given["order"]]
@@ -228,7 +228,10 @@ class _Builder:
         return tuple(dict.fromkeys(name for name in given["depends_on"] if name in found and name != step.name))
 
     def _sorted(self, found: Mapping[str, Step], order: Mapping[str, int]) -> list[Step]:
-        """Return the steps so that each step follows its predecessors. Steps of a cycle are reported and left out."""
+        """Return the steps sorted so that each step follows its predecessors.
+
+        Steps in a cycle are reported and omitted.
+        """
         waiting = sorted(found.values(), key=lambda step: order[step.name])
         done: dict[str, Step] = {}
         while waiting:
@@ -246,7 +249,7 @@ class _Builder:
 def _cycle_among(steps: Mapping[str, Step]) -> list[str]:
     """Return the names of the steps of a cycle in order, with the first name repeated at the end.
 
-    Each of these steps waits for another one of them.
+    Each of the given steps waits for another one of them, so that they contain a cycle.
     """
     path = [next(iter(steps))]
     while True:
@@ -257,7 +260,7 @@ def _cycle_among(steps: Mapping[str, Step]) -> list[str]:
 
 
 def branch_targets(step: Step) -> Iterator[tuple[str, str]]:
-    """Yield the names of the steps between which a condition or a switch chooses, with their pointers."""
+    """Yield the names of the steps that a condition or a switch can choose, with their pointers."""
     if step.type == "condition":
         for key in ("if_true", "if_false"):
             yield from ((f"/{key}/{n}", name) for n, name in enumerate(step.config.get(key) or ()))

@@ -1,4 +1,4 @@
-"""Stores outputs of steps that are too large for a row as files of the person who started the run."""
+"""Stores step outputs that are too large for a row as files of the person who started the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from corral_plugins.workflows.service.run_state import StepRow
 
 OUTPUT_LIMIT = 256 * 1024
 MARK = "$file"
-"""The member that refers to the file of a large output."""
+"""The key that contains the file's id in a reference to a large output."""
 
 
 def is_too_large(output: Any) -> bool:
@@ -29,9 +29,10 @@ class LargeOutputs:
     files: Files | None
 
     async def store(self, run: Run, row: StepRow, output: Any) -> dict[str, Any]:
-        """Store a large output of a step as a file, and return the reference to the file.
+        """Store a large output of a step as a file, and return a reference to the file.
 
-        Raise `StepFailure` if there is no person to own the file, or if no file can be stored.
+        Raise `StepFailure` if the run was not started by a person, who would own the file, or if the file cannot be
+        stored.
         """
         owner = run.started_by
         if self.files is None or owner is None:
@@ -48,7 +49,7 @@ class LargeOutputs:
         return {MARK: stored.id, "size": stored.size_bytes}
 
     async def remove(self, outputs: Iterable[dict[str, Any]]) -> None:
-        """Remove the files of outputs, because the changes of their steps were not written."""
+        """Remove the files of outputs because the changes to their steps were not written."""
         for output in outputs:
             if self.files is not None:
                 await self.files.remove(output[MARK])

@@ -1,7 +1,7 @@
 """Creates and changes workflows, and checks their definitions.
 
-Parsing the expressions of a definition takes time, so a definition is checked in a thread between the unit of work that
-reads it and the unit that writes it.
+Because parsing the expressions of a definition takes time, a definition is checked in a thread, between the unit of
+work that reads it and the unit of work that writes it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class WorkflowManagement:
         self._references = references
 
     async def create(self, new: NewWorkflow, *, by: Principal, entry: UnitContext) -> WorkflowView:
-        """Create a workflow. Raise `Invalid` if its definition is not valid."""
+        """Create a workflow. Raise `Invalid` if its definition is invalid."""
         values = {name: getattr(new, name) for name in ("name", "description", "is_template", "status", "tags")}
         values |= {"config": stored_config(new.config), "steps": stored_steps(new.steps)}
         await self._check(values["steps"], values["config"])
@@ -76,7 +76,7 @@ class WorkflowManagement:
     async def update(
         self, workflow_id: str, patch: WorkflowPatch, match: IfMatch, *, by: Principal, entry: UnitContext
     ) -> WorkflowView:
-        """Change a workflow. Active runs keep the definition with which they started."""
+        """Change a workflow. Active runs keep the definition that they started with."""
         simple = ("name", "description", "is_template", "status", "tags")
         changes = {name: getattr(patch, name) for name in simple if getattr(patch, name) is not UNSET}
         if patch.config is not UNSET:
@@ -88,7 +88,7 @@ class WorkflowManagement:
     async def roll_back(
         self, workflow_id: str, n: int, match: IfMatch, *, by: Principal, entry: UnitContext
     ) -> WorkflowView:
-        """Create a new version with the content of version `n`. Raise `Conflict` if nothing would change."""
+        """Create a new version with the content of version `n`. Raise `Conflict` if the content would not change."""
         earlier = await self._work(lambda: self._version(workflow_id, n, by), entry=entry, read=True)
 
         def changes(row: Workflow) -> Json:
@@ -101,7 +101,7 @@ class WorkflowManagement:
         return await self._change(workflow_id, changes, match, by=by, entry=entry)
 
     async def add_step(self, workflow_id: str, new: NewStep, *, by: Principal, entry: UnitContext) -> StepView:
-        """Add a step. Raise `Conflict` (`duplicate`) if a step with this name exists."""
+        """Add a step. Raise `Conflict` with the code `duplicate` if a step with this name already exists."""
         added: Json = {}
 
         def changes(row: Workflow) -> Json:
@@ -134,7 +134,7 @@ class WorkflowManagement:
     async def delete_step(
         self, workflow_id: str, step_id: str, match: IfMatch, *, by: Principal, entry: UnitContext
     ) -> None:
-        """Delete a step. Raise `Conflict` (`in_use`) if other steps refer to it."""
+        """Delete a step. Raise `Conflict` with the code `in_use` if other steps refer to it."""
 
         def changes(row: Workflow) -> Json:
             self._refuse_referenced(row, _find_step(row, step_id)["name"])
@@ -143,7 +143,7 @@ class WorkflowManagement:
         await self._change(workflow_id, changes, match, by=by, entry=entry)
 
     async def validate(self, workflow_id: str, body: ValidateWorkflow, *, by: Principal) -> Validation:
-        """Check a workflow. If an input is given, check whether the workflow accepts it."""
+        """Check a workflow. If an input is given, also check whether the workflow accepts the input."""
         row = await self._work(lambda: find_readable_workflow(workflow_id, by), read=True)
         faults, graph = await asyncio.to_thread(self._definitions.faults, row.steps, row.config)
         schema = row.config.get("input_schema")
@@ -195,7 +195,7 @@ class WorkflowManagement:
         return {"config": row.config, "steps": row.steps}
 
     def _refuse_referenced(self, row: Workflow, name: str) -> None:
-        """Raise `Conflict` if another step, or the configuration of the workflow, refers to this step by its name."""
+        """Raise `Conflict` if another step, or the configuration of the workflow, refers to this step by name."""
         graph = build_graph(row.steps, row.config, self._types.gotos)
         users = [
             step.name
@@ -210,7 +210,7 @@ class WorkflowManagement:
 
 
 def _names_step(row: Workflow, user: str, name: str) -> bool:
-    """Return whether a step names another step: as a dependency, as the target of a jump, or in an expression."""
+    """Return whether the step `user` names the step `name`: as a dependency, as a jump target, or in an expression."""
     step = next((each for each in row.steps if each["name"] == user), None)
     if step is None:
         return False

@@ -1,4 +1,4 @@
-"""Metrics of workflows since the start of this process. Values are counted when the unit of work commits."""
+"""Metrics of workflows since the start of this process. Values are recorded when the unit of work commits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STATUSES = ("queued", "running", "waiting", "paused")
 
 
 class WorkflowMetrics:
-    """Measures how long steps take, and how long a changed run waits until it is advanced."""
+    """Measures how long steps take, and how long a changed run waits before it is advanced."""
 
     def __init__(self) -> None:
         self.types: list[str] = []
@@ -29,12 +29,12 @@ class WorkflowMetrics:
         after_commit(lambda: self.step_seconds.observe(seconds, (label,)))
 
     def observe_lag(self, queued_at: str) -> None:
-        """Record how long a run waited in the queue until it was advanced."""
+        """Record how long a run waited in the queue before it was advanced."""
         self.lag_seconds.observe(clock.elapsed_ms(queued_at, clock.now()) / 1000)
 
 
 def count_active_runs() -> dict[tuple[str, ...], float]:
-    """Return, by status, the number of runs that have not ended."""
+    """Return the number of unfinished runs by status."""
     counts = Run.select(Run.status, peewee.fn.COUNT(Run.id)).where(Run.status.in_(STATUSES)).group_by(Run.status)
     found: dict[tuple[str, ...], float] = {(status,): 0.0 for status in STATUSES}
     return found | {(row[0],): float(row[1]) for row in fetch_tuples(counts)}

@@ -1,7 +1,7 @@
 """Finds references that keep steps from running: agents, tools and secrets that do not exist, and unusable tools.
 
-A workflow may be saved before the objects exist to which it refers. Therefore, `validate` reports missing objects as
-warnings, and a dry run reports them as missing.
+A workflow may be saved before the objects that it refers to exist. For this reason, `validate` reports missing objects
+as warnings, and a dry run lists them as missing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Json = dict[str, Any]
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
     """A place in a definition that names an agent, a tool or a secret.
 
-    A tool must be enabled for the agent with the id `agent_id`. Without `agent_id`, it must be enabled for any started
-    agent that has the role `agent_role`, if a role is given.
+    If the reference names a tool, the tool must be enabled for the agent with the id `agent_id`. If `agent_id` is None,
+    it must be enabled for at least one started agent, which must have the role `agent_role` if a role is given.
     """
 
     kind: str  # agent | tool | secret
@@ -37,7 +37,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Obstacle(msgspec.Struct, frozen=True, kw_only=True):
-    """The reason why a step that refers to another object cannot run now."""
+    """The reason why a step cannot run now, because of an object that it refers to."""
 
     reference: Reference
     code: str
@@ -45,7 +45,7 @@ class Obstacle(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def warning(self) -> FieldError:
-        """The warning about the obstacle."""
+        """The obstacle as a warning."""
         return FieldError(self.reference.pointer, self.code, self.detail)
 
 
@@ -57,7 +57,7 @@ DETAILS = {
 
 
 class ReferenceChecker:
-    """Finds references. `obstacles` runs in the caller's unit of work; `all` needs no unit of work."""
+    """Finds references and checks them. `obstacles` runs in the caller's unit of work; `all` needs no unit of work."""
 
     secrets: Secrets | None
     tools: Tools | None
@@ -66,11 +66,11 @@ class ReferenceChecker:
         self._agents, self._expressions = agents, expressions
 
     def all(self, steps: Sequence[Json]) -> list[Reference]:
-        """Return the references of a valid definition. Names that expressions compute are left out."""
+        """Return the references of a valid definition. Names that are computed by expressions are omitted."""
         return [found for pointer, step in all_steps(steps) for found in self._of_step(step, pointer)]
 
     def obstacles(self, references: Sequence[Reference]) -> list[Obstacle]:
-        """Return the references to missing or unavailable objects, and to tools that no agent may use for the step."""
+        """Return the obstacles: references to unavailable objects, and to tools that no agent may use for the step."""
         names = {kind: sorted({each.name for each in references if each.kind == kind}) for kind in DETAILS}
         agents = names["agent"]
         known = self._agents.find_many(agents) if agents else {}
@@ -92,7 +92,7 @@ class ReferenceChecker:
         return found
 
     def _started_agents(self, references: Sequence[Reference]) -> list[AgentFacts]:
-        """Return the started agents if some reference does not say which agent uses a tool."""
+        """Return the started agents if a reference names a tool but no agent. Otherwise, return an empty list."""
         is_open = any(each.kind == "tool" and each.agent_id is None for each in references)
         return self._agents.started_agents(None) if is_open else []
 
@@ -110,7 +110,7 @@ class ReferenceChecker:
 
 
 def _refusal(reference: Reference, known: dict[str, AgentFacts], started: Sequence[AgentFacts]) -> str | None:
-    """Return why no agent may use a tool for its step, and how to change that, or None if an agent may use the tool."""
+    """Return why no agent may use a tool for its step, with the remedy, or None if an agent may use the tool."""
     tool, role = reference.name, reference.agent_role
     if reference.agent_id is not None:
         agent = known.get(reference.agent_id)

@@ -1,8 +1,8 @@
 """Computes one advance of a run: applies the steps that have ended, and starts the steps that are ready.
 
-Nothing is written here. The engine itself carries out control steps such as conditions. They end at once, so that one
-advance can pass many of them. Steps whose work is done elsewhere are collected: `dispatch` and `cancel` are called in
-the transaction that writes the advance, and steps with `execute` start after it.
+Nothing is written here. Control steps, such as conditions, are carried out by the engine itself and end immediately, so
+that one advance can pass many of them. Other steps are collected: `dispatch` and `cancel` are called in the transaction
+that writes the advance, and steps with `execute` start after the transaction.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Planner:
         self._end("completed", output=output)
 
     async def _output(self) -> Any:
-        """Return the output of the run: `config.output`, or else the outputs of the leaf steps by name."""
+        """Return the output of the run: `config.output`, or by default the outputs of the leaf steps by name."""
         wanted = self._graph.config.get("output")
         if wanted is not None:
             return await self._rendering.output(wanted)
@@ -100,7 +100,7 @@ class Planner:
         self._end("failed", error=failure)
 
     def _stop(self) -> None:
-        """Cancel every step that has not ended. When all have ended, the run ends."""
+        """Cancel all unfinished steps. When all of them have ended, the run ends."""
         for row in self._state.rows.values():
             if row.is_open:
                 self._changes.cancel(self._graph.steps[row.name], row)
@@ -120,7 +120,7 @@ class Planner:
         self._state.set(status=status, output=output, error=error, finished_at=self._changes.now, paused=False)
 
     def _set_status(self) -> None:
-        """Set the status of a run that continues. While the run waits for people, its time limit is paused."""
+        """Set the status of a run that continues. While the run is waiting for people, its time limit is paused."""
         run, rows = self._state.run, [row for row in self._state.rows.values() if row.is_open]
         rows = [row for row in rows if not is_container(row)]
         is_running = any(row.status == "running" for row in rows) or not rows or self._changes.plan.is_partial
@@ -139,7 +139,7 @@ class Planner:
             self._state.set(people_since=None, deadline_at=deadline)
 
     def _set_due(self) -> None:
-        """Set `due_at` of the run to the time at which its next timer ends."""
+        """Set the run's `due_at` to the time at which its next timer ends."""
         run = self._state.run
         if run.finished_at is not None:
             self._state.set(due_at=clock.LAST)
@@ -153,7 +153,7 @@ class Planner:
             self._state.set(due_at=due)
 
     def _is_held_back(self, row: StepRow) -> bool:
-        """Return whether the next attempt of a step waits for a pause or another step to end, not for a timer."""
+        """Return whether a step's next attempt is delayed by a pause or by other running steps, not by a timer."""
         return row.status == "ready" and (self._state.run.paused or (row.wake_at or "") <= self._changes.now)
 
     # -- steps that have ended
@@ -204,7 +204,7 @@ class Planner:
             self._exceed_budget()
 
     def _exceed_budget(self) -> None:
-        """Stop a run that has used up its cost limit, or whose next step would exceed this limit."""
+        """Stop a run that has exceeded its cost limit, or whose next step would exceed this limit."""
         limit = self._graph.config.get("max_cost_usd")
         if limit is not None and self._state.run.stop is None:
             message = f"The run would cost more than its limit of {limit:g} USD."

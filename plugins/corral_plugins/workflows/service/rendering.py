@@ -1,4 +1,4 @@
-"""Evaluates the expressions of a run: builds the data that they refer to, and renders configurations of steps."""
+"""Evaluates the expressions of a run: builds the data that they refer to, and renders step configurations."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ RAW: Mapping[str, frozenset[str]] = {
     "loop": frozenset({"while", "body", "max_iterations", "concurrency", "on_item_error"}),
     "parallel": frozenset({"branches", "join"}),
 }
-"""The members of a configuration that are not rendered, because they are bare expressions, names or other steps."""
+"""The configuration fields that are not rendered, because they contain bare expressions, names or other steps."""
 ROOTS = frozenset({"input", "steps", "run", "context"})
 LOOP_ROOTS = frozenset({"item", "index"})
 
 
 class Rendering:
-    """Evaluates expressions for one run. Inputs and outputs of steps are read when they are first needed.
+    """Evaluates expressions for one run. The inputs and outputs of steps are read when they are first needed.
 
-    They are read in units of work that this class opens.
+    This class opens the units of work in which they are read.
     """
 
     def __init__(self, expressions: Expressions, work: Work, state: RunState, graph: Graph) -> None:
@@ -36,7 +36,7 @@ class Rendering:
     async def render(self, step: Step, iteration: tuple[int, ...], secrets: Mapping[str, str] | None = None) -> Json:
         """Return the configuration of a step with all expressions evaluated.
 
-        Without `secrets`, references to secrets stay as they are written. Raise `TemplateError` if an evaluation fails.
+        Without `secrets`, references to secrets are left unchanged. Raise `TemplateError` if an evaluation fails.
         """
         raw = RAW.get(step.type, frozenset())
         given = {key: value for key, value in step.config.items() if key not in raw}
@@ -45,16 +45,16 @@ class Rendering:
         return {key: step.config[key] if key in raw else rendered[key] for key in step.config}
 
     async def output(self, value: Any) -> Any:
-        """Return the output of the run: a JSON value with all expressions evaluated."""
+        """Evaluate all expressions in a JSON value, and return the result as the output of the run."""
         data = await self._data(self._expressions.references(value), (), None)
         return await self._expressions.render(value, data)
 
     def secret_names(self, step: Step) -> set[str]:
-        """Return the names of the secrets to which the configuration of a step refers."""
+        """Return the names of the secrets that the configuration of a step refers to."""
         return self._expressions.secret_names(step.config)
 
     async def boolean(self, expression: str, step: Step, iteration: tuple[int, ...]) -> bool:
-        """Evaluate an expression of a step that must return a boolean."""
+        """Evaluate a step's expression, which must return a boolean."""
         data = await self._data(self._expressions.expression_references(expression), iteration, step.loop)
         return bool(await self._expressions.evaluate(expression, data, boolean=True))
 
@@ -69,7 +69,7 @@ class Rendering:
         return bool(await self._expressions.evaluate(expression, data, boolean=True))
 
     async def _data(self, names: Iterable[str], iteration: tuple[int, ...], loop: str | None) -> Json:
-        """Return the data that expressions can use, with the steps of these names and the innermost loop's item."""
+        """Return the data that expressions can use, including the named steps and the innermost loop's current item."""
         rows = {name: self._row(name, iteration) for name in names if name in self._graph.steps}
         await self.load(row for row in rows.values() if row is not None)
         steps = {name: _step_data(row) for name, row in rows.items()}
@@ -80,7 +80,7 @@ class Rendering:
         return self._state.row(self._graph.steps[name], iteration)
 
     async def _loop_data(self, iteration: tuple[int, ...], loop: str | None) -> Json:
-        """Return the current item and its index in the innermost loop."""
+        """Return the current item of the innermost loop, and the item's index."""
         if loop is None:
             return {}
         index = iteration[-1]
@@ -88,7 +88,7 @@ class Rendering:
         return {"index": index, "item": items[index] if items is not None else None}
 
     async def load(self, rows: Iterable[StepRow]) -> None:
-        """Read the inputs and outputs of rows that have not been read yet."""
+        """Read the inputs and outputs of the rows that have not been read yet."""
         missing = {row.id: row for row in rows if row.output is UNSET and not row.is_new}
         if missing:
             values = await self._work(lambda: read_values(list(missing)), read=True)

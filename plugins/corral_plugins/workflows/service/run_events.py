@@ -32,7 +32,7 @@ class RunEvents:
         self._work, self._feed = work, feed
 
     async def list(self, run_id: str, cursor: str | None, limit: int, *, by: Principal) -> Page[EventView]:
-        """Return the events of a run after a position, oldest first.
+        """Return the events of a run after the position `cursor`, oldest first.
 
         Raise `NotFound` if the caller may not read the run.
         """
@@ -41,7 +41,7 @@ class RunEvents:
         return Page(items=items, total=None, limit=limit, offset=None, next=str(place))
 
     async def stream(self, run_id: str, cursor: str | None, *, by: Principal) -> AsyncIterator[bytes]:
-        """Return the chunks of a stream of the run's events after a position.
+        """Return a stream of the run's events after the position `cursor`, as chunks of bytes.
 
         Raise `NotFound` if the caller may not read the run.
         """
@@ -71,7 +71,7 @@ class RunEvents:
 
 
 def _read(run_id: str, cursor: str | None, limit: int, by: Principal) -> tuple[list[LoggedEvent], int, bool]:
-    """Return events of a run, the position after them, and whether the run had ended before they were read."""
+    """Return events of a run, the position after these events, and whether the run had ended before they were read."""
     run = find_readable_run(run_id, by)
     after, newest = _position(cursor), event_log.last_seq()
     records = event_log.select([EventRow.seq > after, EventRow.object_id == run.id], limit)

@@ -1,7 +1,7 @@
 """The rows of one run in memory while the run is being advanced, and the functions that write the changes.
 
-Rows are read without their inputs and outputs. These may be large, and are read only when an expression needs them.
-They cannot have changed by then, because the changes are written only if the revision of the run is still the same.
+Rows are read without their inputs and outputs, which may be large and are read only when an expression needs them. They
+cannot change in the meantime, because the changes are written only if the revision of the run is still the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Json = dict[str, Any]
 class StepRow(msgspec.Struct, kw_only=True):
     """A step of a run. `input` and `output` are `UNSET` until they are read.
 
-    To change columns, call `set`, which records what has changed.
+    To change columns, call `set`, which records the changes.
     """
 
     id: str
@@ -60,7 +60,7 @@ class StepRow(msgspec.Struct, kw_only=True):
     changes: Json = {}
 
     def set(self, **changes: Any) -> None:
-        """Change columns. The changes are written to the database when the computation of the advance has ended."""
+        """Change columns. The changes are written to the database when the whole advance has been computed."""
         for name, value in changes.items():
             setattr(self, name, value)
         self.changes = {**self.changes, **changes}
@@ -74,8 +74,8 @@ class StepRow(msgspec.Struct, kw_only=True):
     def succeeded(self) -> bool:
         """Whether the steps that depend on this step may run.
 
-        They may also run if the step failed and a person let the run continue. After a jump, only the target of the
-        jump runs.
+        They may also run if the step failed and a person chose to skip it. After a jump, only the target of the jump
+        runs.
         """
         return (self.status == "completed" and self.goto is None) or (
             self.status == "skipped" and self.reason == "resolved"
@@ -101,7 +101,7 @@ _CONVERTED: Mapping[str, Any] = {
 
 
 class RunState:
-    """A run, and its steps by key. `changes` contains the changed columns of the run."""
+    """The state of a run: the run itself, and its steps by key. `changes` contains the changed columns of the run."""
 
     def __init__(self, run: Run, rows: Iterable[StepRow]) -> None:
         self.run = run
@@ -165,20 +165,23 @@ def _row_of(values: tuple[Any, ...]) -> StepRow:
 
 
 def read_values(ids: list[str]) -> dict[str, tuple[Any, Any]]:
-    """Return the inputs and outputs of steps, keyed by the id of the step."""
+    """Return the inputs and outputs of steps, keyed by step id."""
     found: Any = StepRun.select(StepRun.id, StepRun.input, StepRun.output).where(StepRun.id.in_(ids)).tuples()
     return {row[0]: (row[1], row[2]) for row in found}
 
 
 def claim_revision(state: RunState) -> bool:
-    """Write the changed columns of the run. Return False, without writing, if the run has changed since it was read."""
+    """Write the changed columns of the run.
+
+    If the run has changed since it was read, return False and write nothing.
+    """
     changes = {**state.changes, "revision": state.run.revision + 1}
     guards = {"id": state.run.id, "revision": state.run.revision}
     return bool(update_row(Run, changes, guards))
 
 
 def write_rows(state: RunState) -> None:
-    """Insert the new rows and update the changed rows. Call `claim_revision` first, which locks the run."""
+    """Insert the new rows and update the changed rows. Call `claim_revision`, which locks the run, first."""
     for row in state.rows.values():
         if row.is_new:
             _INSERT.run(_encoded(StepRun, _columns(state.run.id, row)))
@@ -187,7 +190,7 @@ def write_rows(state: RunState) -> None:
 
 
 def update_row(model: type[Run | StepRun], changes: Json, guards: Json) -> int:
-    """Change columns of the row whose columns have the values in `guards`. Return the number of changed rows."""
+    """Change columns of the row that has the values in `guards`. Return the number of changed rows."""
     statement = _update_statement(model, tuple(changes), tuple(guards))
     return statement.run(_encoded(model, changes) | {f"old {name}": value for name, value in guards.items()})
 
@@ -196,7 +199,7 @@ def update_row(model: type[Run | StepRun], changes: Json, guards: Json) -> int:
 def _update_statement(model: Any, columns: tuple[str, ...], guards: tuple[str, ...]) -> Statement:
     """Return the compiled UPDATE statement for these columns.
 
-    It is cached, because advancing a run updates the same few sets of columns again and again.
+    The statement is cached because advancing a run updates the same few sets of columns again and again.
     """
 
     def build(p: Any) -> Any:

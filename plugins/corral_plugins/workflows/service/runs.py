@@ -1,4 +1,4 @@
-"""Starts runs, and implements the actions of people on them: cancel, pause, resume, retry, resolve and input."""
+"""Starts runs, and implements people's actions on runs: cancel, pause, resume, retry, resolve and input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPEN = ("queued", *ACTIVE)
 
 
 def find_readable_run(run_id: str, caller: Principal) -> Run:
-    """Return a run that the caller may read. Otherwise, raise `NotFound`."""
+    """Return a run if the caller may read it. Otherwise, raise `NotFound`."""
     row: Run | None = Run.get_or_none((Run.id == run_id) & visible(Run, caller))
     if row is None:
         raise NotFound("There is no run with this id.")
@@ -114,7 +114,10 @@ class RunsService:
         raise Conflict(detail, current_status="template" if workflow.is_template else workflow.status)
 
     def _apply_limit(self, workflow: Workflow) -> None:
-        """If the workflow has reached its limit of active runs, refuse the new run or cancel the oldest run."""
+        """If the workflow has reached its limit of active runs, refuse the new run or cancel the oldest run.
+
+        Do nothing if runs above the limit are to be queued.
+        """
         concurrency = workflow.config.get("concurrency") or {}
         limit, on_limit = concurrency.get("limit"), concurrency.get("on_limit", "queue")
         if limit is None or on_limit == "queue":
@@ -205,9 +208,9 @@ class RunsService:
         return find_readable_run(run_id, by)
 
     def submit_input(self, run_id: str, name: str, body: SubmitInput, *, by: Principal) -> Run:
-        """Submit the data for which a step of the type `input` waits.
+        """Submit the data that a step of the type `input` waits for.
 
-        Raise `Invalid` (`schema_mismatch`) if the data does not match the schema of the step.
+        Raise `Invalid` with the code `schema_mismatch` if the data does not match the schema of the step.
         """
         run = find_readable_run(run_id, by)
         row = self._find_step(run, name, body.iteration)
@@ -243,7 +246,7 @@ class RunsService:
     # -- retry
 
     def retry_run(self, run_id: str, body: RetryRun, *, by: Principal) -> Run:
-        """Start a new run that repeats an ended run, and reuses the outputs of the steps that need not run again."""
+        """Start a new run that repeats an ended run, and reuse the outputs of the steps that need not run again."""
         if self.switch is not None:
             self.switch.refuse_if_engaged()
         old = find_readable_run(run_id, by)

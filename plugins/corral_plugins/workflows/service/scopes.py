@@ -28,10 +28,10 @@ class ScopePlanner:
         self._containers = CompositeSteps(changes, rendering, self)
 
     async def settle(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
-        """Advance the steps of a scope. Return how the scope ended, or None if it is still running.
+        """Advance the steps of a scope. Return the result of the scope, or None if it is still running.
 
-        After a step has failed, no further step starts, and running steps may finish. With `fail_fast`, running steps
-        are cancelled. If `closing` is set, the result of the scope is no longer needed.
+        After a step has failed, no new step starts, and running steps may finish. With `fail_fast`, running steps are
+        cancelled. If `closing` is set, the result of the scope is no longer needed.
         """
         failed = self.first_failure(scope, iteration)
         is_complete = True
@@ -62,7 +62,7 @@ class ScopePlanner:
         return ScopeEnd(error=failed.error if failed is not None else CANCELLED)
 
     def first_failure(self, scope: Scope, iteration: Iteration) -> StepRow | None:
-        """Return the first step of a scope whose failure ends the scope, or None."""
+        """Return the first step of a scope whose failure ends the scope, or None if there is no such step."""
         rows = ((step, self._state.row(step, iteration)) for step in scope.steps)
         return next((row for step, row in rows if row and row.status == "failed" and not is_handled(step, row)), None)
 
@@ -151,7 +151,7 @@ class ScopePlanner:
         self._changes.plan.events.append(("started", row))
 
     async def _control(self, step: Step, row: StepRow, config: Json, iteration: Iteration) -> None:
-        """Run a step that the engine itself carries out."""
+        """Run a control step, which the engine itself carries out."""
         try:
             match step.type:
                 case "transform":
@@ -188,7 +188,7 @@ class ScopePlanner:
     # -- steps that have started
 
     async def progress(self, step: Step, row: StepRow, iteration: Iteration, *, is_ending: bool = False) -> None:
-        """Advance a step that has started, including the steps inside it, its timers and its next attempt."""
+        """Advance a step that has been reached, including the steps inside it, its timers and its next attempt."""
         if not row.is_open:
             return
         if row.status == "ready":
@@ -207,7 +207,7 @@ class ScopePlanner:
         return is_due and has_slot and not self._state.run.paused and changes.has_room()
 
     async def _end_timer(self, step: Step, row: StepRow) -> None:
-        """End a step whose timer has ended. A step of the type `wait` completes; any other step fails."""
+        """End a step whose timer has expired. A step of the type `wait` completes; any other step fails."""
         if step.type == "wait":
             await self._changes.complete(step, row, None)
             return
@@ -218,12 +218,12 @@ class ScopePlanner:
 
 
 def _equal_json(one: Any, other: Any) -> bool:
-    """Return whether two JSON values are equal. Unlike in Python, a number never equals a boolean."""
+    """Return whether two JSON values are equal. Unlike in Python, a number is never equal to a boolean."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _may_run(run_if: str, needed: list[StepRow]) -> bool:
-    """Return whether the ended steps on which a step depends satisfy its `run_if`."""
+    """Return whether the predecessors of a step, which have ended, satisfy the step's `run_if`."""
     completed = sum(row.succeeded for row in needed)
     failed = sum(row.status == "failed" for row in needed)
     match run_if:

@@ -1,6 +1,6 @@
-"""The changes of single steps while a run is advanced: how steps end, fail, are skipped or are cancelled.
+"""The changes to single steps while a run is advanced: how steps end, fail, are skipped or are cancelled.
 
-Nothing is written here. A `Plan` collects what else the transaction that writes the changes has to do.
+Nothing is written here. A `Plan` collects the other actions of the transaction that writes the changes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ Iteration = tuple[int, ...]
 BATCH = 200
 """The maximum number of steps that one advance changes, so that its transaction stays short."""
 MAX_STEP_RUNS = 10_000
-"""Loops begin no more iterations once a run has so many steps, counting each iteration. Each advance reads them all."""
+"""Once a run has this many steps, counting each iteration, its loops start no new iterations.
+
+The limit is necessary because each advance reads all steps of the run.
+"""
 
 
 class Plan(msgspec.Struct, kw_only=True):
-    """What the transaction that writes an advance has to do besides writing the rows.
+    """The actions of the transaction that writes an advance, besides writing the rows.
 
-    `events` are pairs of an event and a row, and `stored` are the outputs that were stored as files. `is_partial` means
-    that more steps could be advanced at once.
+    `events` are pairs of an event and a row, and `stored` contains the outputs that were stored as files. `is_partial`
+    means that more steps could be advanced immediately.
     """
 
     dispatched: list[tuple[Step, StepRow, Json]] = []
@@ -43,7 +46,10 @@ class Plan(msgspec.Struct, kw_only=True):
 
 
 class StepChanges:
-    """Changes steps of a run in memory, and collects the plan. `slots` is the number of further steps that may run."""
+    """Changes steps of a run in memory, and collects the plan.
+
+    `slots` is the number of additional steps that may run.
+    """
 
     def __init__(
         self, state: RunState, graph: Graph, types: StepTypes, outputs: LargeOutputs, *, max_parallel: int
@@ -60,21 +66,24 @@ class StepChanges:
         return bool(self._graph.config.get("fail_fast"))
 
     def has_room(self) -> bool:
-        """Return whether this advance of the run may change more steps. If not, the run is advanced again at once."""
+        """Return whether this advance of the run may change more steps.
+
+        If it may not, the run is advanced again immediately.
+        """
         if self.changed < BATCH:
             return True
         self.plan.is_partial = True
         return False
 
     def is_instant(self, step: Step) -> bool:
-        """Return whether a step takes none of the slots, because the engine carries it out or because it only waits."""
+        """Return whether a step needs no slot because it is carried out by the engine or only waits."""
         kind = self.kinds.get(step.type)
         return kind is None or (kind.execute is None and kind.dispatch is None) or kind.waits
 
     # -- ends
 
     def finish(self, row: StepRow, status: str, **changes: Any) -> None:
-        """End a step with this status. `changes` are further columns to change."""
+        """End a step with this status. `changes` contains further columns to change."""
         ended: Json = {"lease": None, "lease_until": None, "event": None, "wake_at": None, "report": None}
         row.set(**ended | {"status": status, "person": False, "finished_at": self.now} | changes)
         if status != "cancelled":
@@ -83,7 +92,7 @@ class StepChanges:
     async def complete(self, step: Step, row: StepRow, output: Any, *, goto: str | None = None) -> None:
         """Complete a step with an output.
 
-        A large output is stored as a file. If that is not possible, the step fails.
+        A large output is stored as a file. If it cannot be stored, the step fails.
         """
         if is_too_large(output):
             try:
@@ -98,7 +107,7 @@ class StepChanges:
         self.finish(row, "completed", goto=goto, error=None)
 
     def fail(self, step: Step, row: StepRow, error: Json, *, retryable: bool, is_final: bool = False) -> None:
-        """End an attempt of a step that failed. If `is_final`, the step fails without applying `on_error`."""
+        """End a failed attempt of a step. If `is_final` is set, the step fails without applying `on_error`."""
         if is_final:
             step = msgspec.structs.replace(step, on_error="fail")
         kind = self.kinds.get(row.type)
@@ -124,13 +133,13 @@ class StepChanges:
     # -- cancelling
 
     def cancel_with_parts(self, step: Step, row: StepRow, iteration: Iteration) -> None:
-        """Cancel a step and everything inside it."""
+        """Cancel a step and all steps inside it."""
         if step.is_container:
             self.cancel_parts(step, iteration)
         self.cancel(step, row)
 
     def cancel_parts(self, step: Step, iteration: Iteration) -> None:
-        """Cancel everything inside a step."""
+        """Cancel all steps inside a step."""
         row = self.state.row(step, iteration)
         for scope in step.branches.values():
             self.cancel_scope(scope, iteration)
@@ -146,7 +155,7 @@ class StepChanges:
                 self.cancel_with_parts(step, row, iteration)
 
     def cancel(self, step: Step, row: StepRow) -> None:
-        """Cancel a step. If its work is done elsewhere, the step ends only when that work has ended."""
+        """Cancel a step. If the step's work is done elsewhere, the step does not end until that work has ended."""
         if row.reason == "cancelling":
             return
         self.changed += 1
@@ -156,7 +165,7 @@ class StepChanges:
             self.finish(row, "cancelled")
 
     def cancel_elsewhere(self, step: Step, row: StepRow) -> bool:
-        """Cancel work of a step that is done elsewhere. Return whether there is such work."""
+        """Cancel the work of a step that is done elsewhere. Return whether there is such work."""
         kind = self.kinds.get(step.type)
         if kind is None or kind.cancel is None or row.waits_for is None or row.reason == "error":
             return False

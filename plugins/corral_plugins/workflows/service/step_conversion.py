@@ -1,4 +1,4 @@
-"""Converts the steps of a request into the form in which definitions store them."""
+"""Converts the steps in a request to the form that is stored in definitions."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MAX_DEPTH = 6
 
 
 def slug_of(name: str) -> str:
-    """Return the name of a step in a form that expressions can use."""
+    """Convert the name of a step to a form that can be used in expressions."""
     slug = re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
     slug = slug if slug[:1].isalpha() else f"step_{slug}"
     return slug[:63].rstrip("_")
 
 
 def stored_steps(given: Sequence[NewStep]) -> list[Json]:
-    """Return all steps of a workflow in the form in which they are stored, sorted by order."""
+    """Return all steps of a workflow in their stored form, sorted by order."""
     found: list[Json] = []
     for new in given:
         found.append(stored_step(new, found))
@@ -43,7 +43,7 @@ def stored_steps(given: Sequence[NewStep]) -> list[Json]:
 
 
 def stored_step(new: NewStep, others: Sequence[Json], depth: int = 0) -> Json:
-    """Return a step in the form in which it is stored. A step without `order` is placed after all steps in `others`."""
+    """Return a step in its stored form. A step without `order` is placed after all steps in `others`."""
     step: Json = {"id": new_id(), **_names(new.name, new.title), "step_type": new.step_type}
     step["order"] = max((each["order"] for each in others), default=0) + 1
     return {**step, **DEFAULTS, **given_fields(new, depth)}
@@ -62,7 +62,7 @@ def given_fields(given: StepFields, depth: int = 0) -> Json:
 
 
 def patched_step(step: Json, patch: StepPatch) -> Json:
-    """Return a step with the changes of a request applied."""
+    """Return a step with the changes from a request applied."""
     names = {} if patch.name is UNSET else _names(patch.name, patch.title)
     if patch.name is UNSET and patch.title is not UNSET:
         names = {"title": patch.title}
@@ -71,7 +71,7 @@ def patched_step(step: Json, patch: StepPatch) -> Json:
 
 
 def resolve_references(steps: Sequence[Json]) -> list[Json]:
-    """Return the steps with their `depends_on` converted to names. Requests may also use ids and titles there."""
+    """Return the steps with their `depends_on` converted to names. Requests may also use ids and titles."""
     known = {step["id"]: step["name"] for step in steps}
     found = []
     for step in steps:
@@ -84,13 +84,13 @@ def resolve_references(steps: Sequence[Json]) -> list[Json]:
 
 
 def stored_config(config: WorkflowConfig) -> Json:
-    """Return the configuration of a workflow in the form in which it is stored."""
+    """Return the configuration of a workflow in its stored form."""
     found: Json = msgspec.to_builtins(config)
     return {name: value for name, value in found.items() if value is not None}
 
 
 def step_view(step: Json) -> StepView:
-    """Return a stored step in the form in which responses show it."""
+    """Return the API representation of a stored step."""
     return msgspec.convert(step, StepView)
 
 
@@ -99,10 +99,10 @@ def _names(name: str, title: Any) -> Json:
 
 
 def _with_inner_steps(config: Json, depth: int) -> Json:
-    """Return a configuration with its inner steps in the form in which steps are stored.
+    """Return a configuration with its inner steps in their stored form.
 
-    If the inner steps do not have the form of steps, the configuration is returned unchanged, because the schema of the
-    step type reports the fault.
+    If the inner steps are malformed, the configuration is returned unchanged, because the schema of the step type
+    reports the error.
     """
     if depth >= MAX_DEPTH:
         return config
@@ -134,5 +134,5 @@ def _inner(given: list[Any], pointer: str, depth: int) -> list[Any]:
 
 
 def _without_stored_names(step: Any) -> Any:
-    """Return an inner step without its id, so that clients may send a step back as they received it."""
+    """Return an inner step without its id, so that clients may send back a step as they received it."""
     return {key: value for key, value in step.items() if key != "id"} if isinstance(step, dict) else step

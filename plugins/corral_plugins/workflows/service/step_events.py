@@ -1,4 +1,4 @@
-"""Ends the steps that wait for tasks, approvals and other runs, when the events about these objects arrive."""
+"""Ends the steps that wait for tasks, approvals and other runs, when events about these objects arrive."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _WAITS = Statement(lambda p: StepRun.select(StepRun.id).where(StepRun.waits_for 
 
 
 class StepEvents:
-    """Handles events about the objects for which steps wait. Runs in the unit of work of the event consumer."""
+    """Handles events about the objects that steps wait for. Runs in the unit of work of the event consumer."""
 
     def __init__(self, engine: Engine, types: StepTypes) -> None:
         self._engine, self._types = engine, types

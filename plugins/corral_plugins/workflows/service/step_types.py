@@ -1,4 +1,4 @@
-"""The registry of step types: the control steps of the engine itself, and the types that plugins contribute."""
+"""The registry of step types: the engine's own control steps, and the types that plugins contribute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ STEPS = {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems"
 
 
 def object_schema(properties: Json, *required: str) -> Json:
-    """Return the JSON Schema of a configuration."""
+    """Return a JSON Schema for a configuration object with these properties.
+
+    `required` names the required properties.
+    """
     return {
         "type": "object",
         "properties": properties,
@@ -125,13 +128,13 @@ class StepTypes:
         return found[1] if found is not None else None
 
     def all(self) -> Mapping[str, tuple[str, StepType]]:
-        """Return all step types by name, each with the plugin that contributes it."""
+        """Return all step types by name, each with the name of the plugin that contributes it."""
         found = dict(self._control)
         for plugin, kind in self._contributions.for_hook("corral_workflow_steps"):
             found.setdefault(kind.type, (plugin, kind))
         return found
 
     def gotos(self, type: str, config: Json) -> Mapping[str, str]:
-        """Return the names of the steps to which a result of a step of this type may jump, keyed by pointer."""
+        """Return the names of the steps that the result of a step of this type may jump to, keyed by pointer."""
         kind = self.find(type)
         return {} if kind is None or kind.gotos is None else kind.gotos(config)

@@ -1,4 +1,4 @@
-"""Installs workflows from templates of the marketplace."""
+"""Installs workflows from marketplace templates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COPIED = ("name", "description", "tags")
 
 
 class WorkflowTemplateInstaller:
-    """The installer of the kind `workflow`. Its services are set after the kernel has booted."""
+    """The installer for objects of the kind `workflow`. Its services are set after the kernel has booted."""
 
     store: WorkflowStore | None
     definitions: DefinitionValidator | None
@@ -47,7 +47,7 @@ class WorkflowTemplateInstaller:
         )
 
     def check_spec(self, spec: Json) -> None:
-        """Raise `Invalid` if the definition is not valid."""
+        """Raise `Invalid` if the workflow definition in a template is invalid."""
         assert self.definitions is not None
         new = convert(NewWorkflow, spec)
         self.definitions.check(stored_steps(new.steps), stored_config(new.config))
@@ -58,7 +58,7 @@ class WorkflowTemplateInstaller:
         return dict(rows)
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
-        """Create a workflow as a draft, which only people can run."""
+        """Create a workflow as a draft, which can only be run by hand."""
         new = convert(NewWorkflow, spec)
         values = {name: getattr(new, name) for name in COPIED}
         values |= {"is_template": False, "status": "draft"}
@@ -66,7 +66,10 @@ class WorkflowTemplateInstaller:
         return InstalledObject(id=self._store().insert(values, by=by).id)
 
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return the definitions by workflow id. Configuration and steps form one value: each needs the other."""
+        """Return the definitions by workflow id.
+
+        The configuration and the steps form one value because they refer to each other.
+        """
         return {row.id: _fingerprint(row) for row in Workflow.select().where(LIVING & Workflow.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
@@ -74,7 +77,7 @@ class WorkflowTemplateInstaller:
         list(locked(Workflow.select(Workflow.id).where(Workflow.id.in_(list(ids))).order_by(Workflow.id)))
 
     def update(self, workflow_id: str, fields: Json, by: Principal) -> None:
-        """Change a workflow. The new definition has been checked."""
+        """Change a workflow. The caller must have checked the new definition."""
         changes = {name: value for name, value in fields.items() if name in COPIED}
         if "config" in fields:
             changes["config"] = stored_config(convert(WorkflowConfig, fields["config"] or {}))
@@ -97,7 +100,7 @@ class WorkflowTemplateInstaller:
         ]
 
     def find_running(self, ids: Sequence[str]) -> Sequence[str]:
-        """Return the ids of those workflows that have runs which have not ended."""
+        """Return the ids of those workflows that have unfinished runs."""
         active = Run.workflow_id.in_(list(ids)) & Run.status.not_in(FINAL_RUN)
         return [row[0] for row in fetch_tuples(Run.select(Run.workflow_id).where(active).distinct())]
 

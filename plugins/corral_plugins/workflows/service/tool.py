@@ -1,4 +1,4 @@
-"""The tool `workflows.run`, with which an agent starts a run."""
+"""The tool `workflows.run`, which lets an agent start a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class WorkflowTool:
         )
 
     def run(self, context: ToolContext, arguments: Json) -> Json:
-        """Start a run. Runs in the unit of work that stores the result of the tool call."""
+        """Start a run. The method runs in the unit of work that stores the result of the tool call."""
         assert self.runs is not None
         assert self.accounts is not None
         assert self.tasks is not None
@@ -66,6 +66,6 @@ class WorkflowTool:
 
 
 def _is_admitted(config: Mapping[str, Any], arguments: Json) -> bool:
-    """Return whether the configuration of the tool allows the agent to run this workflow."""
+    """Return whether the tool's configuration allows the agent to run this workflow."""
     allowed = config.get("workflow_ids")
     return allowed is None or arguments["workflow_id"].lower() in [each.lower() for each in allowed]

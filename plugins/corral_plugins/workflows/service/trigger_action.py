@@ -1,4 +1,4 @@
-"""The action `run_workflow`, with which a trigger starts a run."""
+"""The action `run_workflow`, which lets a trigger start a run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class WorkflowTriggerAction:
     def check(self, caller: Principal, fields: Json) -> Sequence[str]:
         """Raise `Invalid` if the workflow does not exist, is a template, or does not accept a constant input.
 
-        Return a warning if no trigger can run the workflow as it is now, because it is a draft, is archived, or has no
+        Return a warning if triggers currently cannot run the workflow because it is a draft, is archived, or has no
         steps.
         """
         if "workflow_id" not in fields:
@@ -86,7 +86,7 @@ class WorkflowTriggerAction:
         return {"run_id": self.runs.start_run(request, by=context.owner).id}
 
     def are_live(self, results: Sequence[Json]) -> Sequence[bool]:
-        """Return, for each started run, whether the run has not ended."""
+        """For each started run, return whether the run is unfinished."""
         ids = [result["run_id"] for result in results if "run_id" in result]
         open_runs = Run.select(Run.id).where(Run.id.in_(ids) & Run.status.not_in(FINAL_RUN))
         live = {row[0] for row in fetch_tuples(open_runs)} if ids else set()

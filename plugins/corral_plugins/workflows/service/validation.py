@@ -1,4 +1,4 @@
-"""Checks definitions of workflows: the graph, the configurations of the steps, and the expressions in them."""
+"""Checks workflow definitions: the graph, the configurations of the steps, and the expressions in them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DefinitionValidator:
         self._types, self._expressions = types, expressions
 
     def check(self, steps: Sequence[Json], config: Json) -> Graph:
-        """Return the graph of a definition. Raise `Invalid` with all faults."""
+        """Return the graph of a definition. If the definition has errors, raise `Invalid` with all of them."""
         faults, graph = self.faults(steps, config)
         if faults:
             codes = {fault.code for fault in faults}
@@ -44,7 +44,7 @@ class DefinitionValidator:
         return graph
 
     def faults(self, steps: Sequence[Json], config: Json) -> tuple[list[FieldError], Graph | None]:
-        """Return the faults of a definition, and its graph if the steps form one."""
+        """Return the errors in a definition, and its graph if the steps form one."""
         found: list[FieldError] = []
         if config.get("input_schema") is not None:
             try:
@@ -121,12 +121,12 @@ class DefinitionValidator:
         return found
 
     def _check_value(self, value: Any, pointer: str, roots: frozenset[str], names: frozenset[str]) -> list[FieldError]:
-        """Check the templates in a JSON value."""
+        """Return the errors in the templates of a JSON value."""
         found = self._expressions.check_template(value, roots=roots, pointer=pointer)
         return found or self._check_names(self._expressions.references(value), pointer, names)
 
     def _check_bare(self, text: str, pointer: str, roots: frozenset[str], names: frozenset[str]) -> list[FieldError]:
-        """Check an expression that is not part of a template."""
+        """Return the errors in an expression that is not part of a template."""
         found = self._expressions.check_expression(text, roots=roots, pointer=pointer)
         return found or self._check_names(self._expressions.expression_references(text), pointer, names)
 
@@ -138,7 +138,7 @@ class DefinitionValidator:
 
 
 def inner_steps(step: Json) -> Iterator[tuple[str, Json]]:
-    """Yield the steps inside a loop or a parallel step with their pointers, which start at the configuration."""
+    """Yield the steps inside a loop or a parallel step with their pointers, which are relative to the configuration."""
     config = step["config"]
     if step["step_type"] == "loop":
         yield from ((f"/body/{n}", inner) for n, inner in enumerate(config.get("body") or ()))
@@ -159,7 +159,7 @@ def all_steps(steps: Sequence[Json], pointer: str = "/steps") -> Iterator[tuple[
 
 
 def with_steps(faults: Sequence[FieldError], steps: Sequence[Json]) -> list[StepFault]:
-    """Return faults, each with the name of the step in which it was found."""
+    """Return each error with the name of the step in which it was found."""
     found = []
     for fault in faults:
         match = _STEP.match(fault.pointer)
@@ -186,7 +186,7 @@ def plan_of(graph: Graph) -> list[PlannedStep]:
 
 
 def _is_computed(config: Json, pointer: str) -> bool:
-    """Return whether expressions compute the value at a pointer, or a value that contains it."""
+    """Return whether an expression computes the value at a pointer or a value that contains it."""
     value: Any = config
     for part in pointer.split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")

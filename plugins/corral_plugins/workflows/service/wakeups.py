@@ -1,4 +1,4 @@
-"""Queues jobs that advance runs. Whatever changes a run or its steps from outside must call `wake`."""
+"""Queues jobs that advance runs. Code outside the engine that changes a run or its steps must call `wake`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from corral_plugins.workflows.models import Run, fetch_tuples
 
 JOB = "workflows.advance"
 LOST_SECONDS = 10.0
-"""If an advance that was queued has not read the run after this time, the sweep queues it again."""
+"""The time after which a queued job counts as lost if it has not read the run. The sweep then queues another job."""
 
 
 # One statement, which locks the run: an advance that is being written has removed its own mark when the lock is free. A
@@ -30,9 +30,9 @@ _QUEUE = Statement(
 
 
 def wake(run_id: str) -> bool:
-    """Lock a run, mark it as changed, and queue a job that advances it. Call this before changing a step of the run.
+    """Lock a run, mark it as changed, and queue a job that advances it.
 
-    Return False if the run does not exist.
+    Call this function before changing a step of the run. Return False if the run does not exist.
     """
     is_first = claim_advance(run_id)
     if is_first:
@@ -43,9 +43,9 @@ def wake(run_id: str) -> bool:
 def claim_advance(run_id: str) -> bool | None:
     """Lock a run and mark it as changed. Return whether the caller has to advance the run.
 
-    If a job that advances the run is already queued, the caller has nothing to do. Otherwise, the caller advances the
-    run after the commit. If its process dies before that, the sweep queues a job. Return None if the run does not
-    exist.
+    If a job that advances the run is already queued, the caller need not do anything. Otherwise, the caller must
+    advance the run after the commit. If its process dies before that, the sweep queues a job. Return None if the run
+    does not exist.
     """
     mark = clock.now()
     row = _QUEUE.one({"id": run_id, "mark": mark, "due_at": clock.now(LOST_SECONDS)})
@@ -53,12 +53,15 @@ def claim_advance(run_id: str) -> bool | None:
 
 
 def has_due_runs() -> bool:
-    """Return whether there is a run whose timer has ended, or whose queued job was lost."""
+    """Return whether there is a run whose timer has expired or whose queued job was lost."""
     return bool(Run.select().where(Run.due_at <= clock.now()).limit(1).exists())
 
 
 def queue_due_runs(limit: int) -> int:
-    """Queue jobs for the runs whose timer has ended or whose queued job was lost. Return the number of these runs."""
+    """Queue jobs for at most `limit` runs whose timer has expired or whose queued job was lost.
+
+    Return the number of runs.
+    """
     found = [row[0] for row in fetch_tuples(Run.select(Run.id).where(Run.due_at <= clock.now()).limit(limit))]
     changes = {"queued_at": clock.now(), "due_at": clock.now(LOST_SECONDS)}
     for run_id in sorted(found):  # the sweeps of two processes lock the runs in the same order
@@ -68,7 +71,10 @@ def queue_due_runs(limit: int) -> int:
 
 
 def wake_queued_runs(workflow_id: str, limit: int = 1) -> None:
-    """Queue jobs that try to start the oldest queued runs of a workflow, and the oldest queued run of all workflows."""
+    """Queue jobs that try to start queued runs.
+
+    These are the oldest `limit` queued runs of a workflow, and the oldest queued run of all workflows.
+    """
     oldest = fetch_tuples(Run.select(Run.id).where(Run.status == "queued").order_by(Run.id).limit(1))
     same = (Run.status == "queued") & (Run.workflow_id == workflow_id)
     of_workflow = fetch_tuples(Run.select(Run.id).where(same).order_by(Run.id).limit(limit))

@@ -1,1 +1,1 @@
-"""The tools that run on the machine of the worker."""
+"""The tools that run on the worker's machine."""

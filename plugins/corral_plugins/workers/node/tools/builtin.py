@@ -25,7 +25,7 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The base class of tools that run on the worker.
 
     The fields of a subclass are the arguments of the tool, and its docstring is the description of the tool.
-    `idempotent` is true if it is harmless to run the tool twice.
+    `idempotent` is true if the tool can safely be run twice.
     """
 
     name: ClassVar[ToolName]
@@ -47,7 +47,7 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @classmethod
     def parse_arguments(cls, arguments: Any) -> Self:
-        """Convert the arguments of a call. Raise `ToolFailed` if the arguments are not valid."""
+        """Convert the arguments of a call. Raise `ToolFailed` if the arguments are invalid."""
         try:
             return msgspec.convert(arguments, cls)
         except msgspec.ValidationError as error:
@@ -55,7 +55,7 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReadFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
-    """Read a text file of the task's workspace, one part at a time; continue at `next_offset`."""
+    """Read part of a text file in the task's workspace. To continue, set `offset` to the returned `next_offset`."""
 
     name, title, risk = "workspace.read", "Read a file", "read"
 
@@ -90,7 +90,7 @@ class WriteFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
 
 
 class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
-    """Run a command with /bin/sh in the task's workspace. Every process that the command starts ends with it."""
+    """Run a command with /bin/sh in the task's workspace. All its processes are stopped when it ends."""
 
     name, title, risk = "shell.run", "Run a command", "dangerous"
     idempotent = False
@@ -104,7 +104,10 @@ class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
 
 
 class RunPython(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
-    """Run Python code in the task's workspace; print the results. Every process that the code starts ends with it."""
+    """Run Python code in the task's workspace and return its printed output.
+
+    All its processes are stopped at its end.
+    """
 
     name, title, risk = "python.run", "Run Python code", "dangerous"
     idempotent = False
@@ -123,7 +126,7 @@ TOOLS: dict[str, type[BuiltinTool]] = {
 
 
 def tool_offers(names: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the tools in the format for the server, `{name, schema, risk}`, sorted by name."""
+    """Return the tools in the format that the server expects, `{name, schema, risk}`, sorted by name."""
     return [
         {"name": name, "schema": TOOLS[name].arguments_schema(), "risk": TOOLS[name].risk}
         for name in sorted(set(names))

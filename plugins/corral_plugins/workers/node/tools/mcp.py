@@ -1,7 +1,7 @@
-"""MCP servers that this worker starts as commands, and their tools.
+"""The MCP servers that this worker starts as commands, and their tools.
 
-Only the configuration of the worker names these commands; the server of Corral never does. A library that speaks the
-MCP protocol is found by the entry point group `corral.worker_mcp`.
+These commands come only from the worker's configuration, never from the Corral server. The library that speaks the MCP
+protocol is found through the entry point group `corral.worker_mcp`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ServerName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])")
 
 
 class McpCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The command that starts an MCP server. `env` is added to the few variables that every server gets."""
+    """The command that starts an MCP server. `env` is added to the few variables that are passed to every server."""
 
     command: Annotated[str, Meta(min_length=1)]
     args: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class McpFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class WorkerMcp(msgspec.Struct, frozen=True, kw_only=True):
     """The MCP servers of a worker, and their tools.
 
-    `tools` maps the name of each tool in Corral to its MCP server and its name on that server.
+    `tools` maps the Corral name of each tool to its MCP server and its name on that server.
     """
 
     commands: dict[str, McpCommand] = {}
@@ -66,7 +66,10 @@ class McpSession(Protocol):
 
 
 Connector = Callable[[str, Sequence[str], Mapping[str, str]], AbstractAsyncContextManager[McpSession]]
-"""Starts a command with arguments and variables, opens a session with it, and stops it at the end."""
+"""Starts a command with arguments and environment variables, and opens an MCP session with it.
+
+The command is stopped when the context manager exits.
+"""
 
 
 class McpConfigurationError(Exception):
@@ -74,7 +77,7 @@ class McpConfigurationError(Exception):
 
 
 def read_mcp_file(path: Path) -> dict[str, McpCommand]:
-    """Read the commands in a file. Raise `McpConfigurationError` if the file is not valid."""
+    """Read the commands from a file. Raise `McpConfigurationError` if the file is invalid."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=McpFile).mcp_servers
     except OSError as error:
@@ -88,7 +91,10 @@ def read_mcp_file(path: Path) -> dict[str, McpCommand]:
 
 
 def find_connector() -> Connector:
-    """Return the connector of the installed MCP library. Raise `McpConfigurationError` if there is none."""
+    """Return the connector of the installed MCP library.
+
+    Raise `McpConfigurationError` if no such library is installed.
+    """
     found = sorted(entry_points(group=CONNECTORS), key=lambda each: each.name)
     if not found:
         raise McpConfigurationError(
@@ -99,7 +105,7 @@ def find_connector() -> Connector:
 
 
 async def list_mcp_tools(commands: Mapping[str, McpCommand]) -> WorkerMcp:
-    """Start each MCP server once and return all tools. Raise `McpConfigurationError` if one does not start."""
+    """Start each MCP server once and return all tools. Raise `McpConfigurationError` if a server does not start."""
     connector = find_connector()
     tools: dict[str, tuple[str, str]] = {}
     offers: list[dict[str, Any]] = []
@@ -125,7 +131,7 @@ async def _tools_of_command(connector: Connector, server: str, command: McpComma
 
 
 class McpToolbox:
-    """Calls the tools of a worker's MCP servers for one task. Each MCP server is started when it is first called."""
+    """Calls the tools of a worker's MCP servers for one task. Each MCP server is started when it is first needed."""
 
     def __init__(self, mcp: WorkerMcp) -> None:
         self._mcp = mcp
@@ -163,7 +169,7 @@ class McpToolbox:
         return found
 
     async def _serve(self, server: str, opened: asyncio.Future[McpSession]) -> None:
-        """Keep an MCP server running. The same asyncio task opens and closes the session, as the library demands."""
+        """Keep an MCP server running. The library requires that the same asyncio task opens and closes the session."""
         command = self._mcp.commands[server]
         try:
             async with find_connector()(command.command, command.args, command.env) as session:
@@ -175,7 +181,7 @@ class McpToolbox:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the kind of an error without its text, because the text may come from the MCP server."""
+    """Return the type of an error without its text, because the text may come from the MCP server."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return type(error).__name__

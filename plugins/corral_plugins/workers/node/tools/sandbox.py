@@ -1,7 +1,7 @@
 """Runs a command in the workspace of a task, with limited time, output and memory.
 
-The command does not inherit the environment variables of the worker. The sandbox limits processes and resources. It
-does not protect the machine, because the command runs as the operating system user of the worker.
+The command does not inherit the worker's environment variables. The sandbox limits processes and resources. It does not
+protect the machine, because the command runs as the worker's operating system user.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ async def run_command(argv: Sequence[str], workspace: Workspace, seconds: float)
 
     `output` contains stdout and stderr. If the output is too long, its middle part is omitted. Every process that the
     command started is stopped when this function returns or is cancelled, or when this process is killed. If a command
-    kills the runner, the processes of the command become children of this process. This process stops them if it has
-    called `adopt_orphans`.
+    kills its runner, the command's processes become children of this process, which stops them only if it has called
+    `adopt_orphans`.
     """
     home = str(workspace.path)
     process = await asyncio.create_subprocess_exec(
@@ -78,10 +78,10 @@ _adopts_orphans = False
 
 
 def adopt_orphans() -> None:
-    """Let `run_command` stop the processes of commands that kill the runner.
+    """Let `run_command` stop the processes of commands that kill their runner.
 
-    Call this function only in a process that runs one command at a time and has no other child processes, because
-    every child process is then taken for such an orphan.
+    Call this function only in a process that runs one command at a time and has no other child processes. All child
+    processes are assumed to be left over from a command.
     """
     global _adopts_orphans
     sandbox_runner.adopt_orphans()
@@ -89,7 +89,7 @@ def adopt_orphans() -> None:
 
 
 async def _stop_runner(process: asyncio.subprocess.Process, reading: asyncio.Future[None]) -> None:
-    """Close the standard input of the runner, so that the runner stops every process of the command.
+    """Close the standard input of the runner, which makes the runner stop every process of the command.
 
     Kill the runner if it does not exit within 8 s.
     """
@@ -111,7 +111,7 @@ async def _stop_runner(process: asyncio.subprocess.Process, reading: asyncio.Fut
 
 
 async def _runner_exit(process: asyncio.subprocess.Process) -> None:
-    """Wait until the runner has exited. `Process.wait` would also wait until orphans close the output."""
+    """Wait until the runner has exited. `Process.wait` would also wait until orphaned processes close the output."""
     while process.returncode is None:  # noqa: ASYNC110
         await asyncio.sleep(POLL_SECONDS)
 
@@ -140,7 +140,7 @@ class _CappedOutput:
     def text(self) -> str:
         """Return the output as text. Invalid UTF-8 is replaced.
 
-        The text is shortened in the middle until it takes at most `OUTPUT_LIMIT` (60 KiB) bytes of JSON.
+        The middle of the text is cut out until the text takes at most `OUTPUT_LIMIT` (60 KiB) bytes as JSON.
         """
         head, tail = bytes(self._head), bytes(self._tail)
         omitted = self._omitted

@@ -1,9 +1,9 @@
 """A program that runs one command for `sandbox`, and then kills every process that the command started.
 
 The program uses only the standard library. It reads one line of JSON, `{argv, limits: {name: bytes or count}}`, from
-its standard input, which stays open. When the standard input closes, because the parent closed it or exited, the
-program stops the command. The exit status is the exit status of the command, or 128 + the number of the signal that
-killed the command. The command inherits the standard output and the standard error.
+its standard input, which stays open. The standard input closes when the parent process closes it or exits; the program
+then stops the command. The exit status is that of the command, or 128 + the number of the signal that killed the
+command. The command inherits standard output and standard error.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def _exec_command(request: dict[str, Any]) -> None:
 def _wait_for_exit(pid: int, child_exited: int, seconds: float | None = None) -> int | None:
     """Return the wait status of the command.
 
-    Return None if the command did not exit within `seconds`. If `seconds` is None, wait until the command exits, and
-    return None if the standard input is closed first.
+    Return None if the command does not exit within `seconds`. If `seconds` is None, there is no time limit, but None is
+    returned if the standard input is closed before the command exits.
     """
     until = None if seconds is None else time.monotonic() + seconds
     watched = [child_exited] if seconds is not None else [0, child_exited]
@@ -106,12 +106,12 @@ def _kill_group(pid: int, number: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Let orphaned descendants of this process become its children, so that `kill_descendants` finds them."""
+    """Make orphaned descendants of this process its children, so that `kill_descendants` finds them."""
     _prctl(PR_SET_CHILD_SUBREAPER)
 
 
 def kill_descendants() -> None:
-    """Kill all descendants of this process, repeatedly until none are left or 5 s have passed."""
+    """Kill all descendants of this process. Repeat until none are left or 5 s have passed."""
     until = time.monotonic() + REAP_SECONDS
     while time.monotonic() < until:
         for child in _descendants():

@@ -1,6 +1,7 @@
-"""The workspace of a task, which is a folder of its own.
+"""The workspace of a task: a folder that belongs to this task only.
 
-Paths are opened one name at a time, and links are never followed. Therefore, no path leads out of the folder.
+Paths are opened one component at a time, and links are never followed. A path can therefore never lead out of the
+folder.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ _TASK_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 class ToolFailed(Exception):
-    """The failure of a tool. The message is for the model."""
+    """The failure of a tool. The message is intended for the model."""
 
 
 class Workspaces:
     """The workspaces of all tasks, which are stored in a folder of the worker.
 
-    Workspaces remain after an attempt, so that a resumed task finds its files.
+    Workspaces are kept after an attempt, so that a resumed task finds its files.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def open_workspace(self, task_id: str) -> Workspace:
-        """Return the workspace of a task. Create the workspace if it does not exist.
+        """Return the workspace of a task, and create it if it does not exist.
 
-        Also remove workspaces that were not opened for a week.
+        Workspaces that have not been opened for a week are removed.
         """
         if not _TASK_ID.fullmatch(task_id):
             raise ValueError(f"{task_id!r} is not a valid task id")
@@ -65,7 +66,7 @@ class Workspaces:
 
 
 class Workspace:
-    """The workspace of one task. Paths are relative and use `/`. Methods raise `ToolFailed`."""
+    """The workspace of one task. Paths are relative and use `/`. The methods raise `ToolFailed`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -92,7 +93,7 @@ class Workspace:
         return {"content": content, "size_bytes": facts.st_size, "next_offset": None if is_end else after}
 
     def write_text(self, path: str, content: str) -> dict[str, Any]:
-        """Create or replace a file atomically and return `{size_bytes}`. Create missing parent folders."""
+        """Create or replace a file atomically and return `{size_bytes}`. Missing parent folders are created."""
         folder, name = _split_path(path)
         data = content.encode()
         if len(data) > WRITE_LIMIT:
@@ -111,7 +112,7 @@ class Workspace:
         return {"size_bytes": len(data)}
 
     def list_folder(self, path: str = ".") -> dict[str, Any]:
-        """List a folder, sorted by name, and return `{entries: [{name, type, size_bytes}], truncated}`."""
+        """Return the contents of a folder, sorted by name, as `{entries: [{name, type, size_bytes}], truncated}`."""
         with self._open_folder(_path_names(path), path) as folder, _os_errors(path):
             found = sorted(os.scandir(folder), key=lambda entry: entry.name)
             entries = [_folder_entry(entry) for entry in found[:LIST_LIMIT]]
@@ -119,9 +120,9 @@ class Workspace:
 
     @contextlib.contextmanager
     def _open_folder(self, names: tuple[str, ...], path: str, *, make: bool = False) -> Iterator[int]:
-        """Open the folder at the path `names` and yield its file descriptor.
+        """Open the folder whose path consists of `names`, and yield its file descriptor.
 
-        `path` is the path for error messages. If `make` is true, missing folders are created.
+        `path` is the path to show in error messages. If `make` is true, missing folders are created.
         """
         with _os_errors(path):
             here = os.open(self.path, _FOLDER)
