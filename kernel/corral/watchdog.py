@@ -162,7 +162,7 @@ class Watchdog:
         self._abandoned.pop(thread, None)
 
     def lost_threads(self) -> Counter[str]:
-        """Return the number of abandoned threads that have not ended, by plugin."""
+        """Return the number of abandoned threads that are still running, keyed by plugin."""
         guards = [lost.guard for thread, lost in list(self._abandoned.items()) if thread.is_alive()]
         return Counter(guard.plugin for guard in guards if guard is not None)
 

@@ -236,7 +236,7 @@ def check_media_type(content_type: bytes, encoding: bytes | None, wanted: bytes)
 
 @functools.cache
 def _default_of(query: Any) -> Any:
-    """Return the parsed query of a request that has no query parameters.
+    """Return the parsed form of an empty query string.
 
     Return None if the handler takes no query or requires a parameter.
     """
@@ -256,7 +256,6 @@ def _marked_fields(shape: Any, mark: Any) -> frozenset[str]:
 def _marks(kind: Any) -> tuple[Any, ...]:
     """Return everything that can serve as a mark of a type.
 
-    The marks are the generic origin of the type, the generic origin of the type inside `Annotated`, and the
-    annotations.
+    Marks are the generic origin of the type, the generic origin of the type inside `Annotated`, and the annotations.
     """
     return *map(typing.get_origin, (kind, getattr(kind, "__origin__", None))), *getattr(kind, "__metadata__", ())

@@ -322,7 +322,7 @@ def _plural(noun: str) -> str:
 
 
 class TextDeltaTracker:
-    """Finds the new part of a growing text, such as a model's reply, when the server sends only the end of the text."""
+    """Finds the new part of a growing text, such as a model's reply, if the server sends only the end of the text."""
 
     def __init__(self) -> None:
         self._shown = ""

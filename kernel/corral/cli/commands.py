@@ -94,8 +94,8 @@ def group(context: click.Context) -> None:
 class CommandContext:
     """The object that plugins' commands receive through the click context.
 
-    Commands call it to open a session (it implements `corral.plugin.OpenSession`), and use its methods to read the
-    configuration and to call hooks without starting a kernel.
+    Commands call this object to open a session (it implements `corral.plugin.OpenSession`), and use its methods to read
+    the configuration and to call hooks without starting a kernel.
     """
 
     def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[Session]:
@@ -191,10 +191,10 @@ def _error_message(error: Exception) -> tuple[int, list[str]]:
 def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
     """Return the commands of the plugins that the configuration loads, keyed by name.
 
-    A plugin can contribute commands as entry points of the group `corral.commands`. In this case, the plugin is not
-    imported; either all its commands are imported, or only `wanted`. Other plugins contribute commands with a hook. A
-    plugin that fails to import contributes no commands. If the configuration is invalid, only the commands of built-in
-    plugins are returned; when called, they report what is wrong with the configuration.
+    If a plugin declares its commands as entry points of the group `corral.commands`, the plugin is not imported. In
+    this case, only the commands are imported, or only the command `wanted` if it is given. Other plugins contribute
+    commands with a hook. A plugin that fails to import contributes no commands. If the configuration is invalid, only
+    the commands of built-in plugins are returned; when called, they report what is wrong with the configuration.
     """
     commands: dict[str, click.Command] = {}
     points, with_hook = tuple(metadata.entry_points(group=COMMAND_GROUP)), []

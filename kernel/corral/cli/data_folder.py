@@ -17,7 +17,7 @@ PRIVATE_FOLDER, OTHERS = 0o700, 0o077
 
 
 def ensure_data_dir(config: Config) -> None:
-    """Create the data folder with mode 0700, or remove the permissions of other users from an existing folder.
+    """Create the data folder with mode 0700, or remove other users' permissions from an existing folder.
 
     Raise `StartupError` if the folder is unusable or contains a key file that other users can read.
     """
@@ -42,7 +42,7 @@ def restrict_new_files() -> int:
 
 
 def _close_to_others(folder: Path) -> None:
-    """Remove the permissions of other users from the data folder and from the databases in it."""
+    """Remove other users' permissions from the data folder and from the databases in it."""
     if not stat.S_IMODE(folder.stat().st_mode) & OTHERS:
         return
     try:

@@ -56,7 +56,7 @@ class LogRateLimit(logging.Filter):
         self._lines: Counter[str] = Counter()
         self._unreported: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
-        """The number of lines dropped since the start, by plugin."""
+        """The number of lines dropped since the start of the process, keyed by plugin."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         plugin = None if record.name == RATE_LIMIT_LOGGER else self._plugin(record)

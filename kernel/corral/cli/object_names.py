@@ -1,4 +1,4 @@
-"""Finds the names of objects that a response refers to by id."""
+"""Finds the names of objects whose ids occur in a response."""
 
 from __future__ import annotations
 

@@ -214,7 +214,10 @@ class ProcessGroup:
         return child
 
     async def _restart_when_exited(self, child: ChildProcess) -> None:
-        """Restart a process whenever it ends. The delay doubles each time the process ends soon after its start."""
+        """Restart a process whenever it exits.
+
+        The delay doubles each time the process exits soon after it was started.
+        """
         delay = INITIAL_DELAY
         while True:
             status = await child.process.wait()

@@ -128,7 +128,7 @@ def _parent(
     """Create the parent of the server processes.
 
     `recovering` is True in safe mode after crashes; a reload then leaves safe mode. `begins` is True if the first call
-    of `plan` belongs to the start of the server, and False if it belongs to a reload.
+    of `plan` is part of the server's start, and False if it is part of a reload.
     """
     arguments = ["serve"]
     for name, value in options.items():
@@ -218,9 +218,10 @@ def _serve(
 
 
 class SlowStartFilter(logging.Filter):
-    """While a server starts, suppresses the warnings about slow units of work that took less than 500 ms.
+    """A log filter that suppresses warnings about slow units of work while the server starts.
 
-    During a start, many units of work run for the first time and at the same time, so some are slower than usual.
+    Only warnings about units that took less than 500 ms are suppressed. During a start, many units of work run for the
+    first time and at the same time, so some are slower than usual.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

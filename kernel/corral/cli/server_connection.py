@@ -69,7 +69,10 @@ def _name_list_command(error: ApiClientError) -> ApiClientError:
 
 
 def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
-    """If the error says that the server at `url` does not answer, mention the server that runs in this folder."""
+    """Extend the error about a server that does not answer with the address of the server that runs in this folder.
+
+    Other errors are returned unchanged.
+    """
     here = running_url() if error.status is None and "does not answer" in str(error) else None
     if here is None or here == url:
         return error

@@ -72,7 +72,7 @@ class Statement:
         return execute_native(unit.connection, sql, [given[name] for name in names])
 
     def _compile(self, kind: str) -> tuple[str, list[Any], dict[Any, Any]]:
-        """Return the SQL, the names of its parameters in order, and the values of its constants by name.
+        """Return the SQL, the names of its parameters in order, and the values of its constants, keyed by name.
 
         The name of a constant is its index among the parameters.
         """

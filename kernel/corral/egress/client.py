@@ -64,9 +64,10 @@ class Egress:
         """Return a pooled client. `sink` names the feature that opens the connections.
 
         The caller must close the client. By default, the client may connect to public addresses; with
-        `Policy(child=…)`, it may connect only to a registered child process. A refused address raises `EgressBlocked`.
-        `total_seconds` limits a call from its start to the end of the response. At most `max_bytes` of a response are
-        read, counted after decompression; `corral.egress.transport.truncated` returns whether the response was longer.
+        `Policy(child=…)`, it may connect only to a registered child process. `EgressBlocked` is raised if an address is
+        refused. `total_seconds` limits a call from its start to the end of the response. At most `max_bytes` of a
+        response are read, counted after decompression; `corral.egress.transport.truncated` returns whether the response
+        was longer.
         """
         import httpx2
 

@@ -125,7 +125,7 @@ def read_signature(route: Route) -> Signature:
 
 
 def without_page(kind: Any) -> Any:
-    """Return the type of the items of a `Page`, or any other type unchanged.
+    """Return the item type of a `Page`, or any other type unchanged.
 
     msgspec must not see pages, because it cannot distinguish `Page[X]` for two different classes named X.
     """

@@ -31,8 +31,7 @@ Whole = tuple[int, dict[str, str], bytes, bytes]  # a response, and the hash of 
 class IdempotencyRow(Model):
     """A request that was sent with an idempotency key. `state` is in_flight or done. The row expires at `until`.
 
-    The responses to requests that were sent on behalf of a task are kept until `KEEP_SECONDS` after the end of the
-    task.
+    If a request was sent on behalf of a task, its response is kept until `KEEP_SECONDS` after the end of the task.
     """
 
     key = peewee.CharField(primary_key=True, max_length=64)
@@ -157,7 +156,7 @@ _OF_TASK = Statement(
 
 
 def expire_with_task(task_id: str) -> None:
-    """Let the responses to requests of a task expire after `KEEP_SECONDS`, because the task has ended."""
+    """Let the responses to a task's requests expire after `KEEP_SECONDS`, because the task has ended."""
     if _OF_TASK.one({"task_id": task_id}):  # few tasks have any, and an update of no rows takes three times as long
         of_task = IdempotencyRow.task_id == task_id
         IdempotencyRow.update(until=clock.now(KEEP_SECONDS), task_id=None).where(of_task).execute()

@@ -140,7 +140,7 @@ class Container:
 
 
 def _parameters(function: Any) -> dict[str, tuple[Any, bool]]:
-    """Return the types of the parameters of a function or class, and whether each is optional (`X | None`)."""
+    """Return the type of each parameter of a function or class, and whether the parameter is optional (`X | None`)."""
     return optional_hints(function.__init__ if inspect.isclass(function) else function)
 
 

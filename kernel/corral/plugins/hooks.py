@@ -89,7 +89,7 @@ def _marked_methods(kind: Any) -> list[tuple[str, pluggy.HookImpl]]:
 
 
 def all_specs(records: Iterable[PluginRecord]) -> dict[str, Any]:
-    """Return the specifications of all hooks of the kernel and of active plugins.
+    """Return the specifications of all hooks that the kernel and active plugins declare.
 
     If one of a plugin's specification modules contains no specification, or specifies a hook that already exists, the
     plugin is marked as `failed`.

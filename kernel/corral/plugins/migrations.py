@@ -79,7 +79,7 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
 def _pending(
     engine: peewee.Database, record: PluginRecord | None, migrations: PluginMigrations, tables: Collection[str]
 ) -> list[str]:
-    """Return the pending scripts of the kernel (`record` is None) or of a plugin.
+    """Return the pending scripts of the kernel (if `record` is None) or of a plugin.
 
     If the schema is newer than the code, a third-party plugin is marked as `failed`. For the kernel or a built-in
     plugin, `MigrationsPending` is raised.

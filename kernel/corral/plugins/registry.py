@@ -80,7 +80,7 @@ class PluginRegistry:
         return list(reversed(self._errors.get(name, ())))
 
     def error_counts(self, name: str) -> tuple[int, int]:
-        """Return the number of a plugin's errors in the last 60 seconds, and since the start of the process.
+        """Return the number of a plugin's errors in the last 60 seconds and since the start of the process.
 
         The first number is at most 100, because only the last 100 errors are kept.
         """

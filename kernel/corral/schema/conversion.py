@@ -93,7 +93,7 @@ class _Shape:
 
     @cached_property
     def fields(self) -> dict[str, frozenset[str]]:
-        """The JSON types of each field, by field name."""
+        """The JSON types of each field, keyed by field name."""
         options = self.choices(self.schema or {})
         return {name: self.types(each) for one in options for name, each in one.get("properties", {}).items()}
 

@@ -64,7 +64,7 @@ def check_plugin(
 
 
 def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
-    """Return every installed plugin class that can be imported, by name."""
+    """Return every installed plugin class that can be imported, keyed by plugin name."""
     found: dict[str, type[Plugin]] = {}
     for item in discover(Config(plugins=Plugins(dir=plugin_dir))):
         try:

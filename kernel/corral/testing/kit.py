@@ -296,7 +296,7 @@ class Kit:
         return {**task, "tool_calls": calls["items"]}
 
     async def _wait_for_due_times(self) -> None:
-        """Wait until the job runner has stored the due times of the schedules of all plugins that are in service."""
+        """Wait until the job runner has stored the due times of all schedules whose plugins are in service."""
         runner = self.kernel.runner
         wanted = {name for name in runner.schedules if runner.is_open(name)}
         async with asyncio.timeout(TASK_SECONDS):

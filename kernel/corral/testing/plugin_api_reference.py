@@ -135,7 +135,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def api_pages(kernel: Kernel, root: Path, folder: Path) -> dict[Path, str]:
-    """Return the content of the index, the pages of the packages, and the page of services, by path."""
+    """Return the content of the index, the package pages and the services page, keyed by path."""
     listed = _listed_names(root)
     services = _services(kernel, listed)
     pages, rows = {folder / "services.md": services_page(services)}, []
@@ -188,7 +188,7 @@ def _index_row(module: str, path: Path, names: Sequence[str], services: Sequence
 
 
 def kernel_names_used_by_plugins(root: Path) -> dict[str, set[str]]:
-    """Return the kernel names that the plugins in the source tree use, by module."""
+    """Return the kernel names that plugins in the source tree use, grouped by module."""
     found: dict[str, set[str]] = defaultdict(set)
     for file in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
         if "tests" not in file.relative_to(root).parts:
