@@ -140,7 +140,7 @@ TIMEZONE = Setting(
 
 
 class UserView(msgspec.Struct, kw_only=True):
-    """A user account as the API returns it, without password, TOTP seed or hashes."""
+    """A user account as returned by the API, without the password, the TOTP seed or any hashes."""
 
     id: str
     email: str
@@ -170,7 +170,7 @@ class NewUser(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UserPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Changes to an account. Fields that are absent stay unchanged."""
+    """Changes to an account. Absent fields stay unchanged."""
 
     email: Address | UnsetType = UNSET
     full_name: FullName | UnsetType = UNSET
@@ -195,7 +195,7 @@ class RightsLost(Forbidden):
 
 
 class Accounts(Protocol):
-    """User accounts. Every function except `hash_password` runs in the caller's unit of work."""
+    """Manages user accounts. Every function except `hash_password` runs in the caller's unit of work."""
 
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
@@ -223,7 +223,7 @@ class Accounts(Protocol):
         ...
 
     def get_details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
-        """Return the details of accounts that only admins may see, keyed by account id. Unknown ids are omitted."""
+        """Return account details that only admins may see, keyed by account id. Unknown ids are omitted."""
         ...
 
     def find(self, email: str) -> UserView | None:
@@ -231,9 +231,9 @@ class Accounts(Protocol):
         ...
 
     def find_named(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """Return the ids of the active users to whom each name refers, keyed by name.
+        """Return the ids of the active users that each name identifies, keyed by name.
 
-        A name may refer to several users. A name is an email address, or the part of an address before the `@`.
+        A name is an email address, or the part of an address before the `@`. One name may identify several users.
         """
         ...
 
@@ -264,7 +264,10 @@ class Accounts(Protocol):
         ...
 
     def count_by_role(self) -> dict[tuple[str, bool], int]:
-        """Return the number of active and of inactive accounts for each role. Purged accounts are not counted."""
+        """Return the number of accounts for each combination of role and active state.
+
+        Purged accounts are not counted.
+        """
         ...
 
     def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
@@ -275,7 +278,7 @@ class Accounts(Protocol):
         ...
 
     def set_password(self, user_id: str, password_hash: str, *, must_change: bool = False) -> UserView:
-        """Replace the password of a user and end all their sessions."""
+        """Replace a user's password and end all of the user's sessions."""
         ...
 
     def end_sessions(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
@@ -283,12 +286,12 @@ class Accounts(Protocol):
         ...
 
     def purge(self, user_id: str) -> None:
-        """Erase the personal data of a deactivated account and free its address. The row remains as "deleted user"."""
+        """Erase the personal data of a deactivated account and free its address. The row is kept as "deleted user"."""
         ...
 
 
 class MailTestResult(msgspec.Struct, kw_only=True):
-    """The result of sending a test email. `error`: the error message of the egress guard or the mail server."""
+    """The result of sending a test email. `error` is the error message of the egress guard or the mail server."""
 
     delivered: bool
     duration_ms: int
@@ -330,15 +333,16 @@ class Mail(Protocol):
     def notify(self, to: str, kind: Notice, **facts: str | int) -> None:
         """Enqueue an email of this kind to an address. Runs in the caller's unit of work.
 
-        If no mail server is configured, this function does nothing. `facts` are the values that the template
-        needs: `until` for the kind `locked`, `new` for `email_changed`, and `left` for `recovery_code_used`.
+        If no mail server is configured, this function does nothing. `facts` contains the values that the template
+        requires: `until` for the kind `locked`, `new` for `email_changed`, and `left` for `recovery_code_used`.
         """
         ...
 
     async def send_plugin_email(self, email: PluginEmail) -> None:
-        """Send an email now. Raise `MailFailed` or `MailRefused`, or `ValueError` for an invalid address.
+        """Send an email now.
 
-        Call this function outside a unit of work. If the mail server is unavailable, the caller must try again later.
+        Raise `MailFailed` or `MailRefused` if the mail server does not accept it, or `ValueError` for an invalid
+        address. Call this function outside a unit of work. After `MailFailed`, the caller must try again later.
         """
         ...
 
@@ -361,7 +365,7 @@ class UserApiKeys(Protocol):
     """Revokes the API keys of users when their accounts change. The `security` plugin provides this service."""
 
     def revoke_keys_of(self, user_id: str) -> int:
-        """Revoke all API keys of a user and return their number. Runs in the caller's unit of work."""
+        """Revoke all API keys of a user. Return the number of revoked keys. Runs in the caller's unit of work."""
         ...
 
 
@@ -376,15 +380,15 @@ class PasswordLinks(Protocol):
         ...
 
     def create_reset_link(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> str:
-        """Delete the password of a user and end all their sessions. Return the URL of a link that sets a new password.
+        """Delete a user's password and end all of the user's sessions.
 
-        A second link is sent to the user by email.
+        Return the URL of a link for setting a new password. Another link is emailed to the user.
         """
         ...
 
 
 class AccountDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """Details of an account that only admins can see. `sessions`: the number of live sessions."""
+    """Account details that only admins may see. `sessions` is the number of live sessions."""
 
     created_by: str | None
     sessions: int
@@ -403,12 +407,12 @@ class InvitationView(msgspec.Struct, kw_only=True):
 
 
 class Invitations(Protocol):
-    """Invitations to create an account. Every function runs in the caller's unit of work."""
+    """Manages invitations to create an account. Every function runs in the caller's unit of work."""
 
     def create(self, email: str, role: Role, *, by: Principal) -> tuple[InvitationView, str]:
         """Create an invitation, and email it if possible. Return the invitation and its URL, which is shown only once.
 
-        Raise `Conflict` (`duplicate`) for an address with an account or a pending invitation.
+        Raise `Conflict` (`duplicate`) if the address already has an account or a pending invitation.
         """
         ...
 
@@ -429,7 +433,7 @@ class OwnerView(msgspec.Struct, kw_only=True):
 
 
 class UserSessionView(msgspec.Struct, kw_only=True):
-    """A session as admins see it. `current`: whether this session made the request."""
+    """A session as shown to admins. `current`: whether this session made the request."""
 
     id: str
     user_id: str
@@ -445,7 +449,7 @@ class UserSessionView(msgspec.Struct, kw_only=True):
 
 
 class UserSessionQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of sessions."""
+    """Filters for listing sessions."""
 
     user_id: Annotated[str, Meta(max_length=36)] | UnsetType = UNSET
     ip: Annotated[str, Meta(max_length=45)] | UnsetType = UNSET
@@ -464,7 +468,7 @@ class AllSessions(Protocol):
 
 
 class AccountRecovery(Protocol):
-    """Recovery of accounts by admins. Every function runs in the caller's unit of work.
+    """Lets admins recover accounts. Every function runs in the caller's unit of work.
 
     `unlock` and `reset_mfa` raise `NotFound` for an unknown user.
     """
@@ -474,7 +478,7 @@ class AccountRecovery(Protocol):
         ...
 
     def reset_mfa(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserView:
-        """Disable the second factor of a user who lost it, and end all sessions of the user."""
+        """Disable the second factor of a user who has lost it, and end all sessions of the user."""
         ...
 
     def failed_attempts(self, emails: Iterable[str]) -> dict[str, int]:

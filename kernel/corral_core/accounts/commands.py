@@ -1,4 +1,4 @@
-"""The commands `corral user` and `corral keys`, which manage accounts and keys on the server machine.
+"""The commands `corral user` and `corral keys`, which manage accounts and keys on the server's machine.
 
 The commands call the same services as the API.
 """
@@ -229,7 +229,7 @@ def unlock_user(email: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
-    """Remove the second factor of a user who lost it, and end all sessions of the account."""
+    """Remove the second factor of a user who has lost it, and end all sessions of the account."""
     from corral_core.accounts.api import AccountRecovery
 
     told = "The second factor of {} was removed, and all sessions of the account have ended."
@@ -289,7 +289,7 @@ def _change_user(
 ) -> None:
     """Run `change` on the account with this address in one unit of work, and print the result.
 
-    `text` is the message to print; `{}` in it stands for the address.
+    `text` is the message to print, in which `{}` is replaced by the address.
     """
     with open_session(config_path, label) as found:
         user = _find_user(found, email)

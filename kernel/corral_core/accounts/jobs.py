@@ -93,7 +93,7 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
 
 
 async def forget_successors(work: Work, settings: Settings) -> None:
-    """Erase the encrypted successors of used refresh tokens whose grace period is over."""
+    """Erase the encrypted successors of used refresh tokens after their grace period."""
     await _repeat_in_batches(work, lambda: _erase_successors(clock.now(-settings.get(REFRESH_GRACE))))
 
 

@@ -1,4 +1,4 @@
-"""Tables of `accounts`: users, sessions, tokens, lockouts, second factors, links and invitations."""
+"""The tables of accounts, sessions, tokens, lockouts, second factors, links and invitations."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class UserRow(Model):
 
 
 class SessionRow(Model):
-    """A session of a user: a chain of refresh tokens.
+    """A session of a user, which consists of a chain of refresh tokens.
 
-    The session ended at `ended_at`; a session that is not refreshed expires at `expires_at`.
+    `ended_at` is the time at which the session ended. A session that is not refreshed expires at `expires_at`.
     """
 
     visibility = PRIVATE
@@ -96,7 +96,7 @@ RefreshRow.add_index(RefreshRow.used_at, where=RefreshRow.successor.is_null(Fals
 
 
 class SigningKeyRow(Model):
-    """An encrypted key that signs access tokens. A retired key only verifies tokens, until its last token expires."""
+    """An encrypted key for signing access tokens. A retired key only verifies tokens, until its last token expires."""
 
     id = IdField(primary_key=True)
     sealed = SealedField()
@@ -108,7 +108,10 @@ class SigningKeyRow(Model):
 
 
 class TicketRow(Model):
-    """A single-use ticket, identified by its SHA-256, which opens one WebSocket for the caller that requested it."""
+    """A single-use ticket, identified by its SHA-256.
+
+    It opens one WebSocket for the caller that requested the ticket.
+    """
 
     hash = peewee.CharField(primary_key=True, max_length=64)
     caller = JSONField()
@@ -176,7 +179,7 @@ class ChallengeRow(Model):
 
 
 class FormerPasswordRow(Model):
-    """The hash of a former password of a user."""
+    """The hash of a user's previous password."""
 
     id = IdField(primary_key=True)
     user_id = IdField(index=True)
@@ -209,7 +212,10 @@ class LinkRow(Model):
 
 
 class InvitationRow(Model):
-    """An invitation to create an account with a given role. `status`: `pending`, `accepted`, `expired` or `revoked`."""
+    """An invitation to create an account with a given role.
+
+    `status` is `pending`, `accepted`, `expired` or `revoked`.
+    """
 
     id = IdField(primary_key=True)
     email = peewee.CharField(max_length=254)

@@ -1,4 +1,4 @@
-"""The commands `corral login`, `corral logout` and `corral whoami`, which sign in to a server from any machine."""
+"""The commands `corral login`, `corral logout` and `corral whoami`, which manage the session with a server."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def logout_command(server: str | None, as_json: bool) -> None:
 @click.command("whoami")
 @client_command
 def whoami_command(client: ApiClient, *, as_json: bool) -> None:
-    """Show who is signed in to which server."""
+    """Show the signed-in user and the server."""
     me = client.get("/auth/me")
     shown = {
         "server": client.url,

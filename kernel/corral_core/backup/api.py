@@ -8,7 +8,7 @@ from corral.auth.principal import Principal
 
 
 class RestoreStep(Protocol):
-    """Completes a restore for one plugin. The plugin provides the class as a service."""
+    """Completes a restore for one plugin. The plugin provides an implementation as a service."""
 
     def after_restore(self, by: Principal) -> str | None:
         """Adapt the restored rows to the new installation. For example, end all sessions.

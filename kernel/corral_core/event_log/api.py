@@ -165,7 +165,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
     async def _attempt(self, claimed: Claimed) -> None:
         """Attempt a delivery and record the result.
 
-        If the attempt is interrupted, release the delivery for another attempt.
+        If the attempt is interrupted, release the delivery so that it can be attempted again.
         """
 
     @abc.abstractmethod
@@ -221,7 +221,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def _on_events(self, events: Sequence[LoggedEvent]) -> None:
-        """Wake up if the dispatcher must react to one of the events. Called by the event feed."""
+        """Wake up if the dispatcher must react to one of the events. The event feed calls this method."""
         if any(self._is_followed(event) for event in events):
             self._wake_up.set()
 
@@ -275,7 +275,7 @@ class TableRedactorValues(abc.ABC, Generic[Row]):
         return {}
 
     def on_events(self, events: Sequence[LoggedEvent]) -> None:
-        """Wake up `run` if a row changed. Called by the event feed."""
+        """Wake up `run` if a row changed. The event feed calls this method."""
         if any(event.type in self.changes for event in events):
             self._changed.set()
 

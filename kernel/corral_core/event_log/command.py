@@ -35,7 +35,7 @@ FAMILY_COLOURS = {"failed": "red", "completed": "green", "waiting": "yellow", "a
 )
 @client_command
 def events_command(client: ApiClient, *, follow: bool, types: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """Print the last events, oldest first. With --json, each event is one line."""
+    """Print the latest events, oldest first. With --json, print each event as one line."""
     query: dict[str, Any] = {"types": list(types)} if types else {}
     end = client.get("/events", **query, after=BEHIND_THE_END)["next"]
     for event in _last_events(client, query, int(end), limit):

@@ -130,7 +130,7 @@ def _expand_patterns(patterns: list[str], types: EventTypes) -> list[str] | None
 
 
 def _seq_after(after: str | UnsetType) -> int:
-    """Return the `seq` after which to read. Raise `Gone` (`cursor_expired`) if events after `after` were deleted."""
+    """Return the `seq` after which to read. Raise `Gone` (`cursor_expired`) if any later events have been deleted."""
     if isinstance(after, UnsetType):
         return 0
     place = event_log.seq_of(after)

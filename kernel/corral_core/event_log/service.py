@@ -73,7 +73,7 @@ class EventRightsService:
         return everybodys | owned | (EventRow.visibility.not_in((SHARED, PRIVATE)) & admin)
 
     def _readable_names(self, caller: Principal) -> ReadableNames | None:
-        """Return the names of the events that the caller may read, or None if the names are not restricted."""
+        """Return the names of the events that the caller may read, or None if the caller may read all events."""
         if caller.kind in ("user", "system") or (caller.kind == "api_key" and not caller.out_of_scope):
             return None
         key = (caller.kind, caller.permissions, caller.out_of_scope)

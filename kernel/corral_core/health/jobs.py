@@ -1,4 +1,4 @@
-"""Scheduled jobs of `health`."""
+"""The scheduled jobs of the `health` plugin."""
 
 from __future__ import annotations
 

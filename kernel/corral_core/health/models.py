@@ -1,4 +1,4 @@
-"""Table of `health`: the last known states of health checks."""
+"""The table of the last known states of health checks."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class LocalBlobs:
         return Blob(size, digest.hexdigest())
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """Return the bytes of a blob in chunks. See `BlobStore.read`."""
+        """Yield the bytes of a blob in chunks. See `BlobStore.read`."""
         path = self._path(key)
         try:
             file = await _in_thread(lambda: path.open("rb", buffering=0))

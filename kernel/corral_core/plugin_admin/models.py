@@ -1,4 +1,4 @@
-"""Tables of `plugin_admin`: plugins that an admin disabled, and plugins in quarantine."""
+"""The tables of plugins that an admin disabled, and of plugins in quarantine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The request and response bodies of users and invitations."""
+"""The request and response bodies for users and invitations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class NewUserBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UserChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of an account that an admin may change. Absent fields stay unchanged."""
+    """Changes that an admin can make to an account. Absent fields stay unchanged."""
 
     email: Address | UnsetType = UNSET
     full_name: FullName | UnsetType = UNSET
@@ -57,7 +57,7 @@ class UserChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ResetLink(msgspec.Struct, kw_only=True):
-    """A link for choosing a new password. The link works once, for 30 minutes, and is shown only once."""
+    """A link for choosing a new password. It is shown only once, works only once, and expires after 30 minutes."""
 
     reset_url: str
 

@@ -148,7 +148,7 @@ class BreakerCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _CircuitEvent(Event, kw_only=True, rename={"from_": "from"}):
-    """The fields of every event about a circuit breaker."""
+    """The fields that all events about circuit breakers have in common."""
 
     name: str
     from_: str
@@ -158,14 +158,14 @@ class _CircuitEvent(Event, kw_only=True, rename={"from_": "from"}):
 
 
 class CircuitOpened(_CircuitEvent):
-    """A circuit breaker opened. Calls are rejected until it half-opens or an admin closes it."""
+    """A circuit breaker opened. Calls are rejected until it becomes half open or an admin closes it."""
 
     event = "circuit.opened"
     visibility = ADMIN
 
 
 class CircuitHalfOpened(_CircuitEvent):
-    """A circuit breaker half-opened. A few calls are admitted as probes."""
+    """A circuit breaker became half open. A few calls are admitted as probes."""
 
     event = "circuit.half_opened"
     visibility = ADMIN

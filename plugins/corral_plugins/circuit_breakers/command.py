@@ -139,7 +139,7 @@ def _path(name: str) -> str:
 
 
 def _actor_name(client: ApiClient, actor_id: str | None, names: dict[str, str]) -> str:
-    """Return the address of the user who caused a transition, the id of a deleted user, or `corral`."""
+    """Return the email address of the user who caused a transition, the id of a deleted user, or `corral`."""
     if actor_id is None:
         return "corral"
     if actor_id not in names:

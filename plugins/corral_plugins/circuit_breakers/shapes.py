@@ -1,4 +1,4 @@
-"""Request and response bodies of circuit breakers."""
+"""The request and response bodies of the circuit breaker routes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BreakerQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
 
 
 class LastError(msgspec.Struct, kw_only=True):
-    """The last failure of a guarded call. `type` is the class of the exception."""
+    """The last failure of a guarded call. `type` is the name of the exception's class."""
 
     type: str
     message: str

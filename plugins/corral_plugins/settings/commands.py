@@ -198,7 +198,7 @@ def _model_warning(client: ApiClient, model: str | None) -> str | None:
 
 
 def _changed_text(setting: Setting, before: Any) -> str:
-    """Return a sentence with the current value of a setting."""
+    """Return a sentence that states the current value of a setting."""
     name = _name(setting)
     text = f"{name} is {_value_text(setting['value'])}"
     text += f", the default (it was {_value_text(before)})." if setting["source"] == "default" else "."

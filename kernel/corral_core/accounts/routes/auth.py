@@ -50,7 +50,7 @@ class RefreshRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A change of the user's password. `revoke_api_keys`: whether to revoke the user's API keys too."""
+    """A request to change the user's password. `revoke_api_keys`: whether to revoke the user's API keys too."""
 
     current_password: Password
     new_password: Password
@@ -60,7 +60,7 @@ class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class SignInResponse(msgspec.Struct, kw_only=True):
     """The tokens and the account of a signed-in user.
 
-    `refresh_token` is absent if it is returned in the cookie. While the vault is sealed, there is no refresh token.
+    `refresh_token` is absent if the cookie contains it, and while the vault is sealed.
     """
 
     access_token: str

@@ -45,7 +45,7 @@ def cookie_headers(refresh: str, seconds: int, request: Request, installation: I
 
 
 def cookie_deletion_headers(request: Request, installation: InstallationConfig) -> dict[str, str]:
-    """Return the response headers that delete the cookie if the client sent one."""
+    """Return the response headers that delete the cookie, if the client sent one."""
     return {} if cookie_token(request) is None else {"Set-Cookie": _set_cookie_header("", 0, request, installation)}
 
 

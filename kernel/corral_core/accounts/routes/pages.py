@@ -39,7 +39,7 @@ HEADERS = {"Content-Security-Policy": PAGE_POLICY}
 
 
 def explain(problem: Problem, request: Request | None) -> Response | None:
-    """Return a page that shows the problem, or None if the client is not a browser, which asks for HTML."""
+    """Return a page that shows the problem, or None if the client does not ask for HTML."""
     if request is None or "text/html" not in (request.header("accept") or ""):
         return None
     faults = [f"{each.pointer.removeprefix('/')}: {each.detail}" for each in problem.errors] or [problem.detail]
@@ -176,13 +176,13 @@ async def submit_invitation(
 
 @routes.get("/page.css", needs=PUBLIC)
 async def read_page_style() -> Text:
-    """Return the style sheet of the pages."""
+    """Return the style sheet for the pages."""
     return Text(_file("page.css"), "text/css; charset=utf-8")
 
 
 @routes.get("/page.js", needs=PUBLIC)
 async def read_page_script() -> Text:
-    """Return the script of the pages."""
+    """Return the script for the pages."""
     return Text(_file("page.js"), "text/javascript; charset=utf-8")
 
 

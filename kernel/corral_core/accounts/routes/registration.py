@@ -1,4 +1,4 @@
-"""Routes under `/auth` that need no session: registration, address verification, and password reset."""
+"""Routes under `/auth` that require no session: registration, address verification, and password reset."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class AddressOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TokenOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The token of a link that was sent by email."""
+    """The token of an emailed link."""
 
     token: Token
 
 
 class PasswordReset(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The token from the emailed link, and the new password. `cookie`: see `/auth/login`."""
+    """The token of an emailed link, and the new password. For `cookie`, see `/auth/login`."""
 
     token: Token
     new_password: Password
@@ -97,7 +97,7 @@ async def register_account(
 
 @routes.post("/forgot-password", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def forgot_password(body: AddressOnly, request: Request, recovery: PasswordRecovery) -> MailRequested:
-    """Request an email with a link that resets the password. The response is the same for every address."""
+    """Request an email with a password-reset link. The response is the same for every address."""
     await recovery.send_reset_link(body.email, request.unit_context())
     return MailRequested()
 

@@ -27,7 +27,10 @@ RecoveryCode = Annotated[str, Meta(min_length=1, max_length=60)]
 
 
 class SetupRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request to set up a second factor. Omit `password` only if the user re-authenticated or signed in recently."""
+    """A request to set up a second factor.
+
+    `password` may be omitted only if the user recently signed in or re-authenticated.
+    """
 
     password: Password | UnsetType = UNSET
 
@@ -55,7 +58,7 @@ class ActivationResponse(msgspec.Struct, kw_only=True):
 
 
 class DisableMfaRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request to disable the second factor: the password, and either a second-factor code or a recovery code."""
+    """A request to disable the second factor, with the password and either a second-factor code or a recovery code."""
 
     password: Password
     code: Code | UnsetType = UNSET
@@ -63,7 +66,7 @@ class DisableMfaRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ChallengeAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The `mfa_token` of a sign-in, and a code or recovery code that completes it. `cookie`: see `/auth/login`."""
+    """The `mfa_token` of a sign-in, and a code or recovery code that completes it. For `cookie`, see `/auth/login`."""
 
     mfa_token: Annotated[str, Meta(min_length=1, max_length=200)]
     code: Code | UnsetType = UNSET
@@ -72,7 +75,7 @@ class ChallengeAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewRecoveryCodes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request for new recovery codes: the password and a second-factor code."""
+    """A request for new recovery codes, with the password and a second-factor code."""
 
     password: Password
     code: Code

@@ -285,7 +285,7 @@ class AccountsService:
     def drop_password(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserRow:
         """Delete the password, end all sessions and invalidate all links.
 
-        The user needs a new link to set a new password.
+        The user needs a new link in order to set a new password.
         """
         row = self.get_row(user_id, hold=True)
         if row.purged_at is not None:
@@ -472,8 +472,8 @@ RIGHTS = frozenset({"role", "is_active", "must_change_password", "email_verified
 
 
 def audited_values(row: UserRow, changes: Mapping[str, Any], name: str) -> tuple[Any, Any]:
-    """Return the old and the new value of a column for the audit log.
+    """Return a column's old and new values for the audit log.
 
-    For personal data, return `SECRET_CHANGE` instead, so that the audit log keeps only the ids of purged accounts.
+    For personal data, return `SECRET_CHANGE` instead, so that the audit log contains only the ids of purged accounts.
     """
     return (getattr(row, name), changes[name]) if name in RIGHTS else SECRET_CHANGE

@@ -1,8 +1,8 @@
 """Authentication by access token or ticket.
 
-Access tokens are HS256 JWTs that identify a user and a session and contain no permissions: each request reads the
-session and the current permissions of the user from the database. Header parameters such as `jku` and `jwk` are
-ignored: the algorithm is fixed, and the keys come from the table of signing keys or from `CORRAL_JWT_SECRET`.
+Access tokens are HS256 JWTs that identify a user and a session. They contain no permissions: each request reads the
+session and the user's current permissions from the database. Header parameters such as `jku` and `jwk` are ignored,
+because the algorithm is fixed and the keys come from the table of signing keys or from `CORRAL_JWT_SECRET`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _CachedKeys(msgspec.Struct, frozen=True):
 
 
 class AccessTokens:
-    """Issues and verifies access tokens. Call `create_first_key` at the start of the process.
+    """Issues and verifies access tokens. Call `create_first_key` when the process starts.
 
     Every function runs in the caller's unit of work, because the keys are stored in the database.
     """
@@ -81,7 +81,7 @@ class AccessTokens:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether `CORRAL_JWT_SECRET` is set. Its value is then the signing key, and the stored keys are not used."""
+        """Whether `CORRAL_JWT_SECRET` is set. If so, its value is the signing key, and the stored keys are not used."""
         return self._fixed is not None
 
     def _temporary_key(self) -> bytes | None:
@@ -204,10 +204,10 @@ class AccessTokens:
 
 @functools.cache
 def _jwt_codec() -> Any:
-    """Return the configured JWT codec. PyJWT is imported at the first use, because the import takes 0.1 s.
+    """Return the configured JWT codec. PyJWT is imported on first use, because the import takes 0.1 s.
 
-    PyJWT does not check times, because `AccessTokens.verify` checks them with `corral.clock`. It rejects keys that are
-    too short.
+    PyJWT rejects keys that are too short. It does not check times, because `AccessTokens.verify` checks them with
+    `corral.clock`.
     """
     import jwt
 
@@ -221,7 +221,7 @@ def _jwt_codec() -> Any:
 
 
 class SigningKeys:
-    """Rotates the signing keys, and registers the keys of this and other processes with the redactor."""
+    """Rotates the signing keys, and registers the keys of all processes with the redactor."""
 
     audit: Audit | None = None
 

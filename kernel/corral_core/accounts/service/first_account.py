@@ -24,7 +24,7 @@ CREATE = "corral user create --admin EMAIL"
 
 
 class FirstAccountSetup:
-    """Implements `corral.plugin.FirstAccount`, and decides who may register the first account."""
+    """Decides who may register the first account. Implements `corral.plugin.FirstAccount`."""
 
     def __init__(self, work: Work, sealer: Sealer, installation: InstallationConfig) -> None:
         self._work, self._sealer = work, sealer
@@ -46,9 +46,9 @@ class FirstAccountSetup:
         )
 
     def check_token(self, token: str | None) -> None:
-        """Raise `Forbidden` if the first account may not be registered with this token.
+        """Raise `Forbidden` if this token does not allow registering the first account.
 
-        If the server listens on the loopback interface only, no token is needed. Runs in the caller's unit of work.
+        If the server listens only on the loopback interface, no token is needed. Runs in the caller's unit of work.
         """
         if token is None and not self._is_public:
             return
@@ -66,11 +66,14 @@ class FirstAccountSetup:
         return bool(UserRow.select().exists())
 
     def claim(self) -> bool:
-        """Return whether the caller's unit of work may create the first account. Only one unit of work gets True."""
+        """Return whether the caller's unit of work may create the first account.
+
+        This is true for only one unit of work.
+        """
         return not self.exists() and set_installation_value_once("first_admin", "registration")
 
     def discard_token(self) -> None:
-        """Delete the file with the set-up token, because an account exists."""
+        """Delete the file with the set-up token, which is not needed once an account exists."""
         with contextlib.suppress(OSError):
             self.token_file.unlink()
 

@@ -1,4 +1,7 @@
-"""Invitations. An admin chooses the address and the role; the invited person creates the account through a link."""
+"""Invitations to create an account.
+
+An admin chooses the address and the role, and the invited person creates the account through a link.
+"""
 
 from __future__ import annotations
 

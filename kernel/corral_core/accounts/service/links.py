@@ -100,7 +100,7 @@ class SingleUseLinks:
         LinkRow.update(hash=None, expires_at=clock.now(UNSENT_SECONDS)).where(mine).execute()
 
     def delete_link(self, link_id: str) -> None:
-        """Delete a link, because its email can never be delivered."""
+        """Delete a link whose email can never be delivered."""
         LinkRow.delete().where((LinkRow.id == link_id) & LinkRow.used_at.is_null()).execute()
 
     def issue_url(self, kind: str, subject_id: str, email: str | None = None) -> str:

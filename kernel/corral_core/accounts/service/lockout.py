@@ -68,8 +68,8 @@ class Lockout:
 
         Inside the context, the caller must report the outcome in a unit of work, with `release_attempt`,
         `settle_success` or `settle_failure`. If the context raises an exception, nothing was verified, so the attempt
-        is released. Raise `TooMany` (`account_locked`) if the address is locked. If attempts in flight exhaust the
-        threshold, wait at most 5 s for them, then raise `TooMany` (`concurrency_limit`).
+        is released. Raise `TooMany` (`account_locked`) if the address is locked. If the attempts in flight exhaust the
+        threshold, wait up to 5 s for them to end, and then raise `TooMany` (`concurrency_limit`).
         """
         key = digest(normalize_address(email))
         until = time.monotonic() + WAIT_SECONDS
@@ -181,7 +181,7 @@ class Lockout:
     def _raise_if_locked(self, row: LockoutRow, now: str, threshold: int) -> bool:
         """Raise `TooMany` if the address is locked.
 
-        Otherwise, return False: this attempt must wait until other attempts end.
+        Otherwise, return False, because the attempt must wait for other attempts to end.
         """
         if row.locked_until is not None and row.locked_until > now:
             raise _locked(row.locked_until)
@@ -192,7 +192,10 @@ class Lockout:
         return False
 
     def _failures_within_window(self, failed: str) -> list[str]:
-        """Return the times of the failures within the window, newest first. `failed`: the concatenated times."""
+        """Return the times of the failures within the window, newest first.
+
+        `failed` contains all times, concatenated.
+        """
         since = clock.now(-self._settings.get(LOCKOUT_WINDOW))
         instants = [failed[at : at + INSTANT] for at in range(0, len(failed), INSTANT)]
         return [each for each in instants if each > since]

@@ -48,10 +48,10 @@ class OwnSecondFactor:
         self._sign_in, self._lockout, self._second, self._settings = sign_in, lockout, second, settings
 
     async def start_setup(self, caller: Principal, password: str | None, entry: UnitContext) -> NewSeed:
-        """Begin the setup of a second factor. Return its seed.
+        """Begin setting up a second factor. Return its seed.
 
-        Raise `Forbidden` (`reauth_required`) if the password is missing and the user has not re-authenticated or signed
-        in recently.
+        Raise `Forbidden` (`reauth_required`) if the password is missing and the user has not recently signed in or
+        re-authenticated.
         """
         user = await self._require_user(caller)
         if user.mfa_enabled:
@@ -165,7 +165,7 @@ class ProfilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ProfileChanges:
-    """Updates the user's own profile. Values are validated before the unit of work."""
+    """Updates the user's own profile. Values are validated before the unit of work begins."""
 
     def __init__(
         self,

@@ -61,16 +61,16 @@ def _argon2_hasher() -> PasswordHasher:
 
 
 class Passwords:
-    """Hashes and verifies passwords in a pool with one thread per core.
+    """Hashes and verifies passwords in a thread pool with one thread per core.
 
-    `hash_password` and `verify_password` raise `Unavailable` (`overloaded`) if the queue of the pool is full. Call them
+    `hash_password` and `verify_password` raise `Unavailable` (`overloaded`) if the pool's queue is full. Call them
     outside a unit of work.
     """
 
     def __init__(self) -> None:
         self._waiting = 0
         self.hash_seconds = Histogram()
-        """The times in which this process computed hashes, without the time in the queue."""
+        """The time that this process took to compute each hash, excluding the time spent in the queue."""
 
     async def hash_password(self, password: str, *, pointer: str = "/password") -> str:
         """Hash a password after checking only its length. The caller must apply the password policy."""
@@ -78,7 +78,7 @@ class Passwords:
         return await self._run_in_pool(lambda: _argon2_hasher().hash(password))
 
     async def verify_password(self, password: str, hashed: str | None, *, pointer: str = "/password") -> bool:
-        """Return whether the password matches the hash. If the hash is None, take the same time and return False."""
+        """Return whether the password matches the hash. If the hash is None, return False after the same time."""
         _check_length(password, pointer)
         return await self._run_in_pool(lambda: _verify_hash(password, hashed))
 
@@ -220,7 +220,7 @@ def _is_in_list(form: str) -> bool:
 def _breached_passwords() -> bytes:
     """Return the list of breached passwords, one lower-case password per line.
 
-    The list is searched without being parsed, so it needs no more memory than the file.
+    The list is searched without being parsed, so it takes no more memory than the file.
     """
     return resources.files("corral_core.accounts").joinpath("breached_passwords.txt").read_bytes()
 

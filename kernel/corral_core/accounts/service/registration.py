@@ -1,4 +1,4 @@
-"""Registration of accounts, with or without an invitation, and verification of addresses."""
+"""Registers accounts, with or without an invitation, and verifies addresses."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class AccountRegistration:
     ) -> UserView:
         """Create the account of an invited user. If `email` is given, the invitation must be for this address.
 
-        The invitation determines the role, and the address counts as verified.
+        The invitation determines the role, and its address counts as verified.
         """
         if self._settings.get(REGISTRATION) == "closed":
             raise Forbidden("Registration is closed; ask an admin for an account.", code="registration_closed")
@@ -153,7 +153,8 @@ class AccountRegistration:
     def verify_address(self, token: str) -> UserView:
         """Verify an address with the token of a link. Runs in the caller's unit of work.
 
-        Raise `Gone` (`link_expired`) for an invalid link, or `Conflict` (`duplicate`) for a taken address.
+        Raise `Gone` (`link_expired`) for an invalid link, or `Conflict` (`duplicate`) if another account has the
+        address.
         """
         link = self._links.redeem_link(EMAIL_LINKS, token)
         row = self._accounts.get_row(link.subject_id)

@@ -118,7 +118,7 @@ class SecondFactor:
         return left
 
     def new_codes(self, user_id: str) -> list[str]:
-        """Replace the recovery codes. Return the new codes, which are shown to the user only once."""
+        """Replace the recovery codes. Return the new codes, which must be shown only once."""
         RecoveryCodeRow.delete().where(RecoveryCodeRow.user_id == user_id).execute()
         codes = [_new_recovery_code() for _ in range(RECOVERY_CODES)]
         RecoveryCodeRow.insert_many([{"hash": _recovery_hash(code), "user_id": user_id} for code in codes]).execute()
@@ -168,7 +168,7 @@ class SecondFactor:
 
     @staticmethod
     def consume_attempt(token: str) -> bool:
-        """Consume one attempt of an `mfa_token`. Return False if no attempt is left."""
+        """Consume one attempt for an `mfa_token`. Return False if no attempts are left."""
         return bool(ChallengeRow.update(tries=ChallengeRow.tries + 1).where(_usable_challenge(token)).execute())
 
     @staticmethod
@@ -217,7 +217,7 @@ def end_challenges(user_id: str) -> None:
 
 
 def delete_expired_challenges(at_once: int = 500) -> int:
-    """Delete expired setups, and at most `at_once` expired challenges. Return the number of deleted challenges."""
+    """Delete expired setups and at most `at_once` expired challenges. Return the number of deleted challenges."""
     row = SecondFactorRow
     unfinished = row.confirmed_at.is_null() & (row.created_at <= clock.now(-SETUP_SECONDS))
     row.delete().where(unfinished).execute()

@@ -45,7 +45,7 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class SessionView(msgspec.Struct, kw_only=True):
-    """A session as its owner sees it. `current`: whether this session made the request."""
+    """A session as shown to its owner. `current`: whether this session made the request."""
 
     id: str
     user_id: str
@@ -206,7 +206,10 @@ class Sessions:
         return until
 
     def live_sessions(self, user_id: str, current_id: str | None) -> list[SessionView]:
-        """Return the user's live sessions, newest first. `current_id`: the session that made the request."""
+        """Return the user's live sessions, newest first.
+
+        `current_id` is the id of the session that made the request.
+        """
         mine = (SessionRow.user_id == user_id) & SessionRow.ended_at.is_null() & ~self._is_expired()
         rows = SessionRow.select().where(mine).order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
         return [session_view(row, current_id) for row in rows]
@@ -229,7 +232,7 @@ class Sessions:
 
     @staticmethod
     def count_by_user(user_ids: Iterable[str]) -> dict[str, int]:
-        """Return the number of live sessions by user id. Users without a live session are omitted."""
+        """Return the number of live sessions, keyed by user id. Users without a live session are omitted."""
         live = SessionRow.user_id.in_(list(user_ids)) & SessionRow.ended_at.is_null()
         rows: Any = SessionRow.select(SessionRow.user_id, peewee.fn.COUNT(SessionRow.id)).where(live)
         return {user_id: int(number) for user_id, number in rows.group_by(SessionRow.user_id).tuples()}

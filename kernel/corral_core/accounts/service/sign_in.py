@@ -178,7 +178,7 @@ class SignIn:
         return Unauthorized(detail, code="invalid_credentials")
 
     def consume_factor(self, row: UserRow, proof: FactorProof) -> bool:
-        """Verify a second-factor code or a recovery code, which can be used only once. Return whether it was valid.
+        """Verify a second-factor code or a recovery code, which then cannot be used again. Return whether it was valid.
 
         Runs in the caller's unit of work.
         """
@@ -253,7 +253,8 @@ class SignIn:
     async def refresh_tokens(self, token: str, device: Device, entry: UnitContext) -> SignedIn:
         """Exchange a refresh token for new tokens.
 
-        If the refresh token was already used, end its session, commit, and raise `Unauthorized` (`token_reuse`).
+        If the refresh token was already used, end its session, commit the change, and raise `Unauthorized`
+        (`token_reuse`).
         """
 
         limits = self.limits
@@ -318,7 +319,7 @@ class SignIn:
     async def _rehash(self, row: UserRow, password: str, entry: UnitContext) -> None:
         """Hash the password again if the hash parameters have changed.
 
-        If the thread pool for hashing is full, do nothing: the next sign-in tries again.
+        If the hashing thread pool is full, do nothing, because the next sign-in tries again.
         """
         if not self._passwords.needs_rehash(row.password_hash or ""):
             return

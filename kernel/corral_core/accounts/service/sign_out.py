@@ -1,4 +1,4 @@
-"""Sign-out with any token of the session, even an expired one."""
+"""Signs users out with any token of the session, even an expired one."""
 
 from __future__ import annotations
 

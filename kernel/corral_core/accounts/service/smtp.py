@@ -1,4 +1,4 @@
-"""Sends mail through connections that the egress guard has allowed."""
+"""Sends emails over connections that the egress guard has allowed."""
 
 from __future__ import annotations
 

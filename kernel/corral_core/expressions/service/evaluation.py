@@ -65,7 +65,7 @@ def _library() -> Any:
 def compile_expression(text: str) -> tuple[Analysis, Any]:
     """Return the analysis of an expression and its compiled program.
 
-    The program is None if the analysis found faults.
+    The program is None if the analysis found errors.
     """
     found = analyse(text)
     if not found.faults:
@@ -97,7 +97,7 @@ def evaluate(text: str, data: Mapping[str, Any], now: float) -> Any:
 
 
 def _json_value(value: Any, depth: int = 0) -> Any:
-    """Return a value as JSON. Timestamps and durations become strings."""
+    """Convert a value to JSON. Timestamps and durations become strings."""
     if depth > MAX_RESULT_DEPTH:
         raise EvaluationError(0, f"The result has more than {MAX_RESULT_DEPTH} levels.")
     match value:

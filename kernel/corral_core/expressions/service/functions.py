@@ -36,7 +36,7 @@ def size(value: Any) -> int:
 
 
 def string(value: Any) -> str:
-    """Return a value as text."""
+    """Convert a value to text."""
     if isinstance(value, str):
         return value
     if isinstance(value, datetime):
@@ -47,7 +47,7 @@ def string(value: Any) -> str:
 
 
 def get(value: Any, path: str, fallback: Any = None) -> Any:
-    """Return the value at a path such as `a.b[0]`, or the fallback if it is absent or null."""
+    """Return the value at a path such as `a.b[0]`, or the fallback if the value is absent or null."""
     position = 0
     for match in _PATH.finditer(path):
         if match.start() != position:
@@ -66,7 +66,7 @@ def get(value: Any, path: str, fallback: Any = None) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Return a value as JSON text."""
+    """Encode a value as JSON text."""
     text = msgspec.json.encode(value).decode()
     _check_length(len(text))
     if "null" in text and not _is_finite(value):
@@ -97,7 +97,7 @@ def join(items: list[Any], separator: str = "") -> str:
 
 
 def replace(text: str, old: str, new: str) -> str:
-    """Return the text with every occurrence of `old` replaced."""
+    """Return the text with every occurrence of `old` replaced by `new`."""
     _check_length(len(text) + text.count(old) * len(new))
     return text.replace(old, new)
 

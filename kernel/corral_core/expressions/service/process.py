@@ -46,7 +46,7 @@ class HelperProcess:
         return answer["value"]
 
     async def stop(self) -> None:
-        """End the helper process."""
+        """Stop the helper process."""
         if self._process is not None:
             await self._discard(self._process)
 

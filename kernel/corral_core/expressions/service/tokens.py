@@ -51,7 +51,7 @@ _SIMPLE_STRING = re.compile(r"""(['"])([^'"\\\n]*)\1""")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of an expression. `start` is its offset in the scanned text."""
+    """A token of an expression. `start` is the token's offset in the scanned text."""
 
     kind: str
     text: str

@@ -53,7 +53,7 @@ class AddressCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class EgressVerdictView(msgspec.Struct, kw_only=True):
     """The result of an address check.
 
-    `reason` is null if the address is allowed, and otherwise `unresolved_host`, `egress.scheme`, `egress.userinfo`,
+    `reason` is null if the address is allowed. Otherwise, it is `unresolved_host`, `egress.scheme`, `egress.userinfo`,
     `egress.port`, `egress.address` or `egress.own_listener`.
     """
 

@@ -39,7 +39,7 @@ class LivenessView(msgspec.Struct, kw_only=True):
 
 
 class ReadinessView(msgspec.Struct, kw_only=True):
-    """The readiness of the process. `status`: `ready`, or `not_ready` if a readiness check failed."""
+    """The readiness of the process. `status` is `ready`, or `not_ready` if a readiness check failed."""
 
     status: str
     checks: ReadinessChecks
@@ -55,7 +55,7 @@ async def read_health(readiness: ReadinessProbe, installation: InstallationConfi
 
 @routes.get("/health/ready", needs=PUBLIC, root=True, exempt_host=True, also=(503,))
 async def read_readiness(readiness: ReadinessProbe) -> Answer[ReadinessView]:
-    """Check whether the process can serve requests. The status is 200, or 503 if a check failed."""
+    """Check whether the process can serve requests. The response status is 503 if a check failed, otherwise 200."""
     checks = await readiness.run_checks()
     ready = all(msgspec.structs.astuple(checks))
     return Answer(
@@ -65,9 +65,9 @@ async def read_readiness(readiness: ReadinessProbe) -> Answer[ReadinessView]:
 
 @routes.get("/metrics", needs=PUBLIC, root=True, exempt_host=True, raises=("unauthenticated",))
 async def read_metrics(request: Request, installation: InstallationConfig, scrape: MetricsRenderer) -> Text:
-    """Read the metrics as Prometheus text, or as OpenMetrics if `Accept` requests it.
+    """Read the metrics as Prometheus text, or as OpenMetrics if the `Accept` header requests it.
 
-    If `CORRAL_METRICS_TOKEN` is set, the request must send the token as a bearer token.
+    If `CORRAL_METRICS_TOKEN` is set, the request must send its value as a bearer token.
     """
     if installation.metrics_token is not None:
         given = (request.header("authorization") or "").removeprefix("Bearer ").encode()

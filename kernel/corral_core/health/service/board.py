@@ -77,7 +77,7 @@ class HealthBoard:
         self._asked: tuple[float, asyncio.Task[str]] | None = None
 
     async def full_report(self) -> HealthReport:
-        """Return the complete report. This takes at most 2.5 s."""
+        """Return the complete health report. This takes at most 2.5 s."""
         checked_at = await self.run_checks()
         statuses = [view.status for view in self._views.values() if view.status != "disabled"]
         return HealthReport(
@@ -90,7 +90,7 @@ class HealthBoard:
         )
 
     async def run_checks(self) -> str:
-        """Run all checks unless they ran in the last 5 s. Return the time of the last run."""
+        """Run all checks, unless they ran within the last 5 s. Return the time of the last run."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._run_all_checks()))

@@ -1,4 +1,4 @@
-"""Audit entries for connections that the egress guard refused, and metrics of the guard and the redactor."""
+"""Records connections that the egress guard refused, and provides metrics of the guard and the redactor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ AGAIN_SECONDS = 5.0
 class EgressAudit:
     """Records refused connections in the audit log.
 
-    The egress guard does not run in a unit of work, so refusals are queued and written to the database in batches.
+    The egress guard does not run in a unit of work, so refusals are queued and later written to the database in
+    batches.
     """
 
     audit: Audit | None = None

@@ -170,9 +170,9 @@ def _sum_observed(one: Observed, other: Observed) -> Observed:
 
 
 def _metric_family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
-    """Convert collected values to a metric family. Undeclared label values are replaced by `other`.
+    """Convert collected values to a metric family. Undeclared label values become `other`.
 
-    This limits the number of time series.
+    Replacing them limits the number of time series.
     """
     allowed: list[Any] = [frozenset(known) for known in metric.labels.values()]
     summed: dict[tuple[str, ...], Any] = {}

@@ -55,7 +55,7 @@ CREDENTIALS: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}]
 
 
 class Problem(msgspec.Struct, kw_only=True):
-    """The problem document of a failure (RFC 9457). Some codes add members, such as `current_status`."""
+    """The problem document of a failed request (RFC 9457). Some codes add members, such as `current_status`."""
 
     type: str
     title: str

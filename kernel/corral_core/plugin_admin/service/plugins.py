@@ -78,7 +78,7 @@ class PluginAdministration:
         self._decisions = 0  # made in this process
 
     def list_plugins(self, states: Sequence[str] = ()) -> list[PluginView]:
-        """Return the plugins in these states, sorted by name. If `states` is empty, return every plugin."""
+        """Return the plugins in the given states, sorted by name. If `states` is empty, return every plugin."""
         stored = _StoredFacts()
         return [self._plugin_view(item, stored) for item in self._registry.all() if not states or item.state in states]
 
@@ -217,7 +217,7 @@ class PluginAdministration:
         return loaded
 
     def _is_off_by_file(self, loaded: PluginRecord) -> bool:
-        """Return whether corral.toml disables a built-in plugin, or does not enable a plugin of a third party."""
+        """Return whether corral.toml disables a built-in plugin, or does not enable a third-party plugin."""
         given = self._registry.configuration
         return loaded.name in given.disabled if loaded.found.built_in else loaded.name not in given.enabled
 

@@ -42,7 +42,7 @@ class QuarantineSync:
         self._bell: asyncio.Event | None = None
 
     async def synchronize_regularly(self) -> None:
-        """Store new quarantines and alerts, apply stored quarantines, and start and end trials, until cancelled.
+        """Until cancelled, store new quarantines and alerts, apply stored quarantines, and start and end trials.
 
         The kernel supervises this task in every process.
         """

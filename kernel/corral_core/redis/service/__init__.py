@@ -1,1 +1,1 @@
-"""The clients of the Redis server: connections, notifications, job queue and rate-limit buckets."""
+"""The Redis clients for connections, notifications, the job queue and rate-limit buckets."""

@@ -38,7 +38,7 @@ def run_job(identifier: str) -> None:
 
 
 class RqQueue:
-    """Implements `corral.jobs.shared_queue.SharedJobQueue`."""
+    """A job queue on Redis. Implements `corral.jobs.shared_queue.SharedJobQueue`."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -61,7 +61,7 @@ class RqQueue:
     async def _put_all(self) -> None:
         """Push job ids to Redis in batches, in a thread.
 
-        While Redis is down, the ids are dropped: workers also poll the database for jobs.
+        While Redis is down, the ids are dropped, because workers also poll the database for jobs.
         """
         pauses = ReconnectBackoff()
         queue: Queue | None = None  # created in the thread, because the import takes a third of a second

@@ -96,7 +96,7 @@ def reset_password(id: str, match: IfMatch, links: PasswordLinks) -> ResetLink:
 
 @routes.post("/users/{id}/reset-mfa", **WRITE, step_up=True)
 def reset_mfa(id: str, match: IfMatch, rescue: AccountRecovery, people: UserAdministration) -> AdminUserView:
-    """Remove the second factor of a user who lost it, and end all sessions of the user."""
+    """Remove the second factor of a user who has lost it, and end all sessions of the user."""
     return people.get_admin_view(rescue.reset_mfa(id, if_match=match))
 
 

@@ -1,4 +1,4 @@
-"""The business rules of the kill switch. Only this module writes to the table of the kill switch."""
+"""The business logic of the kill switch. Only this module writes to the kill switch's table."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Business logic of the audit log."""
+"""The business logic of the audit log."""

@@ -90,7 +90,7 @@ class UnhashedRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HashedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A complete audit row. Its JSON encoding is one line of an export."""
+    """A complete audit row. Each line of an export is the JSON encoding of one row."""
 
     action: str
     actor: RowActor
@@ -109,7 +109,7 @@ class HashedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ts: str
 
     def digest(self) -> str:
-        """Return the hash that the row should contain, computed from all other fields."""
+        """Compute the hash that the row should contain from all other fields."""
         return UnhashedRow(
             action=self.action,
             actor=self.actor,

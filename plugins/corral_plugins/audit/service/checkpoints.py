@@ -76,7 +76,10 @@ class CheckpointSigner:
 
 
 def newest_checkpoint() -> tuple[ChainLink, str] | None:
-    """Return the position and the time of the newest checkpoint, or None. Runs in the caller's unit of work."""
+    """Return the position and the time of the newest checkpoint, or None if there is none.
+
+    Runs in the caller's unit of work.
+    """
     last = _last_checkpoint_row()
     return None if last is None else (ChainLink(last.seq, last.hash), last.ts)
 

@@ -237,7 +237,7 @@ _ADVANCE = Statement(
 
 
 def lock_chain_head() -> tuple[int, str]:
-    """Lock the head of the chain until the unit of work ends. Return `seq` and `hash` of the newest row."""
+    """Lock the head of the chain until the unit of work ends. Return the `seq` and `hash` of the newest row."""
     head = _HEAD.one({"id": HEAD})
     if head is None:
         raise RuntimeError("the table audit_head has no row")
@@ -271,10 +271,10 @@ class AuditLog:
         return self._settings.get(VERBOSE)
 
     def record(self, entry: AuditEntry) -> None:
-        """Add a row to the current unit of work.
+        """Add a row in the current unit of work.
 
         If the row cannot be written, the unit of work fails with the code `audit_unavailable`. If the same denied
-        action is repeated within a minute, only the first denial becomes a row; the others are counted.
+        action is repeated within a minute, only the first denial becomes a row; the repetitions are counted.
         """
         unit = current()
         repeats = entry.outcome == "denied" or entry.action in DEDUPLICATED
@@ -299,7 +299,7 @@ class AuditLog:
         self.record(entry)
 
     async def write_repetitions(self, *, all: bool = False) -> None:
-        """Write the number of repetitions of each entry whose minute has passed, or of every entry if `all` is true."""
+        """Write the repetition count of each entry whose minute has passed, or of every entry if `all` is true."""
         for repeated in self._deduplicator.take_ended(all=all):
             try:
                 summary = functools.partial(self._record_summary, repeated)

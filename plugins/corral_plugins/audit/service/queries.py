@@ -111,7 +111,7 @@ def public_keys() -> list[str]:
 def filter_condition(filters: AuditFilters | AuditQuery) -> Any:
     """Return the SQL condition for the filters.
 
-    A row must match every given filter. If a filter has several values, the row must match one of them.
+    A row must match all given filters. If a filter has several values, the row must match at least one of them.
     """
     clause: Any = ALL_ROWS
     if filters.actor is not UNSET:

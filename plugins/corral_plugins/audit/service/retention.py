@@ -1,7 +1,7 @@
 """Removes the oldest audit rows up to a checkpoint.
 
-The anchor marks the newest removed row. Retention first moves the anchor, as one audited action, and then deletes the
-rows up to the anchor in batches.
+The anchor marks the newest removed row. Retention first moves the anchor, which is recorded in the audit log, and then
+deletes the rows up to the anchor in batches.
 """
 
 from __future__ import annotations

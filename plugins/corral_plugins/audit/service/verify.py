@@ -41,7 +41,10 @@ END = 2**62
 
 
 class _Range(msgspec.Struct, frozen=True):
-    """The range of rows to check: rows after `start`, up to `until`. `defect` is set if `start` itself is defective."""
+    """The range of rows to check, from the row after `start` up to `until`.
+
+    `defect` is set if `start` itself is defective.
+    """
 
     ends: ChainEnds
     start: ChainLink
@@ -208,7 +211,7 @@ class UnreadableFile(ValueError):
 class _CheckpointList(msgspec.Struct):
     """A saved list of checkpoints.
 
-    The list is the response of `GET /admin/audit/checkpoints` or the output of `corral audit checkpoints`.
+    The list is a response from `GET /admin/audit/checkpoints`, or output of `corral audit checkpoints`.
     """
 
     items: list[SignedCheckpoint]

@@ -211,7 +211,7 @@ def _not_found() -> NotFound:
 
 
 def _new_row(name: str) -> BreakerRow:
-    """Return the row that a circuit breaker without a stored row would have."""
+    """Return a new row with default values for a circuit breaker that is not stored."""
     return BreakerRow(name=name)
 
 

@@ -45,7 +45,7 @@ class GuardedNames:
     def declare(
         self, prefix: str, names: Callable[[], Iterable[str]] | None = None, *, slow_call_seconds: int | None = None
     ) -> None:
-        """Declare that a plugin guards calls under names with a prefix. See `Breakers.declare`."""
+        """Declare that a plugin guards calls under names with this prefix. See `Breakers.declare`."""
         self._prefixes[prefix] = _Guarded(names, slow_call_seconds)
 
     def slow_call_seconds(self, name: str) -> int | None:

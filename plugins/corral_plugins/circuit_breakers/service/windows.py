@@ -33,11 +33,11 @@ class Window(Protocol):
         """Discard calls that are too old."""
 
     def encode(self) -> str:
-        """Return the window as text."""
+        """Encode the window as text."""
 
 
 class CountWindow:
-    """The last `size` calls."""
+    """A window that contains the last `size` calls."""
 
     def __init__(self, size: int, text: str = "") -> None:
         self.calls = self.failures = self.slow = 0

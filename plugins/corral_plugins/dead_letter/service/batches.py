@@ -1,4 +1,4 @@
-"""Batches, which retry many dead letters at a limited rate. A batch continues after a restart."""
+"""Runs batches, which retry many dead letters at a limited rate. A batch continues after a restart."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The event hub and its connected viewers: permissions, replay, and delivery over WebSocket and server-sent events."""
+"""The event hub and its viewers: permissions, replay, and delivery over WebSocket and server-sent events."""

@@ -141,7 +141,7 @@ class ViewerHub:
         self._empty.clear()
 
     def remove_viewer(self, viewer: Viewer) -> None:
-        """Remove a connection that has ended."""
+        """Unregister a connection that has ended."""
         viewer.stop_sending()
         if viewer in self.viewers:
             self.viewers.discard(viewer)
@@ -154,10 +154,10 @@ class ViewerHub:
     # -- subscriptions
 
     def subscribe(self, viewer: Viewer, event: str, wanted: frozenset[tuple[str, str]] = frozenset()) -> Subscription:
-        """Subscribe the viewer to events from now on.
+        """Subscribe the viewer to future events.
 
-        A repeated call returns the same subscription. Raise `Refusal` in the same cases as
-        `check_subscription`, and also if the viewer has too many subscriptions.
+        Repeated calls return the same subscription. Raise `Refusal` in the same cases as `check_subscription`, and also
+        if the viewer has too many subscriptions.
         """
         self.check_subscription(viewer.principal, event)
         key: Key = (event, wanted)

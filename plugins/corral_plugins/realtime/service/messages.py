@@ -41,7 +41,7 @@ class PingMessage(MessageBase, tag="ping"):
 class SubscribeMessage(MessageBase, tag="subscribe"):
     """Subscribes to an event name or a pattern such as `task.*` or `*`.
 
-    If `since` is set, the events after that position are replayed first.
+    If `since` is set, events after that position are replayed first.
     """
 
     event: EventName

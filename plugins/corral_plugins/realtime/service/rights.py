@@ -156,7 +156,7 @@ def _check_may_follow(principal: Principal) -> None:
 
 
 def _read_principals(viewers: Sequence[Viewer]) -> list[Principal | Problem]:
-    """Return the current principal of each viewer, or the error that occurred while reading the principal.
+    """Return each viewer's current principal, or the error that occurred while reading it.
 
     Raise only errors that affect all viewers.
     """

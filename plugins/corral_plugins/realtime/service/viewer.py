@@ -192,7 +192,7 @@ class Viewer:
         self.wake_reader()
 
     def wake_reader(self) -> None:
-        """Wake up a pending `wait_for_entry`."""
+        """Wake up the pending call of `wait_for_entry`, if any."""
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)

@@ -394,7 +394,7 @@ RESULTS = ("ok", "malformed", "unknown", "revoked", "expired", "disabled", "owne
 
 
 class KeyMetrics:
-    """Counts the results of authentication with API keys since the start of this process."""
+    """Counts the results of API key authentication since this process started."""
 
     def __init__(self) -> None:
         self.results: Counter[str] = Counter()

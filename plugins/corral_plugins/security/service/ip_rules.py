@@ -56,7 +56,7 @@ class IpRule(NamedTuple):
 
 
 class IpRuleset:
-    """A mode and its rules.
+    """The mode and the rules against which addresses are checked.
 
     If several rules match an address, the rule with the most specific network applies. For the same network, `block`
     takes precedence over `allow`.
@@ -195,7 +195,7 @@ class IpRules:
         return int(IpRuleRow.delete().where(IpRuleRow.expires_at <= clock.now()).execute())
 
     def record_refusal(self) -> None:
-        """Record a rejected request in the audit log. The client address is taken from the current unit of work."""
+        """Record a rejected request in the audit log, with the client address of the current unit of work."""
         if self.audit is not None:
             entry = AuditEntry(
                 action="security.ip_rules.refuse",
@@ -255,7 +255,7 @@ def _to_rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
 
 
 def _describe_rule(rule: RuleView | IpRuleRow) -> str:
-    """Return the text form of a rule for the audit log."""
+    """Return a text representation of a rule for the audit log."""
     until = "" if rule.expires_at is None else f" until {rule.expires_at}"
     return f"{rule.action} {rule.cidr}{until}"
 

@@ -133,9 +133,9 @@ class RequestLimits:
         self.limited: Counter[str] = Counter()
         self.keys: Counter[str] = Counter()
         self.names = [IN_FLIGHT_NAME]
-        """The names of the limits that can reject a request. They are the label values of the metric."""
+        """The names of the limits that can reject a request, which are the label values of the metric."""
         self.now: Callable[[], float] = time.monotonic
-        """The clock of all buckets, which a test can stop."""
+        """The clock of all buckets. Tests can replace it."""
         self._on = False
         self._settings: Settings | None = None
         self._shared: SharedBuckets | None = None
@@ -150,7 +150,7 @@ class RequestLimits:
     def start(
         self, settings: Settings, shared: SharedBuckets, last_used: LastUseRecorder, *, on: bool, processes: int
     ) -> None:
-        """Start counting requests, unless rate limits are off (`on` is false)."""
+        """Start counting requests. If `on` is false, rate limits stay off."""
         self._on, self._settings, self._shared = on, settings, shared
         self._last_used, self._processes = last_used, processes
         if on and shared.is_configured:

@@ -56,7 +56,7 @@ class EffectiveSettings:
         self._registry = registry
         self.version = -1
         self.current: list[EffectiveSetting] = []
-        """The settings with the stored values in effect, sorted by name."""
+        """The effective settings, sorted by name."""
 
     def apply(self, version: int, stored: Stored) -> None:
         """Apply the stored values in this process, unless the same or a newer version is already applied."""

@@ -22,7 +22,7 @@ log = logging.getLogger("corral.settings")
 POLL_SECONDS = 1.0
 RENEW_SECONDS, FORGET_SECONDS = 10.0, 30.0
 PROPAGATION_SECONDS = 3.0
-"""The time in seconds within which every process applies a change."""
+"""The maximum time, in seconds, until every process has applied a change."""
 
 
 class LiveSettings:
@@ -68,7 +68,7 @@ class LiveSettings:
                     self._failing = True
 
     async def delete_outdated_record(self) -> None:
-        """Delete the row that lists the outdated settings of this process, because the process is stopping."""
+        """Delete this process's row of outdated settings, because the process is stopping."""
         self._leaving = True
         if self._published[0]:
             await self._work(
