@@ -117,8 +117,8 @@ class Routes:
     The `options` of a route are fields of `Route`; `defaults` are options that apply to every route of the group.
     """
 
-    def __init__(self, prefix: str, *, tag: str, **defaults: Any) -> None:
-        self.prefix, self.tag, self.defaults = prefix.rstrip("/"), tag, defaults
+    def __init__(self, prefix: str, *, tag: str, explain: Explain | None = None, **defaults: Any) -> None:
+        self.prefix, self.tag, self.defaults = prefix.rstrip("/"), tag, {"explain": explain, **defaults}
         self.routes: list[Route] = []
 
     def __iter__(self) -> Iterator[Route]:

@@ -13,7 +13,7 @@ from corral import clock
 from corral.auth.principal import PUBLIC
 from corral.errors import Problem
 from corral.http import idempotency
-from corral.http.answers import Stream
+from corral.http.answers import Request, Stream
 from corral.http.routes import Routes
 from corral.plugin import Plugin, hookimpl
 from corral.testing.kit import Kit
@@ -21,7 +21,7 @@ from corral.testing.kit import Kit
 pytestmark = pytest.mark.one_engine
 
 
-def explain(problem: Problem) -> None:
+def explain(problem: Problem, request: Request | None) -> None:
     problem.status = 400 if problem.status == 422 else problem.status
     problem.members["error"] = {"code": problem.code}
 

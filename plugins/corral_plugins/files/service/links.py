@@ -8,6 +8,7 @@ import binascii
 from corral import clock
 from corral.crypto import Sealer
 from corral.errors import Forbidden, Gone, NotFound, Problem
+from corral.http.answers import Request
 from corral.http.routes import API_PREFIX
 from corral.plugin import InstallationConfig
 from corral_plugins.files.models import File
@@ -59,7 +60,7 @@ class FileLinks:
         return row
 
 
-def complete_problem(problem: Problem) -> None:
+def complete_problem(problem: Problem, request: Request | None) -> None:
     """Change the status of a wrong link signature from 401 to 403, because a link does not authenticate a caller."""
     if problem.code == "invalid_signature":
         problem.status = 403
