@@ -399,7 +399,7 @@ class Tasks(Protocol):
         ...
 
     def statuses(self, task_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-        """Return, by task id, the status of each task and the time at which the task ended. Unknown ids are omitted."""
+        """Return the status and the end time of each task, keyed by task id. Unknown ids are omitted."""
         ...
 
     def lock(self, task_id: str) -> bool:

@@ -272,7 +272,7 @@ class StepTypeList(msgspec.Struct, kw_only=True):
 
 
 class RunWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options for running a workflow. With `dry_run`, nothing is run, and the response contains the plan."""
+    """The options for running a workflow. With `dry_run`, no step is run, and the response contains the plan."""
 
     input: Any = msgspec.field(default_factory=dict)
     dry_run: bool = False

@@ -60,7 +60,7 @@ class AgentModels:
         return self._models_of(self.llm, _key_of(agent))[0].name
 
     def with_callable_model(self, agents: Sequence[AgentFacts]) -> ServedAgents:
-        """Return the agents that have a model that the gateway can call and whose circuit breaker allows calls.
+        """Return the agents with a model that the gateway can call and whose circuit breaker allows calls.
 
         Because many agents use the same model, the gateway is asked only once for each distinct configuration.
         """

@@ -222,7 +222,10 @@ class _SlotTaken(Exception):
 
 
 class TaskClaims:
-    """Leases tasks to workers. Every claim locks rows in the same order: the tasks, their agents, the worker."""
+    """Leases tasks to workers.
+
+    Every claim locks rows in the same order: the tasks, then their agents, then the worker.
+    """
 
     messages: Messages | None
     switch: KillSwitch | None

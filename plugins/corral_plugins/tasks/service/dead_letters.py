@@ -158,7 +158,7 @@ def attempts_between(task_id: str, *, after_fence: int, until_fence: int) -> lis
 
 
 def statuses_of(task_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-    """Return, by task id, the status of each task and the time at which the task ended. Unknown ids are omitted."""
+    """Return the status and the end time of each task, keyed by task id. Unknown ids are omitted."""
     found = Task.select(Task.id, Task.status, Task.finished_at).where(Task.id.in_(list(task_ids)))
     return {task_id: (status, finished_at) for task_id, status, finished_at in rows.fetch_tuples(found)}
 

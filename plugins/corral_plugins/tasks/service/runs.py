@@ -60,7 +60,7 @@ STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
 
 BUDGET_EXCEEDED = "budget_exceeded"  # the reason with which workers release a task whose call a budget refused
 BUDGET_DELAY_SECONDS = 5
-"""The delay before a task can be claimed again after a budget did not have enough left for one of its calls.
+"""The delay before a task can be claimed again after a budget refused one of its calls.
 
 Without the delay, the task could be claimed and released in a busy loop, because a claim reserves only an estimate.
 """

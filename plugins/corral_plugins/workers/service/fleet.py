@@ -198,7 +198,7 @@ def _average_usage(sums: Iterable[tuple[float, int]]) -> float | None:
 
 
 def _totals_by_group(parts: Iterable[WorkerTotals]) -> dict[str, GroupTotals]:
-    """Return the totals of approved workers by group. The key for workers without a group is the empty string."""
+    """Return the totals of approved workers by group. Workers without a group are counted under the empty string."""
     groups: dict[str, GroupTotals] = {}
     for part in parts:
         if part.status not in repository.APPROVED:

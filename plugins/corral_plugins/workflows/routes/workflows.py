@@ -218,7 +218,7 @@ async def run_workflow(
     caller: Principal,
     request: Request,
 ) -> Answer[RunView | DryRun]:
-    """Run a workflow. With `dry_run`, nothing is run, and the response contains the plan of the run."""
+    """Run a workflow. With `dry_run`, no step is run, and the response contains the plan of the run."""
     if body.dry_run:
         return Answer(body=await dry.plan(id, body.input, by=caller), status=200)
     wanted = RunRequest(workflow_id=id.lower(), input=body.input, context=body.context, tags=body.tags)

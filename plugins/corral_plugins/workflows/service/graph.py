@@ -249,7 +249,7 @@ class _Builder:
 def _cycle_among(steps: Mapping[str, Step]) -> list[str]:
     """Return the names of the steps of a cycle in order, with the first name repeated at the end.
 
-    Each of the given steps waits for another one of them, so that they contain a cycle.
+    Each of the given steps must wait for another one of them, so that there is a cycle.
     """
     path = [next(iter(steps))]
     while True:

@@ -37,7 +37,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Obstacle(msgspec.Struct, frozen=True, kw_only=True):
-    """The reason why a step cannot run now, because of an object that it refers to."""
+    """A reference that keeps a step from running now. `detail` states the reason."""
 
     reference: Reference
     code: str

@@ -90,7 +90,7 @@ class WriteFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
 
 
 class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
-    """Run a command with /bin/sh in the task's workspace. All its processes are stopped when it ends."""
+    """Run a command with /bin/sh in the task's workspace. Its processes are stopped when it ends."""
 
     name, title, risk = "shell.run", "Run a command", "dangerous"
     idempotent = False
@@ -104,10 +104,7 @@ class RunShell(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
 
 
 class RunPython(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
-    """Run Python code in the task's workspace and return its printed output.
-
-    All its processes are stopped at its end.
-    """
+    """Run Python code in the task's workspace and return its printed output. Its processes are stopped when it ends."""
 
     name, title, risk = "python.run", "Run Python code", "dangerous"
     idempotent = False

@@ -29,7 +29,10 @@ ServerName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])")
 
 
 class McpCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The command that starts an MCP server. `env` is added to the few variables that are passed to every server."""
+    """The command that starts an MCP server.
+
+    The server receives the environment variables in `env`, and a few that every server receives.
+    """
 
     command: Annotated[str, Meta(min_length=1)]
     args: tuple[str, ...] = ()
