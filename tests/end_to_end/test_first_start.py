@@ -38,7 +38,7 @@ def test_on_loopback_the_first_to_register_is_admin_and_signs_in_without_the_key
     """Also to several processes, which share a key for as long as they run."""
     server = ServerProcess(tmp_path, environ=NOBODY)
     with server, server.client() as client:
-        server.wait_for_log("the first to register becomes the admin")
+        server.wait_for_log("the first person to register becomes the admin")
         key = tmp_path / "data" / "master.key"
         assert f"  master key    {key}" in server.log
         assert client.post("/auth/register", json=ADMIN).json()["role"] == "admin"

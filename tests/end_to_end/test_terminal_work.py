@@ -383,7 +383,7 @@ def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> N
         "  depth was given as a text; write -p depth:=VALUE for a number, true, false or a list",
     ]
     planned = terminal.run("template", "plan", "hello-fleet")
-    assert "agent Greeter: it needs a model: without one, scripted/echo repeats what it is told." in planned.stderr
+    assert "agent Greeter: it needs a model: without a model, scripted/echo only repeats its input." in planned.stderr
     installed = terminal("template", "install", "hello-fleet")
     assert "Start the agent: corral agents start Greeter" in installed
     assert "Run the workflow, which is a draft: corral workflows run 'Hello fleet'\n" in installed

@@ -103,8 +103,8 @@ def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
             severity="warning",
             object={"type": "consumer", "id": name},
             title=f"{name} is more than {LAGGARD_DAYS} days behind the event log",
-            detail="Events that it has not read are being deleted. Enable its plugin, or purge the plugin if it "
-            "will not be used again.",
+            detail="Events that the consumer has not read are being deleted. Enable the consumer's plugin, or purge "
+            "the plugin if you no longer need it.",
         )
         raise_alert(alert, ("consumer", name))
     return min(passed)

@@ -167,7 +167,7 @@ def _new_value(setting: Setting, value: str | None) -> Any:
             return click.prompt(setting["title"], hide_input=True, err=True)
         return sys.stdin.read().rstrip("\r\n")
     if value is None:
-        raise click.UsageError(f"give the new value; `corral settings show {name}` describes it")
+        raise click.UsageError(f"give the new value; `corral settings show {name}` describes the setting")
     if value == "null" and setting["nullable"]:
         return None
     if setting["type"] not in JSON_TYPES:

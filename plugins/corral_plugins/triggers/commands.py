@@ -296,8 +296,19 @@ def delete_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
 
 @triggers_command_group.command("history")
 @trigger_argument
-@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only slots with this status")
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of slots")
+@click.option(
+    "--status",
+    type=click.Choice(STATUSES),
+    multiple=True,
+    help="list only slots (times at which the trigger was due) with this status",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 200),
+    default=50,
+    show_default=True,
+    help="maximum number of slots (times at which the trigger was due)",
+)
 @client_command
 def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], limit: int, as_json: bool) -> None:
     """List the occasions on which a trigger was due, with their outcomes, newest first."""
@@ -356,13 +367,13 @@ def _test_result_text(trigger: dict[str, Any], found: dict[str, Any]) -> str:
         "rate_limited": f"it has fired {trigger['max_fires_per_hour']} times within the last hour",
     }
     if found["would"] == "failed":
-        text = f"It would fail: {found['error']}"
+        text = f"The trigger would fail: {found['error']}"
     elif found["would"] == "fired":
-        text = f"It would start: {json.dumps(found['action'], ensure_ascii=False)}"
+        text = f"The trigger would start: {json.dumps(found['action'], ensure_ascii=False)}"
     else:
-        text = f"It would not start anything: {reasons[found['would']]}."
+        text = f"The trigger would not start anything: {reasons[found['would']]}."
     if not trigger["enabled"]:
-        text += "\nIt is disabled, so only `corral triggers fire` fires it."
+        text += "\nThe trigger is disabled, so only `corral triggers fire` fires it."
     text = "\n".join([text, *_warning_lines(trigger)])
     return text + "\nThis was a test: nothing was started."
 

@@ -33,7 +33,7 @@ def token_file(kit: Kit) -> Path:
 
 async def test_on_loopback_the_first_to_register_becomes_the_admin(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[], environ={"CORRAL_REGISTRATION": "closed"})
-    assert "the first to register becomes the admin" in str(await instructions(kit))
+    assert "the first person to register becomes the admin" in str(await instructions(kit))
     assert not token_file(kit).exists()
     assert (await register(kit, setup_token="invented")).code == "registration_closed"
     made = await register(kit)

@@ -135,7 +135,7 @@ class RepositoryClient:
                     yield item
             if len(found) < PAGE_SIZE:
                 return
-        raise HostFailure(f"There are more than {MAX_PAGES * PAGE_SIZE} entries to look through.")
+        raise HostFailure(f"The list has more than {MAX_PAGES * PAGE_SIZE} entries, which is too many to search.")
 
     async def _call(
         self,

@@ -171,7 +171,10 @@ class PasswordPolicy:
         own = [email, email.partition("@")[0], *re.split(r"\W+", full_name)]
         words = [word for word in (PRODUCT, *own) if len(word) >= SHORTEST_WORD] + self._settings.get(CONTEXT_WORDS)
         if any(word.casefold() in folded for word in words):
-            yield "core.context_word", "Leave out your name, your address and the names of this product."
+            yield (
+                "core.context_word",
+                "The password must not contain your name, your address or a name of this product.",
+            )
         if self._settings.get(BREACHED_CHECK) and is_breached(password):
             yield "core.breached", "The password, or one like it, is known from a data breach."
         for setting, matches, code, what in _CLASSES:

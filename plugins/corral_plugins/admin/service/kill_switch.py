@@ -77,7 +77,7 @@ class KillSwitchService:
         The mode `cancel` also cancels leased tasks. Raise `Invalid` if the switch is engaged without a reason.
         """
         if change.engaged and change.reason is None:
-            raise Invalid.at("/reason", "required", "A reason is required; it is shown to everyone whose work stops.")
+            raise Invalid.at("/reason", "required", "Give a reason, which is shown to everyone whose tasks stop.")
         before = self.state()
         row = {
             "engaged": change.engaged,

@@ -211,7 +211,10 @@ class AgentManagement:
         self._check_tools(None, values, by)
         limit = self._settings.get(MAX_AGENTS)
         if Agent.select().where(LIVING).count() >= limit:
-            raise Problem(f"The limit of {limit} agents (agents.max_agents) is reached.", code="quota_exceeded")
+            raise Problem(
+                f"The limit of {limit} agents (agents.max_agents) is reached; delete an agent first.",
+                code="quota_exceeded",
+            )
         now = clock.now()
         row = Agent(
             **values,

@@ -46,7 +46,7 @@ COPIED = (
     "metadata",
 )
 ECHO = "scripted/echo"  # the default model of an installation without any other
-SET_MODEL = "Set one for all agents: corral settings set llm.default_model PROVIDER/MODEL"
+SET_MODEL = "Set a default model for all agents: corral settings set llm.default_model PROVIDER/MODEL"
 DEFAULTS: Json = {
     "description": "",
     "role": "general",
@@ -156,7 +156,7 @@ class AgentTemplateInstaller:
         if own.problem is not None:
             return [f"it needs a model. {own.problem}"]
         if own.name == ECHO and agent.llm_model is None:
-            return [f"it needs a model: without one, {ECHO} repeats what it is told. {SET_MODEL}"]
+            return [f"it needs a model: without a model, {ECHO} only repeats its input. {SET_MODEL}"]
         return []
 
     def _refused_tools(self, spec: Json, by: Principal) -> list[str]:

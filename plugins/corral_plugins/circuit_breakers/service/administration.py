@@ -183,7 +183,9 @@ class BreakerAdministration:
     def _lock_or_create(self, name: str) -> BreakerRow:
         found = self._transitions.lock([name], create=True)
         if not found:
-            detail = f"There are {MAX_BREAKERS} circuit breakers already; delete those that are no longer needed."
+            detail = (
+                f"The limit of {MAX_BREAKERS} circuit breakers is reached; delete breakers that are no longer needed."
+            )
             raise TooMany(detail, code="quota_exceeded")
         return found[0]
 

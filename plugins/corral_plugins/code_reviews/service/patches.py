@@ -212,7 +212,7 @@ class _Parser:
             old, new = self._stripped(header[:at], header[at + 1 :])
             if old == new:
                 return old, new
-        raise self._error("The paths of the file cannot be told apart.", line)
+        raise self._error("The old path and the new path of the file cannot be separated.", line)
 
     def _check_same_paths(self, old: bytes, new: bytes) -> None:
         """Raise `PatchError` if the `---` and `+++` lines do not name the same paths as the `diff --git` line."""
@@ -223,7 +223,7 @@ class _Parser:
         ]
         for index, (each, kept) in enumerate(zip(shown, (old, new), strict=True)):
             if each not in (NO_FILE, kept):
-                raise self._error("The path differs from the one in the header of the file.", self.at + index)
+                raise self._error("The path differs from the path in the header of the file.", self.at + index)
 
     def _plain_file(self) -> PatchedFile:
         """Parse the part of a patch for one file that has no `diff --git` header."""

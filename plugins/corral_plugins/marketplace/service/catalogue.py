@@ -225,7 +225,7 @@ class TemplateCatalogue:
         method in a thread.
         """
         if sha256 is not None and sha256 != manifest.sha256:
-            detail = f"The source promises the hash {sha256}, and the content has {manifest.sha256}."
+            detail = f"The source announces the hash {sha256}, but the content has the hash {manifest.sha256}."
             wrong = FieldError("/sha256", "marketplace.wrong_hash", detail)
             manifest = msgspec.structs.replace(manifest, faults=(*manifest.faults, wrong))
         findings = tuple(text_findings(manifest.data, self._redactor))

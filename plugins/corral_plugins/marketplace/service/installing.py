@@ -70,7 +70,7 @@ class PlanRollback(ExpectedFailure):
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
-        super().__init__("this was only planned")
+        super().__init__("this installation was only planned")
 
 
 class InstallationService:

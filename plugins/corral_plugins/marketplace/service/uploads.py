@@ -100,7 +100,10 @@ class TemplateUploads:
         same = (StoredTemplate.slug == manifest.slug) & (StoredTemplate.source == "remote")
         StoredTemplate.delete().where(same).execute()  # an upload has precedence over the index
         if StoredTemplate.select().where(StoredTemplate.source == "uploaded").count() >= MAX_STORED:
-            raise Problem(f"There are already {MAX_STORED} uploaded templates.", code="quota_exceeded")
+            raise Problem(
+                f"There are already {MAX_STORED} uploaded templates, which is the maximum; delete one first.",
+                code="quota_exceeded",
+            )
         row = stored_row(manifest, "uploaded", manifest.sha256, by.user_id)
         StoredTemplate.insert(row).on_conflict_ignore().execute()
         if not StoredTemplate.select(StoredTemplate.id).where(StoredTemplate.id == row["id"]).exists():

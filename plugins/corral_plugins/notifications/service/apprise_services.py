@@ -24,7 +24,7 @@ from corral_plugins.notifications.service.http import TOTAL_SECONDS, ChannelHttp
 from corral_plugins.notifications.service.plain_text import truncate_utf16, without_markup
 
 LIBRARY = "apprise"
-NOT_CONFIGURED = "Apprise does not accept these values. Compare them with those that the service shows."
+NOT_CONFIGURED = "Apprise does not accept these values. Compare the values with those that the service shows."
 
 
 def _token(description: str, pattern: str = r"[A-Za-z0-9_-]{10,200}") -> Json:
@@ -84,7 +84,9 @@ SERVICES: tuple[FurtherService, ...] = (
         module="ntfy",
         name="NotifyNtfy",
         address="https://ntfy.sh",
-        members={"targets": _token("The topic. Whoever knows it can read its messages.", r"[A-Za-z0-9_-]{1,64}")},
+        members={
+            "targets": _token("The topic. Everyone who knows the topic can read its messages.", r"[A-Za-z0-9_-]{1,64}")
+        },
         secrets=("targets",),
         limit=4000,
         fixed={"mode": "cloud", "include_image": False},

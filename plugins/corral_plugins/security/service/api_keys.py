@@ -161,7 +161,8 @@ class ApiKeys:
         advisory_lock(f"security.api_keys {by.user_id}")
         if ApiKeyRow.select().where((ApiKeyRow.user_id == by.user_id) & _has_status("active")).count() >= limit:
             raise Problem(
-                f"You already have {limit} active API keys, the maximum; revoke one first.", code="quota_exceeded"
+                f"You already have {limit} active API keys, which is the maximum; revoke one first.",
+                code="quota_exceeded",
             )
         row = ApiKeyRow.create(
             id=new_id(),

@@ -83,7 +83,10 @@ class SshConnections:
     def create(self, new: NewConnection, host_key: str | None, *, by: Principal) -> Connection:
         """Create a connection. The caller must have checked the fields."""
         if Connection.select().count() >= MAX_CONNECTIONS:
-            raise TooMany(f"There are {MAX_CONNECTIONS} SSH connections already.", code="quota_exceeded")
+            raise TooMany(
+                f"There are already {MAX_CONNECTIONS} SSH connections, which is the maximum; delete one first.",
+                code="quota_exceeded",
+            )
         now = clock.now()
         row = Connection(
             **{field: getattr(new, field) for field in PLAIN_FIELDS},

@@ -309,7 +309,7 @@ class TaskCreation:
         count = statistics.count_open_tasks(by.user_id)
         if count >= most:
             raise TooMany(
-                f"You already have {most} unfinished tasks, the maximum; wait until some of them end.",
+                f"You already have {most} unfinished tasks, which is the maximum; wait until some of them have ended.",
                 code="quota_exceeded",
             )
         if len(self._far_from_quota) > CACHED_PEOPLE:

@@ -309,7 +309,10 @@ class TriggerManagement:
     def _check_quota(self, by: Principal) -> None:
         most = self._settings.get(MAX_PER_USER)
         if Trigger.select().where(LIVING & (Trigger.created_by == by.user_id)).count() >= most:
-            raise Problem(f"You already have {most} triggers (triggers.max_per_user).", code="quota_exceeded")
+            raise Problem(
+                f"You already have {most} triggers, which is the maximum (triggers.max_per_user); delete one first.",
+                code="quota_exceeded",
+            )
 
     def _seal(self, trigger_id: str, secret: str) -> str:
         aad = associated_data("triggers_triggers", trigger_id, 1, "secret")

@@ -212,7 +212,10 @@ class WebhookManagement:
     def _check_quota(self, by: Principal) -> None:
         most = self._settings.get(MAX_PER_USER)
         if Webhook.select().where(Webhook.user_id == by.user_id).count() >= most:
-            raise Problem(f"You already have {most} webhooks (webhooks.max_per_user).", code="quota_exceeded")
+            raise Problem(
+                f"You already have {most} webhooks, which is the maximum (webhooks.max_per_user); delete one first.",
+                code="quota_exceeded",
+            )
 
 
 def delete_webhooks(rows: Iterable[Webhook]) -> None:

@@ -192,7 +192,10 @@ class WorkerRegistration:
         """
         limit = self._settings.get(declared.MAX_WORKERS)
         if Worker.select().count() >= limit:
-            raise TooMany(f"The limit of {limit} workers (workers.max_workers) is reached.", code="quota_exceeded")
+            raise TooMany(
+                f"The limit of {limit} workers (workers.max_workers) is reached; delete a worker first.",
+                code="quota_exceeded",
+            )
         if key is not None:
             count_use(key)
         approved = self._settings.get(declared.AUTO_APPROVE) or (key is not None and key.auto_approve)

@@ -128,7 +128,9 @@ class RunsService:
         if len(found) < limit:
             return
         if on_limit == "skip":
-            raise TooMany(f"The workflow already has {limit} active runs.", code="concurrency_limit")
+            raise TooMany(
+                f"The workflow already has {limit} active runs, which is its limit.", code="concurrency_limit"
+            )
         request_cancel(found[0], "A newer run replaced this one.")
 
     def _insert(self, workflow: Workflow, n: int, request: RunRequest, by: Principal, **more: Any) -> Run:

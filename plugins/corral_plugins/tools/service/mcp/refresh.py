@@ -125,7 +125,8 @@ def _alert(server: str, tools: list[str]) -> None:
         kind="mcp_changed",
         severity="warning",
         title=f"The MCP server {server} changed or added {len(tools)} tools",
-        detail=f"Agents cannot use them until an admin compares and accepts them; see `corral mcp show {server}`.",
+        detail=f"Agents cannot use these tools until an admin accepts them. Compare the definitions: `corral mcp show "
+        f"{server}`.",
         object={"type": "mcp_server", "id": server},
         server=server,
         tools=tools,
