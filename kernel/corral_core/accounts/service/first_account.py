@@ -36,8 +36,7 @@ class FirstAccountSetup:
             self.discard_token()
             return None if has_admin else f"no account is an admin; create one on this machine: {CREATE}"
         if not self._is_public:
-            return f"there is no account yet; the first person to register becomes the admin, or create the admin on "
-            f"this machine: {CREATE}"
+            return f"there is no account yet; the first person to register becomes the admin, or run: {CREATE}"
         if self._sealer.sealed:
             return f"there is no account yet; create the admin on this machine: {CREATE}"
         await asyncio.to_thread(_write_private, self.token_file, token)
