@@ -1,7 +1,7 @@
 """The composition root, which creates the kernel of an installation.
 
 `boot()` loads the plugins, applies migrations and connects the components of the kernel; `start()` runs the kernel;
-`stop()` shuts it down. Plugins never access the kernel object. Only `asgi` and `cli` do.
+`stop()` shuts it down. Only `asgi` and `cli` access the kernel object; plugins never do.
 """
 
 from __future__ import annotations

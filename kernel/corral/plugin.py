@@ -338,7 +338,7 @@ class FirstAccount(Protocol):
 
 
 class Contributions(Protocol):
-    """Lets a plugin read the contributions of active plugins to the hooks that it offers.
+    """Gives a plugin access to the contributions of active plugins to the hooks that it offers.
 
     Call `for_hook` when the contributions are needed, not while services are being constructed.
     """

@@ -1,6 +1,6 @@
 """Turns a booted `Kernel` into the ASGI application that servers run.
 
-The routes and WebSockets of all active plugins are bound to their services here. The pipeline serves declared routes
+This module binds the routes and WebSockets of all active plugins to their services. The pipeline serves declared routes
 through Quart's extension point `asgi_http_class`. Quart itself serves blueprints, static files and all other paths that
 the router does not know. Errors that Quart raises are also returned as problem documents.
 """

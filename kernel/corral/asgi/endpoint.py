@@ -103,9 +103,9 @@ class Endpoint:
     def _is_open_to_restricted(self, principal: Principal) -> bool:
         """Return whether a principal with restricted access may call this route.
 
-        Such principals may call only routes that are marked `limited`. For users who must change a password or set up
-        MFA, these are the `limited` routes that need `SIGNED_IN` and manage the user's own account. For machines, such
-        as workers awaiting approval, these are all other `limited` routes.
+        Such principals may call only routes that are marked `limited`. Users who must change a password or set up MFA
+        may call the `limited` routes that need `SIGNED_IN`, which manage the user's own account. Machines, such as
+        workers awaiting approval, may call all other `limited` routes.
         """
         return self.route.limited and (SIGNED_IN in self.route.needs) is (principal.kind in PEOPLE)
 

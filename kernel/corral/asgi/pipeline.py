@@ -392,7 +392,7 @@ class Pipeline:
     def refusal(self, problem: Problem, request: IncomingRequest) -> Response:
         """Return the problem document that describes a failure.
 
-        Details of server errors are redacted, because error texts of dependencies may contain credentials.
+        Details of server errors are redacted, because the error messages of dependencies may contain credentials.
         """
         if problem.status >= 500:
             problem.detail = self.redactor.redact(problem.detail)

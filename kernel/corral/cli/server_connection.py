@@ -69,7 +69,7 @@ def _name_list_command(error: ApiClientError) -> ApiClientError:
 
 
 def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
-    """Extend the error about a server that does not answer with the address of the server that runs in this folder.
+    """If the server at `url` does not answer, add the address of this folder's server to the error message.
 
     Other errors are returned unchanged.
     """
@@ -82,8 +82,8 @@ def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
 def open_client(server: str | None = None) -> ApiClient:
     """Return a client for the server that the command line, the environment or the last sign-in selects.
 
-    `server` is a name or a URL. Without it, `CORRAL_URL` selects the server, and `CORRAL_TOKEN` replaces the token of a
-    saved session.
+    `server` is a name or a URL. If it is None, `CORRAL_URL` selects the server, and `CORRAL_TOKEN` replaces the token
+    of a saved session.
     """
     sessions = user_sessions()
     url, token = os.environ.get("CORRAL_URL") or None, _token_of_environment()

@@ -21,7 +21,8 @@ DATA_LIMIT = 32 * 1024  # bytes of a payload
 class Event(msgspec.Struct, kw_only=True):
     """Base class of all events.
 
-    The fields of a subclass are the payload (at most 32 KiB). The first line of its docstring is the event's title.
+    The fields of a subclass are the event's payload (at most 32 KiB). The first line of the subclass's docstring is the
+    event's title.
     """
 
     event: ClassVar[str]

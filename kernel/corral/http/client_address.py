@@ -66,7 +66,8 @@ def is_loopback(host: str) -> bool:
 class Hosts:
     """Checks `Host` headers.
 
-    IP addresses, loopback names, the machine's name, the host of the public URL and the allowed hosts are accepted.
+    IP addresses, loopback names, the machine's name, the host of the public URL and the configured allowed hosts are
+    accepted.
     """
 
     def __init__(self, public_url: str | None, allowed: Iterable[str]) -> None:

@@ -235,7 +235,7 @@ def network_imports(package: Package) -> Iterator[str]:
 def foreign_plugin_imports(package: Package, named: Collection[str], packages: Mapping[str, str]) -> Iterator[str]:
     """Yield a message for each import from another plugin, except from the `api` module of a plugin in `named`.
 
-    `packages` maps the packages of all plugins to their names.
+    `packages` maps the packages of all plugins to the names of the plugins.
     """
     for source in package.sources:
         for name, line in source.imports():
