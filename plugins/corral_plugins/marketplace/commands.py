@@ -194,6 +194,8 @@ def upgrade_installation(
         done = "Would upgrade" if dry_run else "Upgraded"
     lines.append(f"{done} from {result['upgraded_from']} to {result['version']}.")
     print_value(result, as_json=as_json, text="\n".join(lines))
+    for warning in () if as_json else result["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
 
 
 @template_command_group.command("uninstall")

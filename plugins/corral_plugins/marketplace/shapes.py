@@ -366,7 +366,7 @@ class ObjectRef(msgspec.Struct, kw_only=True):
 class UpgradeResult(msgspec.Struct, kw_only=True):
     """The changes that an upgrade made or would make.
 
-    `kept_local` lists edited fields that keep their local values.
+    `kept_local` lists edited fields that keep their local values. `warnings` says what the objects do not get.
     """
 
     version: str
@@ -376,6 +376,7 @@ class UpgradeResult(msgspec.Struct, kw_only=True):
     created: list[ObjectRef]
     removed: list[ObjectRef]
     kept: list[KeptObject]
+    warnings: list[str]
 
 
 class UninstallInstallation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

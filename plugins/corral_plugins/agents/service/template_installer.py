@@ -100,10 +100,7 @@ class AgentTemplateInstaller:
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
         """Create an agent. Tools that the caller may not grant are omitted."""
-        refused = self._refused_tools(spec, by)
-        kept = [tool for tool in spec.get("enabled_tools", ()) if tool not in refused]
-        policy = {tool: rule for tool, rule in spec.get("tool_policy", {}).items() if tool not in refused}
-        limited = {**spec, "enabled_tools": kept, "tool_policy": policy} if refused else spec
+        limited, refused = self._limited(spec, by)
         view = self._service().create(convert(NewAgent, limited), by=by)
         return InstalledObject(id=view.id, refused_tools=refused, warnings=self._model_warnings(view))
 
@@ -116,9 +113,9 @@ class AgentTemplateInstaller:
         list(locked(Agent.select(Agent.id).where(Agent.id.in_(list(ids))).order_by(Agent.id)))
 
     def update(self, agent_id: str, fields: Json, by: Principal) -> None:
-        """Change the given fields of an agent."""
+        """Change an agent. It does not get tools that the caller may not grant."""
         given = {name: DEFAULTS.get(name) if value is None else value for name, value in fields.items()}
-        self._service().update(agent_id, convert(AgentPatch, given), ANY_VERSION, by=by)
+        self._service().update(agent_id, convert(AgentPatch, self._limited(given, by)[0]), ANY_VERSION, by=by)
 
     def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
         """Return the agents that use one of these agents as a reviewer of their diffs."""
@@ -158,6 +155,16 @@ class AgentTemplateInstaller:
         if own.name == ECHO and agent.llm_model is None:
             return [f"it needs a model: without a model, {ECHO} only repeats its input. {SET_MODEL}"]
         return []
+
+    def _limited(self, fields: Json, by: Principal) -> tuple[Json, list[str]]:
+        """Return the fields of an agent without the tools that the caller may not grant, and these tools."""
+        refused = self._refused_tools(fields, by)
+        limited = dict(fields)
+        if refused:
+            limited["enabled_tools"] = [tool for tool in fields["enabled_tools"] if tool not in refused]
+        if refused and "tool_policy" in fields:
+            limited["tool_policy"] = {tool: each for tool, each in fields["tool_policy"].items() if tool not in refused}
+        return limited, refused
 
     def _refused_tools(self, spec: Json, by: Principal) -> list[str]:
         if self.tools is None:

@@ -6,7 +6,7 @@ create.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -135,7 +135,7 @@ class InstallationService:
         missing, required = self._requirements.missing(
             prepared.manifest, prepared.parameters, body.secrets_map, {} if body.dry_run else ids
         )
-        warnings = _warnings(made, missing)
+        warnings = warnings_of(made, missing)
         if any(each.name != each.resource.title for each in made) and (
             hint := upgrade_hint(prepared.manifest.slug, by)
         ):
@@ -258,13 +258,16 @@ def _create_object(installer: Installer, resource: PreparedResource, name: str, 
     return MadeObject(resource=resource, name=name, made=made, reused=False, fingerprint=fingerprint)
 
 
-def _warnings(made: Sequence[MadeObject], missing: MissingParts) -> list[str]:
+def refused_tools_warnings(kind: str, name: str, tools: Iterable[str]) -> list[str]:
+    """Return a warning for each tool that an agent does not get, because the caller may not grant it."""
+    return [f"{kind} {name}: you may not give it the tool {tool}, so it does not have it" for tool in tools]
+
+
+def warnings_of(made: Sequence[MadeObject], missing: MissingParts) -> list[str]:
+    """Return warnings about existing objects that are used, tools that agents do not get, and missing requirements."""
     found = [f"{each.resource.kind} {each.name}: the existing object is used" for each in made if each.reused]
-    found += [
-        f"{each.resource.kind} {each.name}: you may not give it the tool {tool}, so it does not have it"
-        for each in made
-        for tool in each.made.refused_tools
-    ]
+    for each in made:
+        found += refused_tools_warnings(each.resource.kind, each.name, each.made.refused_tools)
     found += [f"{each.resource.kind} {each.name}: {warning}" for each in made for warning in each.made.warnings]
     return found + [f"no worker and no plugin offers the tool {tool} now" for tool in missing.tools]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from corral import clock
 from corral.auth.principal import Principal
+from corral.errors import Forbidden
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.marketplace.models import InstalledResource
 from corral_plugins.marketplace.service.rows import fingerprints, is_edited
@@ -56,6 +57,7 @@ def remove_objects(
     Return the removed and the kept objects. Neither list contains objects that a person has already deleted.
     """
     reasons, present = reasons_to_keep(objects, installers, force=force)
+    _require_permissions([row for row in objects if row.object_id in present - reasons.keys()], installers, by)
     removed, kept, gone = [], [], []
     for row in reversed(objects):
         fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}
@@ -70,6 +72,18 @@ def remove_objects(
     if gone and not dry_run:
         InstalledResource.update(removed_at=clock.now()).where(InstalledResource.id.in_(gone)).execute()
     return removed, kept
+
+
+def _require_permissions(
+    objects: Sequence[InstalledResource], installers: Mapping[str, Installer], by: Principal
+) -> None:
+    """Raise `Forbidden` unless the caller may write the objects.
+
+    Whoever installed them may have lost this right.
+    """
+    for needed in sorted({installers[each.kind].write for each in objects}):
+        if not by.may(needed):
+            raise Forbidden(f"Removing these objects needs the permission {needed}.")
 
 
 def _add_used(present: set[str], reasons: dict[str, str], installers: Mapping[str, Installer]) -> None:

@@ -73,7 +73,13 @@ def fingerprints(objects: Sequence[InstalledResource], installers: Mapping[str, 
 
 def is_edited(row: InstalledResource, now: Json) -> bool:
     """Return whether a person has changed an object since it was installed or upgraded."""
-    return not row.reused and now != row.fingerprint
+    return not row.reused and bool(edited_fields(row, now))
+
+
+def edited_fields(row: InstalledResource, now: Json) -> set[str]:
+    """Return the fields that a person changed. A field that has the value of the template is not among them."""
+    changed = (name for name in now.keys() | row.fingerprint.keys() if now.get(name) != row.fingerprint.get(name))
+    return {name for name in changed if name not in row.spec or row.spec[name] != now.get(name)}
 
 
 def created_views(objects: Sequence[InstalledResource], now: Mapping[str, Json]) -> list[CreatedObject]:

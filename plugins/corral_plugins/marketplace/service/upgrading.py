@@ -19,7 +19,15 @@ from corral.plugin import Audit, AuditEntry
 from corral_plugins.marketplace.api import Installer, TemplateInstalled
 from corral_plugins.marketplace.models import Installation, InstalledResource
 from corral_plugins.marketplace.service.catalogue import TemplateCatalogue
-from corral_plugins.marketplace.service.installing import LOCK, MadeObject, PlanRollback, create_objects, store_objects
+from corral_plugins.marketplace.service.installing import (
+    LOCK,
+    MadeObject,
+    PlanRollback,
+    create_objects,
+    refused_tools_warnings,
+    store_objects,
+    warnings_of,
+)
 from corral_plugins.marketplace.service.naming import WantedName, free_names
 from corral_plugins.marketplace.service.preparing import (
     PreparedResource,
@@ -32,11 +40,18 @@ from corral_plugins.marketplace.service.preparing import (
 from corral_plugins.marketplace.service.removal import remove_objects
 from corral_plugins.marketplace.service.rendering import with_ids
 from corral_plugins.marketplace.service.requirements import Requirements, refuse_missing_secrets
-from corral_plugins.marketplace.service.rows import event_objects, find_writable_installation, lock_objects, objects_of
+from corral_plugins.marketplace.service.rows import (
+    edited_fields,
+    event_objects,
+    find_writable_installation,
+    lock_objects,
+    objects_of,
+)
 from corral_plugins.marketplace.shapes import (
     ChangedObject,
     EditedObject,
     KeptField,
+    MissingParts,
     ObjectRef,
     UpgradeInstallation,
     UpgradeResult,
@@ -88,7 +103,8 @@ class UpgradeService:
         lock_objects(objects, prepared.installers)
         result, made, ids = _merge(row, objects, prepared, by)
         store_objects(row.id, made, len(objects))
-        self._store(row, prepared, result, ids, by)
+        missing = self._store(row, prepared, result, ids, by)
+        result.warnings += warnings_of(made, missing)
         if dry_run:
             raise PlanRollback(result)
         return result
@@ -100,7 +116,7 @@ class UpgradeService:
         result: UpgradeResult,
         ids: Mapping[int, str],
         by: Principal,
-    ) -> None:
+    ) -> MissingParts:
         manifest = prepared.manifest
         missing, required = self._requirements.missing(manifest, prepared.parameters, row.secrets_map, ids)
         refuse_missing_secrets(required)
@@ -110,6 +126,7 @@ class UpgradeService:
             "manifest": manifest.encoded(),
             "parameters": prepared.parameters,
             "missing": msgspec.to_builtins(missing),
+            "status": "installed",  # what was uninstalled has been created again
             "updated_at": clock.now(),
         }
         Installation.update(changes).where(Installation.id == row.id).execute()
@@ -131,6 +148,7 @@ class UpgradeService:
                 changes={"version": (result.upgraded_from, manifest.version)},
             )
             self.audit.record(entry)
+        return missing
 
 
 def _merge(
@@ -151,12 +169,14 @@ def _merge(
     new = [each for each in prepared.resources if each.key not in matched]
     made = create_objects(prepared, new, ids, "rename", by)
     ids |= {each.resource.key: each.made.id for each in made}
-    updated, kept_local = [], []
+    updated, kept_local, warnings = [], [], list[str]()
     for resource in prepared.resources:
         if resource.key in matched and not matched[resource.key].reused:
-            merged, kept = _merge_object(matched[resource.key], resource, prepared.installers[resource.kind], ids, by)
+            installer, present = prepared.installers[resource.kind], matched[resource.key]
+            merged, kept, refused = _merge_object(present, resource, installer, ids, by)
             updated += [merged] if merged.fields else []
             kept_local += [kept] if kept.fields else []
+            warnings += refused_tools_warnings(present.kind, present.name, refused)
     dropped = [each for key, each in living.items() if key not in matched]
     removed, kept_objects = remove_objects(dropped, prepared.installers, force=False, dry_run=False, by=by)
     created = [
@@ -170,6 +190,7 @@ def _merge(
         created=created,
         removed=removed,
         kept=kept_objects,
+        warnings=warnings,
     )
     own = {each.key for each in new} | {key for key, each in matched.items() if not each.reused}
     return result, made, {each.position: ids[each.key] for each in prepared.resources if each.key in own}
@@ -177,19 +198,20 @@ def _merge(
 
 def _merge_object(
     row: InstalledResource, resource: PreparedResource, installer: Installer, ids: Mapping[str, str], by: Principal
-) -> tuple[ChangedObject, EditedObject]:
+) -> tuple[ChangedObject, EditedObject, list[str]]:
     """Update the fields of an object that the new template changes and that nobody has edited.
 
-    Return the updated fields, and the edited fields that the new template changes but that were left as they are.
+    Return the updated fields, the edited fields that the new template changes but that were left as they are, and the
+    tools that the caller may not grant.
     """
     fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}
     now = installer.read_fields([row.object_id]).get(row.object_id)
     if now is None:  # a person deleted the object
-        return ChangedObject(**fields, fields=[]), EditedObject(**fields, fields=["id"], values=[])
+        return ChangedObject(**fields, fields=[]), EditedObject(**fields, fields=["id"], values=[]), []
     defaults = {name: each.get("default") for name, each in _properties(installer.schema).items()}
     old, new = {**defaults, **row.spec}, {**defaults, **resource.spec}
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    edited = {name for name in now.keys() | row.fingerprint.keys() if now.get(name) != row.fingerprint.get(name)}
+    edited = edited_fields(row, now)
     wanted = {name: new.get(name) for name in changed if name not in edited}
     if "name" in wanted:
         wanted["name"] = free_names([WantedName(row.kind, resource.title)], {row.kind: installer})[0]
@@ -205,7 +227,9 @@ def _merge_object(
         KeptField(field=name, installed=row.fingerprint.get(name), new=value, current=now.get(name))
         for name, value in offered.items()
     ]
-    return ChangedObject(**fields, fields=sorted(wanted)), EditedObject(**fields, fields=[*offered], values=values)
+    refused = [each for each in wanted.get("enabled_tools") or () if each not in after.get("enabled_tools", ())]
+    kept = EditedObject(**fields, fields=[*offered], values=values)
+    return ChangedObject(**fields, fields=sorted(wanted)), kept, refused
 
 
 def _properties(schema: Json) -> Json:
