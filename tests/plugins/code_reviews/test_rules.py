@@ -178,6 +178,26 @@ async def test_a_required_reviewer_who_asked_for_changes_must_be_heard(shared: D
 
 
 @pytest.mark.one_engine
+@on_the_loop_of_the_module
+async def test_only_admins_release_a_review_from_a_required_reviewer_who_asked_for_changes(shared: Desk) -> None:
+    required = {"user_id": shared.other.user["id"].upper(), "required": True}
+    review = await shared.opened(reviewers=[required])
+    path = f"/code-reviews/{review['id']}"
+    assert (await shared.member.patch(path, {"reviewers": []})).status == 200  # nobody has objected yet
+    assert (await shared.member.patch(path, {"reviewers": [required]})).status == 200
+    await shared.act(review["id"], "request-changes")
+    await shared.member.post(f"{path}/revisions", {"patch": patch_of("2")})
+    for reviewers in ([], [{**required, "required": False}], [{"user_id": shared.member.user["id"], "required": True}]):
+        refused = await shared.member.patch(path, {"reviewers": reviewers})
+        assert (refused.status, refused.code) == (403, "forbidden"), refused
+    kept = await shared.member.patch(path, {"reviewers": [{"user_id": shared.member.user["id"]}, required]})
+    assert [each["state"] for each in kept.json()["reviewers"]] == ["pending", "rejected"]
+    assert (await shared.act(review["id"], "approve", by=shared.member)).code == "invalid_state"
+    assert (await shared.admin.patch(path, {"reviewers": []})).status == 200
+    assert (await shared.act(review["id"], "approve", by=shared.member)).status == 200
+
+
+@pytest.mark.one_engine
 @pytest.mark.parametrize("case", ["nobody", "both", "unknown", "twice", "author", "required agent"])
 @on_the_loop_of_the_module
 async def test_reviewers_that_make_no_sense_are_refused(shared: Desk, case: str) -> None:

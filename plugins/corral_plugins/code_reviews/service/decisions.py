@@ -26,12 +26,10 @@ from corral_plugins.code_reviews.service import rows
 from corral_plugins.code_reviews.service.feedback import feedback_of
 from corral_plugins.code_reviews.service.listing import ReviewListing
 from corral_plugins.code_reviews.service.metrics import ReviewMetrics
-from corral_plugins.code_reviews.service.opening import CodeReviewsService
+from corral_plugins.code_reviews.service.opening import MANAGE, CodeReviewsService
 from corral_plugins.code_reviews.settings import MAX_ROUNDS, REQUIRE_SECOND_PERSON
 from corral_plugins.code_reviews.shapes import ApproveReview, RejectReview, ReviewPatch, ReviewView
 from corral_plugins.tasks.api import Tasks
-
-MANAGE = "code_reviews.manage"
 
 
 class ReviewDecisions:
@@ -170,7 +168,7 @@ class ReviewDecisions:
         if isinstance(body.checks, list):
             changes["checks"] = [{"name": each.name, "status": each.status, "url": each.url} for each in body.checks]
         if isinstance(body.reviewers, list):
-            self._reviews.change_reviewers(row, body.reviewers)
+            self._reviews.change_reviewers(row, body.reviewers, by=by)
         if any(value is not UNSET for value in (body.title, body.description, body.reviewers, body.checks)):
             rows.update(row, OPEN, **changes)
             rows.publish(

@@ -40,6 +40,7 @@ from corral_plugins.code_reviews.service.reanchoring import reanchor_comments
 from corral_plugins.code_reviews.service.review_tasks import ReviewTasks
 from corral_plugins.tasks.api import Tasks
 
+MANAGE = "code_reviews.manage"
 MAX_CHECKS = 50
 ENDED = ("completed", "failed", "cancelled")
 
@@ -123,10 +124,19 @@ class CodeReviewsService:
             raise Invalid.at("/task_id", "not_allowed", f"The task is {task.status}.")
         return task
 
-    def change_reviewers(self, row: Review, reviewers: list[NewReviewer]) -> None:
-        """Replace the reviewers of a review, and ask the agents among the new reviewers to review the diff."""
+    def change_reviewers(self, row: Review, reviewers: list[NewReviewer], *, by: Principal) -> None:
+        """Replace the reviewers of a review, and ask the agents among the new reviewers to review the diff.
+
+        Raise `Forbidden` if a required reviewer who sent the diff back would no longer be required. Otherwise, whoever
+        opened the review could overrule this reviewer. Admins may do this.
+        """
         self.check_reviewers(reviewers, row.agent_id)
-        known = {each.reviewer_id for each in rows.reviewers_of([row.id])[row.id]}
+        before = rows.reviewers_of([row.id])[row.id]
+        required = {each.user_id.lower() for each in reviewers if each.user_id is not None and each.required}
+        refused = {each.reviewer_id for each in before if each.required and each.state == "rejected"}
+        if refused - required and not by.may(MANAGE):
+            raise Forbidden("Only admins may release a review from a required reviewer who asked for changes.")
+        known = {each.reviewer_id for each in before}
         replace_reviewers(row.id, reviewers)
         if any(each.agent_id is not None and each.agent_id.lower() not in known for each in reviewers):
             self._review_tasks.ask(row, patch_of(row.id, row.revision) or b"", known=known)
@@ -254,7 +264,7 @@ class CodeReviewsService:
         """
         row = self.lock_readable(review_id, by)
         if not is_author or by.agent_id is None or by.agent_id != row.agent_id:
-            require_owner(by, row.owner_id, what="review", manage="code_reviews.manage")
+            require_owner(by, row.owner_id, what="review", manage=MANAGE)
         if row.status not in OPEN:
             raise rows.already_decided(row.status)
         return row
