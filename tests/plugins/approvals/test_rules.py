@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from tests.plugins.approvals.conftest import Desk
 
+from corral.auth.principal import Principal
 from corral.testing.kit import PASSWORD, Kit
+from corral_plugins.workflows.api import RunRequest, Workflows
 
 
 @pytest.fixture
@@ -56,6 +58,37 @@ async def test_a_rule_for_a_tool_runs_the_call_but_never_that_of_a_tainted_run(d
     await desk.kit.run_jobs()
     assert (await desk.read(held["approval_id"]))["status"] == "pending"
     assert {"text": "tainted"} not in desk.bench.runs
+
+
+@pytest.mark.one_engine
+async def test_a_rule_does_not_approve_a_request_that_leaves_out_its_task(desk: Desk) -> None:
+    """The agent of a tainted run could otherwise have its request approved without a person."""
+    await set_rules(desk, {"id": "all", "max_risk": "medium"})
+    run = await desk.run("test.*")
+    assert (await run.say("test.page")).status == 200
+    asked = await desk.ask(run.agent)
+    await desk.kit.run_jobs()
+    assert (await desk.read(asked["id"]))["status"] == "pending"
+    assert await status_of(desk) == ("approved", ["rule:all"])  # a person asked
+
+
+@pytest.mark.one_engine
+@pytest.mark.parametrize("is_tainted", [False, True])
+async def test_a_rule_does_not_approve_a_step_of_a_tainted_run(
+    make_kit: Callable[..., Awaitable[Kit]], is_tainted: bool
+) -> None:
+    desk = await Desk().set_up(make_kit, also=["expressions", "workflows"])
+    await set_rules(desk, {"id": "all", "max_risk": "medium"})
+    steps = [{"name": "ask", "step_type": "approval", "config": {"title": "Go on?"}}]
+    workflow = (await desk.member.post("/workflows", {"name": "flow", "steps": steps})).json()
+    request = RunRequest(workflow_id=workflow["id"], tainted=is_tainted)
+    by = Principal(kind="user", id=desk.member.user["id"], user_id=desk.member.user["id"], role="admin")
+    await desk.kit.work(lambda: desk.kit.service(Workflows).start(request, by=by))
+    for _ in range(4):
+        await desk.kit.run_jobs()
+        await desk.kit.run_consumers()
+    (approval,) = (await desk.admin.get("/approvals?status=all")).json()["items"]
+    assert approval["status"] == ("pending" if is_tainted else "approved")
 
 
 @pytest.mark.one_engine

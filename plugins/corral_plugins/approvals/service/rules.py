@@ -22,6 +22,7 @@ from corral_plugins.approvals.service import rows
 from corral_plugins.approvals.service.outcomes import ApprovalOutcomes
 from corral_plugins.approvals.settings import AUTO_APPROVE, AutoApproveRule
 from corral_plugins.tasks.api import Tasks
+from corral_plugins.workflows.api import Workflows
 
 log = logging.getLogger("corral.approvals")
 ENTRY = UnitContext(label="job approvals.auto_approve", actor=SYSTEM)
@@ -44,6 +45,7 @@ class AutoApproval:
     agents: Agents | None
     expressions: Expressions | None
     tasks: Tasks | None
+    workflows: Workflows | None
 
     def __init__(self, work: Work, settings: Settings, outcomes: ApprovalOutcomes) -> None:
         self._work, self._settings, self._outcomes = work, settings, outcomes
@@ -77,6 +79,8 @@ class AutoApproval:
             "agent": {} if agent is None else {"id": agent.id, "name": agent.name, "role": agent.role},
             "task": self._task_of(row),
         }
+        if self._may_be_tainted(row, data["task"]):
+            return RuleInput([], {})
         return RuleInput([rule for rule in self._settings.get(AUTO_APPROVE) if _may_apply(rule, row, data)], data)
 
     def _task_of(self, row: Approval) -> dict[str, Any]:
@@ -88,12 +92,25 @@ class AutoApproval:
             return {}
         return task
 
+    def _may_be_tainted(self, row: Approval, task: dict[str, Any]) -> bool:
+        """Return whether the request may contain content from an untrusted source.
+
+        This is also assumed of a request of an agent or a worker that names no task, because the requester could leave
+        out a tainted task.
+        """
+        if task.get("tainted") or (row.tool_call is not None and row.tool_call["tainted"]):
+            return True
+        if row.run_id is not None:
+            run = None if self.workflows is None else self.workflows.find(row.run_id)
+            return run is None or run.tainted
+        return row.requester_type in rows.MACHINES and row.task_id is None
+
     def _approve(self, approval_id: str, rule: AutoApproveRule) -> None:
         found = Approval.get_or_none(Approval.id == approval_id)
         row = None if found is None else self._outcomes.lock(found.id, found.task_id)
         if row is None or row.status != "pending" or rows.is_overdue(row):
             return
-        if _is_tainted(row, self._task_of(row)):  # the run may have read something in the meantime
+        if self._may_be_tainted(row, self._task_of(row)):  # the run may have read something in the meantime
             return
         by = f"rule:{rule.id}"
         made = {"user_id": by, "decision": "approve", "note": None, "at": clock.now()}
@@ -108,7 +125,7 @@ class AutoApproval:
 def _may_apply(rule: AutoApproveRule, row: Approval, data: dict[str, Any]) -> bool:
     """Return whether the rule may apply to the approval. This function does not evaluate the rule's condition."""
     tool = None if row.tool_call is None else row.tool_call["tool"]
-    if _is_tainted(row, data["task"]) or row.required_approvals > 1:
+    if row.required_approvals > 1:
         return False
     if rule.tool is not None and (tool is None or not _matches(rule.tool, tool)):
         return False
@@ -118,10 +135,6 @@ def _may_apply(rule: AutoApproveRule, row: Approval, data: dict[str, Any]) -> bo
     if rule.max_cost_usd is not None and cost > rule.max_cost_usd:
         return False
     return row.risk in RISKS[: RISKS.index(rule.max_risk) + 1]
-
-
-def _is_tainted(row: Approval, task: dict[str, Any]) -> bool:
-    return bool(task.get("tainted")) or (row.tool_call is not None and bool(row.tool_call["tainted"]))
 
 
 def _matches(pattern: str, tool: str) -> bool:
