@@ -90,6 +90,8 @@ async def test_a_person_is_asked_if_the_connection_or_the_requester_demands_it(
     assert answer.status == 202, answer
     assert machine.connections == 0
     (approval,) = (await world.admin.get("/approvals?status=pending")).json()["items"]
+    counts = [(await each.get("/approvals/count")).json() for each in (world.admin, world.member)]
+    assert [each["assigned_to_me"] for each in counts] == [1, 0]  # nobody is asked who may not decide
     by_member = await world.member.post(f"/approvals/{approval['id']}/approve", {})
     assert (by_member.status, machine.connections) == (403, 0), by_member
     assert (await world.admin.post(f"/approvals/{approval['id']}/approve", {})).status == 200

@@ -33,11 +33,13 @@ class Eligibility:
         """Return the default approvers for a request that names none.
 
         If the risk is low or medium and members have all of the permissions `needs`, all members and admins may decide.
-        Otherwise, only admins and `task_owner`, the owner of the task, may decide.
+        Otherwise, only admins and `task_owner`, the owner of the task, may decide; the owner needs these permissions too.
         """
         if RISKS.index(risk) < HIGH and self._permissions.held_by("member").issuperset(needs):
             return Approvers(roles=["admin", "member"])
-        return Approvers(users=[task_owner] if task_owner is not None else [], roles=["admin"])
+        owner = None if task_owner is None else self._accounts.get_many([task_owner]).get(task_owner)
+        is_able = owner is not None and self._permissions.held_by(owner.role).issuperset(needs)
+        return Approvers(users=[task_owner] if is_able and task_owner is not None else [], roles=["admin"])
 
     def check_approvers(self, request: ApprovalRequest, approvers: Approvers) -> None:
         """Raise `Invalid` if a named approver may not decide, or if too few people may decide.
