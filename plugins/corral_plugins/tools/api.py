@@ -50,7 +50,8 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
     """The context in which a tool runs.
 
     `caller` is the agent, with the current permissions of the person who requested the task. `config` is the
-    configuration of the tool. `work` opens units of work for `async def` tools.
+    configuration of the tool. `work` opens units of work for `async def` tools. `cause_chain` lists the causes of the
+    task; the events of a unit that `work` opens have them only if its `UnitContext` names them.
     """
 
     caller: Principal
@@ -61,6 +62,7 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: int
     work: Work
     approval_id: str | None = None  # the approval of the call that runs
+    cause_chain: tuple[str, ...] = ()
 
 
 class CallTarget(msgspec.Struct, frozen=True, kw_only=True):

@@ -195,7 +195,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a run. `output` is null until the run is completed.
 
-    `tainted` means that the output may contain content from an untrusted source.
+    `tainted` means that the output may contain content from an untrusted source. `cause_chain` lists the causes of the
+    run.
     """
 
     id: str
@@ -205,6 +206,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     error: Json | None
     cost_usd: float
     tainted: bool = False
+    cause_chain: tuple[str, ...] = ()
 
 
 class Workflows(Protocol):

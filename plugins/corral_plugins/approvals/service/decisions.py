@@ -60,7 +60,7 @@ class ApprovalDecisions:
             self._outcomes.resolve(row, "approved", by=by.user_id, note=body.note, decisions=made, **changes)
         else:
             rows.update_if_open(row, decisions=made, **changes)
-            rows.publish(ApprovalUpdated, row, by.user_id, change="decision")
+            rows.publish(ApprovalUpdated, row, by.user_id, self._outcomes.causes_of(row), change="decision")
         self._outcomes.record_audit("approve", row, body.note)
         return self._listing.view_of(row, by)
 
@@ -82,7 +82,7 @@ class ApprovalDecisions:
             raise Conflict(detail, current_status=row.status)
         made = [*row.decisions, _decision(by.user_id or "", "revision", body.note, rows.current_hash(row))]
         rows.update_if_open(row, status="revision_requested", decisions=made, outcome_note=body.note)
-        rows.publish(ApprovalUpdated, row, by.user_id, change="revision")
+        rows.publish(ApprovalUpdated, row, by.user_id, self._outcomes.causes_of(row), change="revision")
         self._outcomes.wake(row)
         self._outcomes.record_audit("request_revision", row, body.note)
         return self._listing.view_of(row, by)
@@ -177,7 +177,7 @@ class ApprovalDecisions:
             outcome_note=None,
             **changes,
         )
-        rows.publish(ApprovalUpdated, row, by.id, change="revision")
+        rows.publish(ApprovalUpdated, row, by.id, self._outcomes.causes_of(row), change="revision")
         return self._listing.view_of(row, by)
 
     def cancel(self, approval_id: str, reason: str | None, match: IfMatch, *, by: Principal) -> ApprovalView:

@@ -33,7 +33,7 @@ class Eligibility:
         """Return the default approvers for a request that names none.
 
         If the risk is low or medium and members have all of the permissions `needs`, all members and admins may decide.
-        Otherwise, only admins and `task_owner`, the owner of the task, may decide; the owner needs these permissions too.
+        Otherwise, only admins may decide, and `task_owner`, the owner of the task, if the owner has these permissions.
         """
         if RISKS.index(risk) < HIGH and self._permissions.held_by("member").issuperset(needs):
             return Approvers(roles=["admin", "member"])

@@ -12,6 +12,7 @@ from corral_plugins.approvals.service import rows
 from corral_plugins.approvals.service.metrics import ApprovalMetrics
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Tools
+from corral_plugins.workflows.api import Workflows
 
 
 class ApprovalOutcomes:
@@ -20,6 +21,7 @@ class ApprovalOutcomes:
     audit: Audit | None
     tasks: Tasks | None
     tools: Tools | None
+    workflows: Workflows | None
 
     def __init__(self, metrics: ApprovalMetrics) -> None:
         self._metrics = metrics
@@ -33,9 +35,22 @@ class ApprovalOutcomes:
     def resolve(self, row: Approval, status: str, *, by: str | None, note: str | None, **changes: Any) -> None:
         """Set the final status of a locked approval, and wake the requester."""
         rows.update_if_open(row, status=status, outcome_note=note, resolved_at=clock.now(), **changes)
-        rows.publish(ApprovalResolved, row, by, outcome=status, note=note)
+        rows.publish(ApprovalResolved, row, by, self.causes_of(row), outcome=status, note=note)
         self._metrics.count_outcome(row)
         self.wake(row)
+
+    def causes_of(self, row: Approval) -> tuple[str, ...] | None:
+        """Return the chain of causes of the task or run that asked, with which triggers recognise loops.
+
+        Return None if a person asked.
+        """
+        if row.requester_type == "user":
+            return None
+        origin = None if row.task_id is None or self.tasks is None else self.tasks.find_run(row.task_id)
+        if origin is not None:
+            return origin.cause_chain or None
+        run = None if row.run_id is None or self.workflows is None else self.workflows.find(row.run_id)
+        return None if run is None else run.cause_chain or None
 
     def wake(self, row: Approval) -> None:
         """Let the requester continue after an outcome or a request for a revision."""

@@ -41,7 +41,7 @@ class ApprovalTimers:
         if row.on_timeout == "escalate" and not row.escalated:
             rows.update_if_open(row, escalated=True, expires_at=clock.now(row.ttl_seconds))
             add_approvers(row.id, Approvers(**row.escalate_to))
-            rows.publish(ApprovalUpdated, row, None, change="escalation")
+            rows.publish(ApprovalUpdated, row, None, self._outcomes.causes_of(row), change="escalation")
         elif row.on_timeout == "approve" and row.status == "pending":
             made = {"user_id": "timeout", "decision": "approve", "note": None, "at": clock.now()}
             decisions = [*row.decisions, {**made, "payload_sha256": rows.current_hash(row)}]
@@ -66,5 +66,5 @@ class ApprovalTimers:
         for row in found:
             unchanged = (Approval.id == row.id) & (Approval.reminded_at == row.reminded_at) & IS_OPEN
             if Approval.update(reminded_at=now).where(unchanged).execute():
-                rows.publish(ApprovalUpdated, row, None, change="reminder")
+                rows.publish(ApprovalUpdated, row, None, self._outcomes.causes_of(row), change="reminder")
         return len(found)

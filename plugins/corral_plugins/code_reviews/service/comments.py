@@ -119,7 +119,7 @@ class ReviewComments:
         values = {"resolved": resolved, "resolved_by": author[1] if resolved else None, "updated_at": now}
         if ReviewComment.update(values).where(changed).execute():
             rows.touch(row)
-            rows.publish(CodeReviewUpdated, row, author[1], change="comment")
+            rows.publish(CodeReviewUpdated, row, author[1], self._reviews.causes_of(by.task_id), change="comment")
         found = _find(row.id, comment.id)
         assert found is not None
         return comment_view(found)
@@ -131,14 +131,14 @@ class ReviewComments:
             raise NotFound("This review has no comment with this id.")
         return row, comment
 
-    @staticmethod
-    def _change(row: Review, comment: ReviewComment, by: Principal, **values: Any) -> ReviewCommentView:
+    def _change(self, row: Review, comment: ReviewComment, by: Principal, **values: Any) -> ReviewCommentView:
         values["updated_at"] = clock.now()
         ReviewComment.update(values).where(ReviewComment.id == comment.id).execute()
         for name, value in values.items():
             setattr(comment, name, value)
         rows.touch(row)
-        rows.publish(CodeReviewUpdated, row, rows.author_of(by)[1], change="comment")
+        causes = self._reviews.causes_of(by.task_id)
+        rows.publish(CodeReviewUpdated, row, rows.author_of(by)[1], causes, change="comment")
         return comment_view(comment)
 
 

@@ -97,9 +97,10 @@ class CodeReviewsService:
             head_ref=new.head_ref,
         )
         self.check_reviewers(new.reviewers, agent_id)
-        self._insert(row, patch, by=by.agent_id or by.user_id)
+        causes = self.causes_of(by.task_id)
+        self._insert(row, patch, causes, by=by.agent_id or by.user_id)
         replace_reviewers(row.id, new.reviewers)
-        self._review_tasks.ask(row, patch.data)
+        self._review_tasks.ask(row, patch.data, causes=causes)
         return row
 
     def propose(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> Review:
@@ -109,7 +110,8 @@ class CodeReviewsService:
         current = next((each for each in reversed(rows.open_reviews_of(task_id)) if each.round > 0), None)
         if current is None or current.agent_id != by.agent_id:
             return self.open_prepared(new, patch, by=by)
-        self.add_revision(current, patch, note=new.description[:4000], by=by.agent_id)
+        causes = self.causes_of(by.task_id)
+        self.add_revision(current, patch, causes, note=new.description[:4000], by=by.agent_id)
         return current
 
     def _task_of(self, task_id: str, by: Principal) -> Any:
@@ -182,24 +184,25 @@ class CodeReviewsService:
 
     def _review_of(self, diff: TaskDiff) -> Review | None:
         """Return the review that must approve the diff of a completed run, or None if there is nothing to review."""
+        causes = self.causes_of(diff.task_id)
         current = next(iter(reversed(rows.open_reviews_of(diff.task_id))), None)
         is_same = current is not None and (diff.patch is None or current.patch_sha256 == diff.patch.sha256)
         if current is not None and is_same and (current.status == "pending" or not current.is_awaited):
             return current
         if diff.patch is None:
             if current is not None:
-                self.cancel_row(current, by=None)  # the agent was told what to change, and changed nothing
+                self.cancel_row(current, causes, by=None)  # the agent was told what to change, and changed nothing
             return None
         if current is not None and current.round > 0:
-            self.add_revision(current, diff.patch, note="", by=diff.agent_id)
+            self.add_revision(current, diff.patch, causes, note="", by=diff.agent_id)
             return current
         row = Review(title=diff.title, owner_id=diff.owner_id, is_awaited=True)
         for name in ("agent_id", "task_id", "run_id", "repo", "base_ref", "head_ref"):
             setattr(row, name, getattr(diff, name))
-        self._insert(row, diff.patch, by=diff.agent_id)
+        self._insert(row, diff.patch, causes, by=diff.agent_id)
         return row
 
-    def _insert(self, row: Review, patch: PreparedPatch, *, by: str | None) -> None:
+    def _insert(self, row: Review, patch: PreparedPatch, causes: tuple[str, ...], *, by: str | None) -> None:
         """Insert a review with its first revision. Older reviews of the same task are superseded."""
         now = clock.now()
         row.id, row.patch_sha256, row.stats = new_id(), patch.sha256, patch.parsed.stats
@@ -213,8 +216,8 @@ class CodeReviewsService:
         _insert_revision(row, patch, note="", by=by)
         for each in older:
             rows.update(each, OPEN, status="superseded")
-            rows.publish(CodeReviewSuperseded, each, by)
-        rows.publish(CodeReviewCreated, row, by, self.causes_of(row.task_id if by == row.agent_id else None))
+            rows.publish(CodeReviewSuperseded, each, by, causes)
+        rows.publish(CodeReviewCreated, row, by, causes)
         _report_credentials(row, patch)
 
     # -- revisions
@@ -228,10 +231,12 @@ class CodeReviewsService:
         """Add a prepared revision to an open review."""
         row = self._lock_open(review_id, by, is_author=True)
         match.check(row.version)
-        self.add_revision(row, patch, note=note, by=by.agent_id or by.user_id)
+        self.add_revision(row, patch, self.causes_of(by.task_id), note=note, by=by.agent_id or by.user_id)
         return row
 
-    def add_revision(self, row: Review, patch: PreparedPatch, *, note: str, by: str | None) -> None:
+    def add_revision(
+        self, row: Review, patch: PreparedPatch, causes: tuple[str, ...], *, note: str, by: str | None
+    ) -> None:
         """Add a revision to a locked review, and move its comments to their lines in this revision."""
         rows.update(
             row,
@@ -247,10 +252,10 @@ class CodeReviewsService:
         reanchor_comments(row, patch.parsed.patch)
         is_approved = (Reviewer.review_id == row.id) & (Reviewer.state == "approved")
         Reviewer.update(state="pending").where(is_approved).execute()
-        rows.publish(CodeReviewRevised, row, by, self.causes_of(row.task_id if by == row.agent_id else None))
+        rows.publish(CodeReviewRevised, row, by, causes)
         _report_credentials(row, patch)
         if any(each.kind == "agent" for each in rows.reviewers_of([row.id])[row.id]):
-            self._review_tasks.ask(row, patch.data)
+            self._review_tasks.ask(row, patch.data, causes=causes)
 
     def causes_of(self, task_id: str | None) -> tuple[str, ...]:
         """Return a task's chain of causes, which triggers use to detect loops."""
@@ -281,10 +286,10 @@ class CodeReviewsService:
 
     # -- other changes
 
-    def cancel_row(self, row: Review, *, by: str | None) -> None:
+    def cancel_row(self, row: Review, causes: tuple[str, ...] = (), *, by: str | None) -> None:
         """Cancel a locked, open review."""
         rows.update(row, OPEN, status="cancelled")
-        rows.publish(CodeReviewCancelled, row, by)
+        rows.publish(CodeReviewCancelled, row, by, causes)
 
     def feedback(self, review_id: str) -> dict[str, Any]:
         return feedback_of(Review.get_by_id(review_id))
@@ -303,13 +308,13 @@ class CodeReviewsService:
     def task_ended(self, review_id: str, *, status: str) -> None:
         row = rows.lock(review_id)
         if row is not None and row.status in OPEN:
-            self.cancel_row(row, by=None)
+            self.cancel_row(row, self.causes_of(row.task_id), by=None)
 
     def cancel_of_task(self, task_id: str) -> None:
         """Cancel the open reviews of a task that was cancelled."""
         self._tasks.lock(task_id)
         for row in rows.open_reviews_of(task_id):
-            self.cancel_row(row, by=None)
+            self.cancel_row(row, self.causes_of(task_id), by=None)
 
     def set_check(self, review_id: str, check: ReviewCheck) -> ReviewFacts:
         row = rows.lock(review_id)

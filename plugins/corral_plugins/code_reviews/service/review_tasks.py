@@ -27,23 +27,26 @@ class ReviewTasks:
     def __init__(self, accounts: Accounts, tasks: Tasks) -> None:
         self._accounts, self._tasks = accounts, tasks
 
-    def ask(self, row: Review, patch: bytes, *, known: Collection[str] = ()) -> None:
+    def ask(self, row: Review, patch: bytes, *, known: Collection[str] = (), causes: tuple[str, ...] = ()) -> None:
         """Create a task for each agent that was asked to review. The requester of each task is the owner of the review.
 
-        Agents in `known` are skipped, because they were asked before.
+        Agents in `known` are skipped, because they were asked before. `causes` is the chain of causes of a review
+        without a task. The tasks for the review of a task's diff have the causes of that task.
         """
         text = patch[:SHOWN_BYTES].decode(errors="replace")
         for reviewer in rows.reviewers_of([row.id])[row.id]:
             if reviewer.kind == "agent" and reviewer.reviewer_id not in known and row.owner_id is not None:
-                self._create(row, reviewer.reviewer_id, text, is_cut=len(patch) > SHOWN_BYTES)
+                self._create(row, reviewer.reviewer_id, text, causes, is_cut=len(patch) > SHOWN_BYTES)
 
-    def _create(self, row: Review, agent_id: str, text: str, *, is_cut: bool) -> None:
+    def _create(self, row: Review, agent_id: str, text: str, causes: tuple[str, ...], *, is_cut: bool) -> None:
         shown = {"review_id": row.id, "revision": row.revision, "title": row.title, "patch": text, "is_cut": is_cut}
         new = NewTask(title=f"Review: {row.title}"[:200], instructions=INSTRUCTIONS, input=shown, agent_id=agent_id)
         try:
             by = self._accounts.principal_of(row.owner_id, "tasks.write")
             author = None if row.task_id is None else self._tasks.find_run(row.task_id)
-            origin = Origin(tainted=row.is_tainted or (author is not None and author.tainted))
+            tainted = row.is_tainted or (author is not None and author.tainted)
+            chain = causes if author is None else (*author.cause_chain, author.task_id)
+            origin = Origin(tainted=tainted, cause_chain=chain)
             self._tasks.create(new, by=by, source={"type": "review", "id": row.id}, origin=origin)
         except Problem as problem:  # people can still review
             log.warning("no task was created for a reviewer", extra={"review": row.id, "code": problem.code})

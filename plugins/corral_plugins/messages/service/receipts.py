@@ -15,12 +15,15 @@ from corral_plugins.messages.models import OPEN, Message, Receipt
 from corral_plugins.messages.service import rows
 from corral_plugins.messages.service.delivery import MAX_REDELIVERIES
 from corral_plugins.messages.shapes import AcknowledgeMessage, MessageView
+from corral_plugins.tasks.api import Tasks
 
 BATCH_SIZE = 200
 
 
 class MessageReceipts:
     """Changes receipts. Every method runs in the caller's unit of work."""
+
+    tasks: Tasks | None
 
     def __init__(self, agents: Agents) -> None:
         self._agents = agents
@@ -35,7 +38,8 @@ class MessageReceipts:
             due_at = receipt.due_at if receipt.expects_ack and receipt.status == "delivered" else None
             changes = {"status": "read", "read_at": now, "delivered_at": receipt.delivered_at or now, "due_at": due_at}
             self._change(row, receipt, changes)
-            rows.publish_message_event(MessageRead, row, by=rows.recipient_of(receipt))
+            causes = rows.causes_of(self.tasks, by)
+            rows.publish_message_event(MessageRead, row, causes, by=rows.recipient_of(receipt))
         return rows.view_of(Message.get_by_id(row.id))
 
     def acknowledge(self, message_id: str, asked: AcknowledgeMessage, *, by: Principal) -> MessageView:
@@ -61,7 +65,8 @@ class MessageReceipts:
             "due_at": None,
         }
         self._change(row, receipt, changes)
-        rows.publish_message_event(MessageAcknowledged, row, by=rows.recipient_of(receipt), result=asked.result)
+        whose, causes = rows.recipient_of(receipt), rows.causes_of(self.tasks, by)
+        rows.publish_message_event(MessageAcknowledged, row, causes, by=whose, result=asked.result)
         return rows.view_of(Message.get_by_id(row.id))
 
     def _change(self, row: Message, receipt: Receipt, changes: dict[str, Any]) -> None:
@@ -133,7 +138,7 @@ class MessageReceipts:
             raise Conflict("A recipient has read the message, so it cannot be deleted.", current_status="read")
         Receipt.delete().where(Receipt.message_id == row.id).execute()
         Message.delete().where(Message.id == row.id).execute()
-        rows.publish_message_event(MessageDeleted, row)
+        rows.publish_message_event(MessageDeleted, row, rows.causes_of(self.tasks, by))
 
     # -- expiry
 

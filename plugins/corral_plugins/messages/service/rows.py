@@ -18,6 +18,7 @@ from corral.events.event import emit
 from corral_plugins.messages.api import Correlation, MessageEvent
 from corral_plugins.messages.models import OPEN, STATUSES, Message, Receipt
 from corral_plugins.messages.shapes import MessageItem, MessageView, ReceiptView
+from corral_plugins.tasks.api import Tasks
 
 _RANK = peewee.Case(Receipt.status, tuple((status, rank) for rank, status in enumerate(STATUSES)))
 _SAME = [
@@ -70,6 +71,12 @@ def recipient_of(receipt: Receipt) -> dict[str, str]:
     if receipt.agent_id is not None:
         return {"type": "agent", "id": receipt.agent_id}
     return {"type": "user", "id": receipt.user_id or ""}
+
+
+def causes_of(tasks: Tasks | None, by: Principal) -> tuple[str, ...] | None:
+    """Return the cause chain of the caller's task, so that triggers can detect loops that include messages."""
+    run = tasks.find_run(by.task_id) if tasks is not None and by.task_id is not None else None
+    return None if run is None else run.cause_chain or None
 
 
 def publish_message_event(

@@ -75,10 +75,11 @@ class MessageSending:
         self._insert_receipts(row, recipients)
         if row.channel is not None:
             _record_channel(row.channel, row.created_at)
+        causes = cause if cause is not None else rows.causes_of(self.tasks, by)
         if parent is not None:
-            acknowledge_by_reply(row)
+            acknowledge_by_reply(row, causes)
         self._metrics.count_sent(row.type)
-        rows.publish_message_event(MessageSent, row, cause if cause is not None else self._cause_of(by))
+        rows.publish_message_event(MessageSent, row, causes)
         return row, warnings
 
     # -- sender
@@ -178,11 +179,6 @@ class MessageSending:
             raise _unknown_reference("/correlation/run_id", "No workflow run has this id.")
         return Correlation(task_id=task_id, run_id=run_id)
 
-    def _cause_of(self, by: Principal) -> tuple[str, ...] | None:
-        """Return the cause chain of the caller's task, so that triggers can detect loops that include messages."""
-        run = self.tasks.find_run(by.task_id) if self.tasks is not None and by.task_id is not None else None
-        return None if run is None else run.cause_chain or None
-
     # -- recipients
 
     def _recipients_of(self, new: NewMessage, sender: Sender, row: Message) -> tuple[list[dict[str, Any]], list[str]]:
@@ -266,9 +262,14 @@ class MessageSending:
             raise _too_many(f"A sender can send at most {MAX_PER_MINUTE} messages a minute", instants[0][0])
 
 
-def acknowledge_by_reply(reply: Message) -> None:
-    """Acknowledge, with the result `done`, the requests that the sender of the reply received in the same thread."""
+def acknowledge_by_reply(reply: Message, cause: tuple[str, ...] | None) -> None:
+    """Acknowledge, with the result `done`, the requests that the sender of the reply received in the same thread.
+
+    `cause` is the chain of causes of the reply.
+    """
     by_agent = reply.sender_agent_id is not None
+    if not by_agent and reply.sender_user_id is None:  # the system is no recipient, and NULL would match every agent's
+        return
     asked = (
         (Receipt.thread_id == reply.thread_id)
         & (Receipt.agent_id == reply.sender_agent_id if by_agent else Receipt.user_id == reply.sender_user_id)
@@ -292,7 +293,7 @@ def acknowledge_by_reply(reply: Message) -> None:
     answered = Receipt.update(changes).where(asked & Receipt.message_id.in_(list(messages)))
     for each in list(answered.returning(Receipt).execute()):
         by = rows.recipient_of(each)
-        rows.publish_message_event(MessageAcknowledged, messages[each.message_id], by=by, result="done")
+        rows.publish_message_event(MessageAcknowledged, messages[each.message_id], cause, by=by, result="done")
     rows.refresh_status(list(messages))
 
 

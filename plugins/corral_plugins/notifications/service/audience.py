@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from corral.events.log import LoggedEvent
 from corral_plugins.notifications.models import Rule
 from corral_plugins.notifications.service.catalogue import (
@@ -76,6 +78,7 @@ class Audience:
             groups.setdefault(user_id, "")
         told = {person.id: event.type for person in self._may_be_notified(event, data, groups, event.type)}
         mentioned = self._mentioned.get(event.id, set()) - told.keys()
+        cause = tuple(msgspec.json.decode(event.cause, type=list[str]))
         told |= {person.id: MENTION for person in self._may_be_notified(event, data, mentioned, MENTION)}
         return [
             NewNotification(
@@ -88,6 +91,7 @@ class Audience:
                 href=described.href,
                 event_id=event.id,
                 group=groups.get(user_id) or f"{type} {event.object_type} {event.object_id}",
+                cause=cause,
             )
             for user_id, type in told.items()
         ]

@@ -44,6 +44,7 @@ class NewNotification(msgspec.Struct, frozen=True, kw_only=True):
     href: str | None
     event_id: str | None
     group: str
+    cause: tuple[str, ...] = ()  # the chain of causes of the event
 
 
 class Inbox:
@@ -69,7 +70,8 @@ class Inbox:
                 added.append(row)
                 unread[user_id] += 1
             arrived = NotificationArrived(notification=notification_view(row), unread=unread[user_id])
-            emit(arrived, object=("notification", row.id), owner=user_id, visibility=PRIVATE)
+            cause = items[-1].cause or None
+            emit(arrived, object=("notification", row.id), owner=user_id, visibility=PRIVATE, cause=cause)
         Notification.bulk_create(added, batch_size=AT_ONCE)
 
     def list(self, query: NotificationQuery, *, by: Principal) -> Page[NotificationView]:

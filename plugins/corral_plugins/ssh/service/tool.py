@@ -82,7 +82,7 @@ class SshTool:
         request = msgspec.convert(given, CommandRequest)
         by = RunContext(
             by=context.caller,
-            entry=UnitContext(label="tool ssh.execute", actor=context.caller.actor),
+            entry=UnitContext(label="tool ssh.execute", actor=context.caller.actor, cause=context.cause_chain),
             task_id=context.task_id,
             approval_id=context.approval_id,
         )

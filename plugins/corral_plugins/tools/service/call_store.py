@@ -135,10 +135,12 @@ def end_call(
     duration_ms: int | None = None,
     tainted: bool = False,
     reason: str | None = None,
+    causes: tuple[str, ...] = (),
 ) -> bool:
     """End a call and publish the `tool.called` event.
 
-    `reason` is the reason why an approved or held call did not run. Return False if the call has already ended or
+    `reason` is the reason why an approved or held call did not run. `causes` is the chain of causes of the task; by
+    default, the event has the causes of the unit of work. Return False if the call has already ended or
     another process has taken over the call.
     """
     now = clock.now()
@@ -156,12 +158,12 @@ def end_call(
         held_arguments=None,
     )
     if ended:
-        publish_call(row)
+        publish_call(row, causes)
     return ended
 
 
-def publish_call(row: ToolCallRow) -> None:
-    """Emit the `tool.called` event for an ended call."""
+def publish_call(row: ToolCallRow, causes: tuple[str, ...] = ()) -> None:
+    """Emit the `tool.called` event for an ended call, with the causes of the task or else of the unit of work."""
     event = ToolCalled(
         task_id=row.task_id,
         call_id=row.call_id,
@@ -170,7 +172,7 @@ def publish_call(row: ToolCallRow) -> None:
         status=row.status,
         duration_ms=row.duration_ms,
     )
-    emit(event, object=("task", row.task_id), owner=row.requester_id)
+    emit(event, object=("task", row.task_id), owner=row.requester_id, cause=causes or None)
 
 
 def record_alive(row_id: str, executions: int) -> None:

@@ -234,7 +234,7 @@ class ToolCalls:
                 tool, request.call_id, subject, self._contexts.agent_principal(subject)
             ),
             arguments=request.arguments,
-            entry=request.entry,
+            entry=msgspec.structs.replace(request.entry, cause=run.cause_chain),
         )
 
     @staticmethod
@@ -271,7 +271,7 @@ class ToolCalls:
             finished_at=clock.now(),
             duration_ms=0,
         )
-        call_store.publish_call(row)
+        call_store.publish_call(row, run.cause_chain)
         if self.audit is not None and tool is not None and tool.risk in ("external", "dangerous"):
             details = {"task_id": run.task_id, "agent_id": run.agent_id, "reason": reason}
             entry = AuditEntry(
@@ -315,7 +315,8 @@ class ToolCalls:
             return call_store.call_view(row)
         if tool is None or row.approval_id is not None or not can_repeat(tool):
             if row.status != "failed":
-                call_store.end_call(row, "failed", error=interrupted_error(can_repeat=False))
+                error = interrupted_error(can_repeat=False)
+                call_store.end_call(row, "failed", error=error, causes=run.cause_chain)
                 self._results.deliver(row)
             return call_store.call_view(row)
         return self._run_again(request, run, row)
@@ -379,6 +380,7 @@ def _subject_of_run(agent: AgentFacts | None, run: Run, *, tainted: bool) -> Cal
         tainted=tainted,
         task_id=run.task_id,
         lease_id=run.lease_id,
+        cause_chain=run.cause_chain,
         fence=run.fence,
         calls=calls if run.lease_id else 0,
         running=running if run.lease_id else 0,
@@ -459,10 +461,10 @@ class CallHistory:
         """
         found = call_store.abandoned_calls()
         for row in found:
-            if row.status == "permitted":
-                call_store.end_call(row, "expired", error=interrupted_error(can_repeat=False))
-            else:
-                repeatable = row.approval_id is None and can_repeat(self._registry.find_tool(row.tool))
-                call_store.end_call(row, "failed", error=interrupted_error(repeatable))
+            is_permit = row.status == "permitted"
+            can_run = not is_permit and row.approval_id is None and can_repeat(self._registry.find_tool(row.tool))
+            status, error = "expired" if is_permit else "failed", interrupted_error(can_run)
+            run = self.tasks.find_run(row.task_id) if self.tasks is not None else None
+            call_store.end_call(row, status, error=error, causes=() if run is None else run.cause_chain)
             self._results.deliver(row)
         return len(found)

@@ -233,6 +233,7 @@ class CallSubject(msgspec.Struct, frozen=True, kw_only=True):
     tainted: bool = False
     task_id: str = ""
     lease_id: str = ""
+    cause_chain: tuple[str, ...] = ()
     fence: int = 0
     calls: int = 0
     running: int = 0
@@ -307,6 +308,7 @@ class ContextBuilder:
             config=tool.config,
             timeout_seconds=tool.timeout_seconds,
             work=self._work,
+            cause_chain=subject.cause_chain,
         )
 
     def agent_principal(self, subject: CallSubject) -> Principal | None:

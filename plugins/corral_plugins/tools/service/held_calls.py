@@ -121,9 +121,9 @@ class HeldCalls:
         )
         asked = self.approvals.open(request, by=by)
         if asked.status != "pending":
-            return self._refuse(row_id, columns, asked)
+            return self._refuse(row_id, columns, asked, run)
         if not asked.is_new:
-            self._end_repeated(asked.id)
+            self._end_repeated(asked.id, run)
         row = call_store.insert_call(
             **columns,
             id=row_id,
@@ -137,18 +137,18 @@ class HeldCalls:
         return call_store.call_view(row)
 
     @staticmethod
-    def _refuse(row_id: str, columns: dict[str, Any], asked: ApprovalFacts) -> ToolCallView:
+    def _refuse(row_id: str, columns: dict[str, Any], asked: ApprovalFacts, run: Run) -> ToolCallView:
         """Store a call that people recently rejected, with the status `denied`."""
         error = _outcome_error(asked.status, asked.note)
         ended = {"status": "denied", "finished_at": clock.now(), "duration_ms": 0, "approval_id": asked.id}
         row = call_store.insert_call(
             **columns, id=row_id, decision="asked", reason=asked.status, error=error, executions=1, **ended
         )
-        call_store.publish_call(row)
+        call_store.publish_call(row, run.cause_chain)
         return call_store.call_view(row)
 
     @staticmethod
-    def _end_repeated(approval_id: str) -> None:
+    def _end_repeated(approval_id: str, run: Run) -> None:
         """End the earlier call that waits for the same approval.
 
         The agent has made the same call again under a new id.
@@ -156,7 +156,7 @@ class HeldCalls:
         held = (ToolCallRow.approval_id == approval_id) & (ToolCallRow.status == "pending_approval")
         for row in ToolCallRow.select().where(held):
             error = _outcome_error("superseded", None)
-            call_store.end_call(row, "denied", error=error, reason="superseded")
+            call_store.end_call(row, "denied", error=error, reason="superseded", causes=run.cause_chain)
 
     def _audit_hold(self, tool: RegisteredTool, run: Run, approval_id: str) -> None:
         if self.audit is None or tool.risk not in ("external", "dangerous"):
@@ -174,7 +174,9 @@ class HeldCalls:
             return
         if status != "approved":
             ended = "expired" if status == "expired" else "denied"
-            call_store.end_call(row, ended, error=_outcome_error(status, note), reason=status)
+            run = self.tasks.find_run(row.task_id) if self.tasks is not None else None
+            causes = () if run is None else run.cause_chain
+            call_store.end_call(row, ended, error=_outcome_error(status, note), reason=status, causes=causes)
             self._results.deliver(row)
         elif self._runs_on_worker(row):
             self._results.resume(row, [])
@@ -243,7 +245,7 @@ class HeldCalls:
                 self.switch.refuse_if_engaged()
             found = self._start(row, run, facts, ENTRY)
             return found if isinstance(found, ToolExecution) else None
-        self._end(row, "expired", "expired")
+        self._end(row, "expired", "expired", self.tasks.find_run(row.task_id))
         return None
 
     def repeat(self, row: ToolCallRow, run: Run, entry: UnitContext) -> ToolExecution | ToolCallView:
@@ -259,7 +261,7 @@ class HeldCalls:
         if facts is None or facts.status != "approved":
             return call_store.call_view(row)
         if facts.expires_at <= clock.now():
-            return self._end(row, "expired", "expired")
+            return self._end(row, "expired", "expired", run)
         return self._start(row, run, facts, entry)
 
     def _start(
@@ -282,12 +284,13 @@ class HeldCalls:
             tainted=run.tainted,
             task_id=row.task_id,
             lease_id=row.lease_id,
+            cause_chain=run.cause_chain,
             fence=row.fence,
         )
         context = self._contexts.decision_context(tool, row.tool, row.call_id, arguments, subject, approved=True)
         verdict = decide_call(context)
         if verdict.decision != "allowed" or tool is None:
-            return self._end(row, "denied", verdict.reason or "policy")
+            return self._end(row, "denied", verdict.reason or "policy", run)
         sha256 = _hash_of(row.agent_id, row.task_id, row.tool, arguments, target_of(tool, arguments))
         if tool.definition.runs == "worker":
             self.approvals.consume(facts.id, payload_sha256=sha256)
@@ -305,14 +308,15 @@ class HeldCalls:
             tool=tool,
             context=self._contexts.tool_context(tool, row.call_id, subject, caller),
             arguments=arguments,
-            entry=entry,
+            entry=msgspec.structs.replace(entry, cause=run.cause_chain),
             approval_id=facts.id,
             payload_sha256=sha256,
         )
 
-    def _end(self, row: ToolCallRow, status: str, reason: str) -> ToolCallView:
+    def _end(self, row: ToolCallRow, status: str, reason: str, run: Run | None) -> ToolCallView:
         """End an approved call that is no longer allowed to run, and let its task continue."""
-        call_store.end_call(row, status, error=_outcome_error(reason, None), reason=reason)
+        causes = () if run is None else run.cause_chain
+        call_store.end_call(row, status, error=_outcome_error(reason, None), reason=reason, causes=causes)
         self._results.deliver(row)
         return call_store.call_view(row)
 

@@ -135,7 +135,10 @@ class ToolPermits:
         if tainted and self.tasks.taint_run(task_id, run.lease_id, (row.tool,)):
             self._metrics.count_tainted_attempt()
         status = "succeeded" if error is None else "failed"
-        call_store.end_call(row, status, result=result, error=error, duration_ms=report.duration_ms, tainted=tainted)
+        duration, causes = report.duration_ms, run.cause_chain
+        call_store.end_call(
+            row, status, result=result, error=error, duration_ms=duration, tainted=tainted, causes=causes
+        )
         self._metrics.observe_duration(tool, row.duration_ms or 0)
         self._results.deliver(row)
         return call_store.call_view(row)

@@ -20,7 +20,7 @@ from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
 from corral.database.dialect import advisory_lock, savepoint
 from corral.database.engine import Work
-from corral.database.unit import after_commit
+from corral.database.unit import SYSTEM, UnitContext, after_commit
 from corral.errors import ExpectedFailure, Problem, Unavailable
 from corral.events import log as event_log
 from corral.events.event import Event, emit
@@ -163,7 +163,8 @@ class Engine:
                 log.exception("a workflow run could not be advanced", extra={"run": run_id})
                 await self._work(functools.partial(self._give_up, state))
                 return
-            is_written = await self._work(functools.partial(self._apply, state, plan))
+            entry = UnitContext(label="workflows: advance", actor=SYSTEM, cause=tuple(state.run.cause))
+            is_written = await self._work(functools.partial(self._apply, state, plan), entry=entry)
             if not is_written:
                 await self._outputs.remove(plan.stored)
             elif not plan.is_partial:

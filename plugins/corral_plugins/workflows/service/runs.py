@@ -317,6 +317,7 @@ def facts_of(run: Run) -> RunFacts:
         error=run.error,
         cost_usd=run.cost_micro / 1e6,
         tainted=run.tainted,
+        cause_chain=tuple(run.cause),
     )
 
 
