@@ -259,7 +259,7 @@ class Accounts(Protocol):
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
         """Return a page of accounts, newest first. Purged accounts are omitted.
 
-        The route must check permissions itself.
+        The caller's route must check permissions.
         """
         ...
 
@@ -320,10 +320,7 @@ class PluginEmail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mail(Protocol):
-    """Sends emails to users.
-
-    `notify` leaves the sending to a job, so an unavailable mail server does not delay the caller.
-    """
+    """Sends emails to users. `notify` only enqueues a job, so an unavailable mail server does not delay the caller."""
 
     @property
     def is_configured(self) -> bool:
@@ -459,7 +456,7 @@ class AllSessions(Protocol):
     """The live sessions of all users. Every function runs in the caller's unit of work."""
 
     def list(self, query: UserSessionQuery, caller: Principal) -> Page[UserSessionView]:
-        """Return a page of live sessions, newest first. The route must check permissions itself."""
+        """Return a page of live sessions, newest first. The caller's route must check permissions."""
         ...
 
     def end(self, session_id: str, reason: str) -> None:

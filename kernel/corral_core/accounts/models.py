@@ -77,8 +77,8 @@ SessionRow.add_index(SessionRow.user_id, SessionRow.created_at, where=SessionRow
 class RefreshRow(Model):
     """A refresh token, identified by its SHA-256.
 
-    `successor` is the next token, encrypted. It is kept during the grace period, so that a repeated request receives
-    the same token again.
+    `successor` is the encrypted next token. It is kept during the grace period, so that a repeated request receives the
+    same token again.
     """
 
     hash = peewee.CharField(primary_key=True, max_length=64)
@@ -96,7 +96,10 @@ RefreshRow.add_index(RefreshRow.used_at, where=RefreshRow.successor.is_null(Fals
 
 
 class SigningKeyRow(Model):
-    """An encrypted key for signing access tokens. A retired key only verifies tokens, until its last token expires."""
+    """An encrypted key for signing access tokens.
+
+    A retired key can still verify tokens until its last token expires.
+    """
 
     id = IdField(primary_key=True)
     sealed = SealedField()
@@ -124,8 +127,8 @@ class TicketRow(Model):
 class LockoutRow(Model):
     """The sign-in attempts for one address, which need not belong to an account.
 
-    `key` is the SHA-256 of the address in normal form. `failed` contains the times of the last failures, newest first,
-    concatenated. `in_flight` is the number of reserved attempts; it is ignored after `reserved_until`, so the
+    `key` is the SHA-256 of the address in normal form. `failed` is a concatenation of the times of the last failures,
+    newest first. `in_flight` is the number of reserved attempts; it is ignored after `reserved_until`, so the
     reservations of a crashed process expire. `locks` is the number of consecutive lockouts.
     """
 

@@ -177,7 +177,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
         self._unwatch = self._feed.watch(self._on_events)
 
     def wake(self) -> None:
-        """Look for deliveries immediately. Call this method after storing deliveries elsewhere in the plugin."""
+        """Look for deliveries immediately. Call this method after storing deliveries outside the dispatcher."""
         self._wake_up.set()
 
     async def run(self) -> None:
@@ -201,12 +201,12 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
         return bool(self._running)
 
     async def finish(self) -> None:
-        """Wait until the running attempts have ended."""
+        """Wait until all running attempts have ended."""
         while self._running:
             await asyncio.wait(self._running)
 
     async def drain(self) -> None:
-        """Stop claiming deliveries, and wait at most `DRAIN_SECONDS` until the running attempts end."""
+        """Stop claiming deliveries, and wait at most `DRAIN_SECONDS` for the running attempts to end."""
         self._draining = True
         self._wake_up.set()
         if self._running:

@@ -111,7 +111,7 @@ def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
 
 
 def _delete_events(before_ts: str, keep_from: int, max_rows: int) -> int:
-    """Delete events older than `before_ts` and events beyond `max_rows`.
+    """Delete events older than `before_ts`, and the oldest events if there are more than `max_rows`.
 
     The newest event and all events from `keep_from` on are kept. Return the number of deleted events, at most
     `AT_ONCE`.

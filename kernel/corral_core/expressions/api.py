@@ -20,9 +20,10 @@ declare_codes(
 
 
 class TemplateError(Problem):
-    """422: an expression is invalid, or its evaluation failed. Evaluating it again with the same data also fails.
+    """422: an expression is invalid, or its evaluation failed.
 
-    `position` is the 1-based character position of the error in `expression`.
+    Evaluating the expression again with the same data fails again. `position` is the 1-based character position of the
+    error in `expression`.
     """
 
     default = "template_error"
@@ -46,9 +47,9 @@ class Expressions(Protocol):
     """
 
     def check_expression(self, text: str, *, roots: Collection[str], pointer: str) -> list[FieldError]:
-        """Return the errors in a bare expression: in its syntax, roots, functions or size.
+        """Return the errors in the syntax, roots, functions and size of a bare expression.
 
-        An empty list means it is valid.
+        The list is empty if the expression is valid.
         """
         ...
 

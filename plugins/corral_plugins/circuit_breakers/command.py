@@ -167,7 +167,7 @@ def _print_change(breaker: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _named_object(names: ObjectNames, breaker: str) -> str:
-    """Return the name of the object whose id is part of a circuit breaker's name, or an empty text if there is none."""
+    """Return the name of the object whose id is in a circuit breaker's name, or an empty string if there is none."""
     kind, _, identifier = breaker.partition(":")
     return names.name(NAMED[kind], identifier) if kind in NAMED else ""
 

@@ -42,7 +42,7 @@ setting_argument = click.argument("setting", shell_complete=_complete)
 
 @click.group("settings")
 def settings_command_group() -> None:
-    """Read and change the settings of a server. Requires an admin. SETTING is a name such as llm.default_model."""
+    """Read and change the settings of a server, as an admin. SETTING is a name such as llm.default_model."""
 
 
 @settings_command_group.command("list")
@@ -223,6 +223,6 @@ def _value_text(value: Any, *, limit: int | None = None) -> str:
 def _person(names: ObjectNames, by: str | None) -> str:
     """Return the email address of a user.
 
-    If the text does not identify a user, but for example an operator on the machine, return it unchanged.
+    If the text does not identify a user (but an operator on the machine, for example), return the text unchanged.
     """
     return names.user(USERS_PATH, by)

@@ -1,4 +1,4 @@
-"""Web pages for people who open a link, on which they choose a password, verify an address or accept an invitation.
+"""Web pages on which people who open a link choose a password, verify an address or accept an invitation.
 
 The token is in the fragment of the link. Browsers do not send fragments, so the token appears in no log and in no
 `Referer` header. A script copies the token into the form; without scripts, the person pastes the link. The forms use

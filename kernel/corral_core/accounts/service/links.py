@@ -49,14 +49,14 @@ class SingleUseLinks:
         self._port: int | None = None
 
     def serve_at(self, address: str) -> None:
-        """Set the address at which the server accepts connections. Its port may differ from `server.bind`.
+        """Set the address at which the server accepts connections.
 
-        The port differs if `server.bind` lets the operating system choose one.
+        Its port differs from `server.bind` if the operating system chooses the port.
         """
         self._port = urlsplit(address).port
 
     def bind_to(self, place: str) -> None:
-        """Set the `host:port` of a server that runs in another process. It may differ from `server.bind`.
+        """Set the `host:port` of a server that runs in another process, which may differ from `server.bind`.
 
         Commands use this method.
         """

@@ -194,7 +194,7 @@ class Lockout:
     def _failures_within_window(self, failed: str) -> list[str]:
         """Return the times of the failures within the window, newest first.
 
-        `failed` contains all times, concatenated.
+        `failed` is a concatenation of all times.
         """
         since = clock.now(-self._settings.get(LOCKOUT_WINDOW))
         instants = [failed[at : at + INSTANT] for at in range(0, len(failed), INSTANT)]

@@ -78,7 +78,7 @@ class Passwords:
         return await self._run_in_pool(lambda: _argon2_hasher().hash(password))
 
     async def verify_password(self, password: str, hashed: str | None, *, pointer: str = "/password") -> bool:
-        """Return whether the password matches the hash. If the hash is None, return False after the same time."""
+        """Return whether the password matches the hash. If the hash is None, return False, but take the same time."""
         _check_length(password, pointer)
         return await self._run_in_pool(lambda: _verify_hash(password, hashed))
 

@@ -66,7 +66,7 @@ class AccountRegistration:
     ) -> UserView | None:
         """Create an account and return it. If the address must be verified, send an email and return None.
 
-        If the address must be verified, the result is None even for a taken address. Raise `Forbidden`
+        When verification is required, the result is None even if the address is already taken. Raise `Forbidden`
         (`registration_closed`) unless the settings, the set-up token or the invitation allow this registration.
         """
         if invitation is not None:
@@ -112,7 +112,7 @@ class AccountRegistration:
         return None
 
     def _notify_owner(self, email: str) -> None:
-        """Notify the owner of an existing account about a registration with their address.
+        """Notify the owner of an existing account that someone tried to register with their address.
 
         If the account was neither verified nor used, somebody else may have chosen its password. In this case, the
         password is deleted, and the email contains a link for setting a new one.

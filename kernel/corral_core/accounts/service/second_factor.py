@@ -179,9 +179,10 @@ class SecondFactor:
     # -- helpers
 
     def _matching_step(self, row: SecondFactorRow, code: str) -> int | None:
-        """Return the time step that the code matches, or None. Only the current and the adjacent steps are considered.
+        """Return the time step that the code matches, or None.
 
-        Raise `Conflict` (`core.second_factor_damaged`) if the stored seed cannot be decrypted.
+        Only the current step and the adjacent ones are considered. Raise `Conflict` (`core.second_factor_damaged`) if
+        the stored seed cannot be decrypted.
         """
         try:
             totp = pyotp.TOTP(self._sealer.decrypt(bytes.fromhex(row.seed), aad=_seed_context(row.user_id)).decode())

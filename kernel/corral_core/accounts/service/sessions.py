@@ -75,7 +75,7 @@ class SessionTokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReusedToken(msgspec.Struct, frozen=True):
-    """The result of sending a used refresh token after the grace period. The session has been ended.
+    """The result of sending a used refresh token after the grace period. The session has ended.
 
     This is a return value, not an exception, so that the caller can commit the end of the session before raising an
     error.
@@ -138,9 +138,9 @@ class Sessions:
         """Exchange a refresh token for new tokens.
 
         If several callers send the same token in parallel, a single conditional UPDATE lets one of them succeed. The
-        others wait for its commit (through a row lock, or SQLite's single writer). During the grace period, they
-        receive the same new token. After the grace period, reuse of the token ends the session. Raise `Unauthorized` if
-        the session has ended or expired.
+        others wait until it has committed (through a row lock, or SQLite's single writer). During the grace period,
+        they receive the same new token. After the grace period, reuse of the token ends the session. Raise
+        `Unauthorized` if the session has ended or expired.
         """
         used, successor = digest(refresh), new_secret()
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
@@ -216,10 +216,7 @@ class Sessions:
 
     @staticmethod
     def session_id_of_token(refresh: str) -> str | None:
-        """Return the id of the session to which a refresh token belongs, even a used one.
-
-        Return None for an unknown token.
-        """
+        """Return the id of a refresh token's session, even if the token was used. Return None for an unknown token."""
         row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
         return None if row is None else str(row.session_id)
 

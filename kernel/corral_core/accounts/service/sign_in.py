@@ -118,10 +118,10 @@ class SignIn:
     ) -> T:
         """Verify a password, and then run `then` with the row of the active account.
 
-        All password checks go through this method. `then` runs in a unit of work. Its second argument is the key of the
-        attempt, whose outcome it must record. If `user_id` is given, the account must have this id. A wrong address, a
-        wrong password and a deactivated account take the same time and raise the same error, `Unauthorized`
-        (`invalid_credentials`).
+        All password checks go through this method. `then` runs in a unit of work. It receives the key of the attempt as
+        its second argument, and must record the outcome of the attempt. If `user_id` is given, the account must have
+        this id. A wrong address, a wrong password and a deactivated account take the same time and raise the same
+        error, `Unauthorized` (`invalid_credentials`).
         """
         async with self.reserve_attempt(email, entry, action=action) as key:
             row = await self._work(lambda: self._accounts.row_of(email), read=True)
@@ -340,8 +340,8 @@ class SignIn:
     ) -> None:
         """Record a rejected or failed attempt in the audit log.
 
-        For an unknown address, only a keyed digest is recorded. It distinguishes addresses but reveals nothing else:
-        users may enter a password into the address field by mistake, and audit entries are kept forever.
+        For an unknown address, only a keyed digest is recorded, which distinguishes addresses without revealing them.
+        Users may enter a password into the address field by mistake, and audit entries are kept forever.
         """
         if self.audit is None:
             return

@@ -77,7 +77,7 @@ def _check_schemas(
 ) -> dict[str, PluginMigrations]:
     """Check that this release can restore the data of each plugin. Return the migrations of the active plugins.
 
-    The result is keyed by plugin and ordered by when the migrations are applied.
+    The result is keyed by plugin, in the order in which the migrations are applied.
     """
     migrations = {each.plugin: each for each in migrations_of(records)}
     if missing := sorted({*manifest.schemas} - {*migrations}):

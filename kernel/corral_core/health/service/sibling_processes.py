@@ -96,7 +96,7 @@ async def _send_text(writer: asyncio.StreamWriter, text: Text) -> None:
 
 
 async def _read_sibling(path: Path) -> str:
-    """Read the metrics of a sibling process, or return an empty text on failure.
+    """Read the metrics of a sibling process, or return an empty string on failure.
 
     Remove the socket of a killed process.
     """

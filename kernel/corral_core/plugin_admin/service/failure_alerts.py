@@ -14,7 +14,7 @@ from corral.plugins.registry import PluginRegistry
 
 
 class FailureAlerts:
-    """Raises alerts for failed plugins, at most one alert per plugin and hour across all processes."""
+    """Raises alerts for failed plugins. All processes together raise at most one alert per plugin per hour."""
 
     def __init__(self, registry: PluginRegistry, work: Work) -> None:
         self._registry, self._work = registry, work

@@ -117,7 +117,7 @@ class _Writer:
         return dict(sorted(found.items()))
 
     def schemas(self, paths: Any) -> dict[str, Any]:
-        """Return the schema components to which paths and responses refer.
+        """Return the schema components that paths and responses reference.
 
         Query types are described as parameters, not as components.
         """

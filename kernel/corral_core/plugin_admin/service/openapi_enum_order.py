@@ -13,7 +13,10 @@ from corral_core.plugin_admin.service.openapi_descriptions import field_types
 
 
 def enum_orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[Any], list[Any]]]:
-    """Yield the values of each enumeration, as a set and in declaration order. msgspec sorts the values in schemas."""
+    """Yield the values of each enumeration, both as a set and in declaration order.
+
+    The order is needed because msgspec sorts the values in schemas.
+    """
     for kind in kinds:
         if isinstance(kind, EnumMeta):
             members = [member.value for member in typing.cast(Iterable[Any], kind)]

@@ -181,7 +181,7 @@ class PluginAdministration:
         self._registry.change_state(name, "active")
 
     def stored_decisions(self) -> dict[str, str]:
-        """Return the reasons for which admins disabled plugins, keyed by plugin name."""
+        """Return the names of the plugins that admins disabled, mapped to the reasons."""
         return {row.name: row.reason or OFF for row in PluginStateRow.select()}
 
     def apply_decisions(self, stored: Mapping[str, str]) -> None:
@@ -271,7 +271,10 @@ class PluginAdministration:
 
 
 def safe_mode_alert() -> None:
-    """Raise an alert that only protected plugins are loaded. Runs in the caller's unit of work."""
+    """Raise an alert about safe mode, in which only protected plugins are loaded.
+
+    Runs in the caller's unit of work.
+    """
     alert = SystemAlert(
         kind="safe_mode",
         severity="critical",

@@ -1,1 +1,1 @@
-"""The business rules of the `admin` plugin: the kill switch, and the account administration by admins."""
+"""The business logic of the `admin` plugin: the kill switch and the administration of accounts."""

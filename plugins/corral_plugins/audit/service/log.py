@@ -154,7 +154,7 @@ class RepeatedEntry(msgspec.Struct):
 
     @property
     def is_over(self) -> bool:
-        """Whether the minute in which repetitions are counted has passed."""
+        """Whether the one-minute counting period has ended."""
         return self.until <= clock.time_s()
 
     def summary_entry(self) -> AuditEntry:
@@ -192,7 +192,7 @@ class Deduplicator:
             self._by_key[key] = RepeatedEntry(entry=entry, by=by, since=clock.now(), until=until)
 
     def take_ended(self, *, all: bool = False) -> list[RepeatedEntry]:
-        """Remove and return the repeated entries whose minute has passed, or all of them if `all` is true.
+        """Remove and return the repeated entries whose one-minute counting period has ended, or all if `all` is true.
 
         Runs on the event loop.
         """
@@ -299,7 +299,10 @@ class AuditLog:
         self.record(entry)
 
     async def write_repetitions(self, *, all: bool = False) -> None:
-        """Write the repetition count of each entry whose minute has passed, or of every entry if `all` is true."""
+        """Write the repetition counts of all entries whose one-minute counting period has ended.
+
+        If `all` is true, write the counts of all other entries too.
+        """
         for repeated in self._deduplicator.take_ended(all=all):
             try:
                 summary = functools.partial(self._record_summary, repeated)

@@ -68,7 +68,7 @@ class Verification:
     async def verify(
         self, from_seq: int | None, to_seq: int | None, external: ExternalCheckpoints, *, seconds: float
     ) -> VerificationResult:
-        """Verify a range of rows for at most `seconds`, also against checkpoints that were saved outside the database.
+        """Verify a range of rows for at most `seconds`, and compare them with checkpoints saved outside the database.
 
         This method raises no alert and writes nothing.
         """
@@ -211,7 +211,7 @@ class UnreadableFile(ValueError):
 class _CheckpointList(msgspec.Struct):
     """A saved list of checkpoints.
 
-    The list is a response from `GET /admin/audit/checkpoints`, or output of `corral audit checkpoints`.
+    The list is a response of `GET /admin/audit/checkpoints`, or the output of `corral audit checkpoints`.
     """
 
     items: list[SignedCheckpoint]

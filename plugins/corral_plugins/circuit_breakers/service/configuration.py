@@ -54,7 +54,7 @@ class GuardedNames:
         return None if declared is None else declared.slow_call_seconds
 
     def listed(self) -> set[str]:
-        """Return the guarded names of all prefixes that were declared with a function for listing names.
+        """Return the guarded names of all prefixes that were declared with a `names` function.
 
         Runs in a unit of work.
         """

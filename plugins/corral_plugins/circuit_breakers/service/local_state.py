@@ -128,7 +128,7 @@ class LocalBreaker:
     def apply(self, row: BreakerRow, config: BreakerConfig) -> bool:
         """Adopt the state in the database row.
 
-        Return whether the calls that are not stored yet open the circuit breaker.
+        Return whether calls that are not yet stored cause the circuit breaker to open.
         """
         if row.revision < self.revision:  # an older picture of the row
             return False

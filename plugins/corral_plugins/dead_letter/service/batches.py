@@ -29,7 +29,7 @@ log = logging.getLogger("corral.dead_letter")
 
 JOB = "dead_letter.batch"
 MAX_FAILURES = 20
-"""A batch is cancelled after this number of its tasks in a row have failed again."""
+"""The number of consecutive tasks that must fail again for a batch to be cancelled."""
 RECENT = 200
 MAX_SKIPPED = 1000
 MAX_LETTERS = 10

@@ -1,6 +1,6 @@
 """Authenticates connections, and rechecks the permissions of all viewers about once a second.
 
-One unit of work reloads up to 200 principals.
+Each unit of work reloads at most 200 principals.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def list_sessions(query: UserSessionQuery, caller: Principal, sessions: AllSessi
 
 @routes.delete("/sessions/{id}", needs=WRITE, own_session=True, raises=("audit_unavailable",))
 def end_session(id: str, sessions: AllSessions) -> None:
-    """End a session, and invalidate its tokens and close its WebSocket connections."""
+    """End a session, invalidate its tokens, and close its WebSocket connections."""
     sessions.end(id, "revoked")
 
 

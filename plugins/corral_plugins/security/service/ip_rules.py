@@ -76,7 +76,7 @@ class IpRuleset:
             self._tables[version].append(((32 if version == 4 else 128) - length, table))
 
     def evaluate(self, address: str) -> tuple[bool, IpRule | None]:
-        """Return whether an address is allowed, and the rule that applies or None.
+        """Return whether an address is allowed, and the rule that applies, if any.
 
         This method performs one lookup for each prefix length in use.
         """
@@ -152,8 +152,8 @@ class IpRules:
     def replace_rules(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
         """Replace all rules.
 
-        Raise `Invalid` for invalid rules, `Conflict` (`would_lock_out`) if they reject `client_ip`, or
-        `PreconditionFailed` if `if_match` does not match.
+        Raise `Invalid` for invalid rules, `Conflict` (`would_lock_out`) if the rules reject `client_ip` and `new.force`
+        is false, or `PreconditionFailed` if `if_match` does not match.
         """
         rows = _to_rows(new.rules, by)
         before = self.get_rules(client_ip)
