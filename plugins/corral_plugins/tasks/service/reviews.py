@@ -41,7 +41,7 @@ class TaskReviews:
     async def prepare(self, task_id: str, report: CompletionReport, work: Work) -> PreparedPatch | None:
         """Parse the diff that a run ends with, if the task requires a review. Otherwise, return None.
 
-        The method opens its own unit of work. It raises `Invalid` if the diff cannot be parsed.
+        The method opens its own unit of work. Raise `Invalid` if the diff cannot be parsed.
         """
         diffs = _diffs_of(report.artifacts)
         if not diffs or self.code_reviews is None:

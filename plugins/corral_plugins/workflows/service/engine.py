@@ -350,7 +350,7 @@ class Engine:
         return False
 
     def _cancel(self, state: RunState, step: Step, row: StepRow, waits_for: str) -> bool:
-        """Cancel the work of a step that is done elsewhere. Return whether the step ended immediately."""
+        """Cancel the work that is done elsewhere for a step. Return whether the step ended immediately."""
         reason = (state.run.stop or {}).get("message")
         try:
             kind = self._kind(step)

@@ -165,7 +165,7 @@ class StepChanges:
             self.finish(row, "cancelled")
 
     def cancel_elsewhere(self, step: Step, row: StepRow) -> bool:
-        """Cancel the work of a step that is done elsewhere. Return whether there is such work."""
+        """Cancel the work that is done elsewhere for a step. Return whether there is such work."""
         kind = self.kinds.get(step.type)
         if kind is None or kind.cancel is None or row.waits_for is None or row.reason == "error":
             return False

@@ -100,7 +100,7 @@ class WorkflowTemplateInstaller:
         ]
 
     def find_running(self, ids: Sequence[str]) -> Sequence[str]:
-        """Return the ids of those workflows that have unfinished runs."""
+        """Return the ids of the given workflows that have unfinished runs."""
         active = Run.workflow_id.in_(list(ids)) & Run.status.not_in(FINAL_RUN)
         return [row[0] for row in fetch_tuples(Run.select(Run.workflow_id).where(active).distinct())]
 
