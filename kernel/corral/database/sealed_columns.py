@@ -20,8 +20,7 @@ _KEY_IDS = 'SELECT SUBSTR("{column}", 3, 16) AS id FROM "{table}" WHERE SUBSTR("
 
 
 class SealedField(peewee.TextField):
-    """A column for a sealed value in hex. Null values, and text that does not begin with `01`, are treated as not
-    sealed.
+    """A column for a sealed value in hex. Null, and text that does not begin with `01`, count as not sealed.
 
     Columns of this type are included in key statistics, key rotation and checks.
     """
