@@ -59,6 +59,19 @@ async def test_the_sweep_deletes_bytes_without_a_row_and_reports_rows_without_by
     assert (await shelf.owner.get(f"/files/{kept['id']}/download")).body == b"kept"
 
 
+@pytest.mark.one_engine
+async def test_many_files_without_bytes_are_one_alert(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "MAX_ALERTS", 2)
+    for number in range(5):
+        await shelf.upload(b"%d" % number)
+    for key in await shelf.blobs():
+        await store_of(shelf).delete(key)
+    await shelf.kit.run_schedule("files.sweep")
+    found = [event.payload() for event in await shelf.kit.events() if event.type == "system.alert"]
+    assert [each["kind"] for each in found] == ["file_missing", "file_missing", "files_missing"]
+    assert "the bytes of 5 files" in found[-1]["detail"]
+
+
 async def _content(store: Any, key: str) -> bytes:
     return b"".join([chunk async for chunk in await store.read(key)])
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from corral.database.engine import Work
 from corral.errors import NotFound, Problem, Unavailable
 from corral.events.alerts import raise_alert
+from corral.events.event import SystemAlert
 from corral.http.answers import Request, Stream
 from corral.storage.blobs import BlobMissing
 from corral_plugins.files.api import FileDamaged, FileMissing
@@ -127,10 +128,7 @@ class Downloads:
 
     async def report_missing(self, row: File) -> Problem:
         """Alert admins that a file's bytes are missing from this machine's store, and return the client's error."""
-        place, remedy = "The object store does not have", ""
-        if self._storage.object_store is None:  # the folder may be one that the other machines do not see
-            place = "This machine does not have"
-            remedy = " If several machines share the database, set CORRAL_STORAGE_URL on each to a shared store."
+        place, remedy = self._missing_text()
         alert = FileMissing(
             kind="file_missing",
             severity="critical",
@@ -140,6 +138,23 @@ class Downloads:
             file_id=str(row.id),
         )
         return await self._report(alert, f"{place} the bytes of this file; the admins have been told.{remedy}")
+
+    async def report_many_missing(self, count: int) -> None:
+        """Alert admins to the number of files whose bytes are missing."""
+        place, remedy = self._missing_text()
+        detail = f"{place} the bytes of {count} files.{remedy} Otherwise, restore them from a backup."
+        alert = SystemAlert(
+            kind="files_missing", severity="critical", title="The bytes of many files are missing", detail=detail
+        )
+        await self._work(lambda: raise_alert(alert, ("files", "store")))
+
+    def _missing_text(self) -> tuple[str, str]:
+        """Return where the bytes of a file are missing, and what to do if several machines share the database."""
+        place, remedy = "The object store does not have", ""
+        if self._storage.object_store is None:  # the folder may be one that the other machines do not see
+            place = "This machine does not have"
+            remedy = " If several machines share the database, set CORRAL_STORAGE_URL on each to a shared store."
+        return place, remedy
 
     async def _report(self, alert: FileDamaged | FileMissing, detail: str) -> Problem:
         """Emit an alert, and return the error for the client.

@@ -18,6 +18,7 @@ log = logging.getLogger("corral.files")
 
 BATCH = 200
 ORPHAN_SECONDS = 86_400.0
+MAX_ALERTS = 20  # about single files with missing bytes, in one sweep
 VERIFIED_SHARE = 100  # one file of so many is verified by each run
 
 
@@ -91,14 +92,18 @@ class FileSweeps:
     async def _report_missing(self, stored: set[int], started: str) -> None:
         """Alert admins to files whose bytes are missing.
 
-        Files that were added after the sweep began are ignored.
+        Files that were added after the sweep began are ignored. If the bytes of many files are missing, for example
+        because the wrong folder is mounted, one alert reports their number.
         """
-        after = ""
+        after, missing = "", 0
         while rows := await self._work(lambda after=after: _older_files(after, started), read=True):  # type: ignore[misc]  # bound per round
             after = rows[-1].id
             for row in rows:
-                if hash(row.key) not in stored:
+                missing += hash(row.key) not in stored
+                if hash(row.key) not in stored and missing <= MAX_ALERTS:
                     await self._downloads.report_missing(row)
+        if missing > MAX_ALERTS:
+            await self._downloads.report_many_missing(missing)
 
     async def _delete_unknown(self, keys: list[str]) -> None:
         found = File.select(File.key).where(File.key.in_(keys))
