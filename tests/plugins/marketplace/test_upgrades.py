@@ -37,6 +37,20 @@ async def test_an_upgrade_gives_no_tool_that_the_caller_may_not_use(make_kit: Ca
     assert [each["edited"] for each in (await _created(market, made))] == [False] * 3
 
 
+async def test_an_upgrade_leaves_an_agent_the_tools_that_it_has(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=[*PLUGINS, SafePlugin])
+    market = Market(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    await newer(market, "1.0.0", enabled_tools=["tasks.get", "safe.open"])
+    former = await kit.as_user("admin", "former@example.org")
+    made = await market.install(by=former)
+    await newer(market, "1.1.0", enabled_tools=["safe.open"])
+    await market.ok("PATCH", f"/admin/users/{former.user['id']}", {"role": "member"}, by=market.admin)
+    market.member = await kit.sign_in(former.user["email"])
+    assert (await upgrade(market, made))["warnings"] == []
+    agent = await market.ok("GET", f"/agents/{objects(made)['sorter']['id']}")
+    assert agent["enabled_tools"] == ["safe.open"]
+
+
 async def test_a_field_that_has_the_value_of_the_template_again_is_not_edited(market: Market) -> None:
     await newer(market, "1.0.0", system_prompt="One.")
     made = await market.install()

@@ -113,9 +113,14 @@ class AgentTemplateInstaller:
         list(locked(Agent.select(Agent.id).where(Agent.id.in_(list(ids))).order_by(Agent.id)))
 
     def update(self, agent_id: str, fields: Json, by: Principal) -> None:
-        """Change an agent. It does not get tools that the caller may not grant."""
+        """Change an agent. It keeps its tools, and gets no others that the caller may not grant."""
         given = {name: DEFAULTS.get(name) if value is None else value for name, value in fields.items()}
-        self._service().update(agent_id, convert(AgentPatch, self._limited(given, by)[0]), ANY_VERSION, by=by)
+        self._service().update(
+            agent_id,
+            convert(AgentPatch, self._limited(given, by, Agent.get_by_id(agent_id).enabled_tools)[0]),
+            ANY_VERSION,
+            by=by,
+        )
 
     def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
         """Return the agents that use one of these agents as a reviewer of their diffs."""
@@ -156,9 +161,12 @@ class AgentTemplateInstaller:
             return [f"it needs a model: without a model, {ECHO} only repeats its input. {SET_MODEL}"]
         return []
 
-    def _limited(self, fields: Json, by: Principal) -> tuple[Json, list[str]]:
-        """Return the fields of an agent without the tools that the caller may not grant, and these tools."""
-        refused = self._refused_tools(fields, by)
+    def _limited(self, fields: Json, by: Principal, known: Sequence[str] = ()) -> tuple[Json, list[str]]:
+        """Return the fields of an agent without the tools that the caller may not grant, and these tools.
+
+        The agent has the tools in `known` already.
+        """
+        refused = self._refused_tools([tool for tool in fields.get("enabled_tools", ()) if tool not in known], by)
         limited = dict(fields)
         if refused:
             limited["enabled_tools"] = [tool for tool in fields["enabled_tools"] if tool not in refused]
@@ -166,11 +174,11 @@ class AgentTemplateInstaller:
             limited["tool_policy"] = {tool: each for tool, each in fields["tool_policy"].items() if tool not in refused}
         return limited, refused
 
-    def _refused_tools(self, spec: Json, by: Principal) -> list[str]:
+    def _refused_tools(self, tools: Sequence[str], by: Principal) -> list[str]:
         if self.tools is None:
             return []
         refused = []
-        for tool in spec.get("enabled_tools", ()):
+        for tool in tools:
             try:
                 self.tools.refuse_missing_permissions(by, enabled=[tool], policy={}, before={})
             except Forbidden:
