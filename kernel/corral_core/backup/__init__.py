@@ -1,1 +1,1 @@
-"""Backups of all data of an installation in one archive, for either database engine."""
+"""Backups of all data of an installation in one archive, which can be restored into SQLite or PostgreSQL."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class BackupPlugin(Plugin):
-    """Backup: writes all data of an installation to one file, and restores it into either database engine."""
+    """Backup: writes all data of an installation to one file, and restores it into SQLite or PostgreSQL."""
 
     name = "backup"
     protected = True

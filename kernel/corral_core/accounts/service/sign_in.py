@@ -91,8 +91,8 @@ class SignIn:
     async def reserve_attempt(self, email: str, entry: UnitContext, *, action: str) -> AsyncIterator[str]:
         """Reserve an attempt to verify a password or code for this address. Yield the key of the attempt.
 
-        If the address is locked, the audit log records the attempt as rejected. If the stored second factor cannot be
-        decrypted, it records the attempt as failed.
+        In the audit log, the attempt is recorded as rejected if the address is locked, and as failed if the stored
+        second factor cannot be decrypted.
         """
         try:
             async with self._lockout.reserve_attempt(email, entry) as key:

@@ -1,4 +1,4 @@
-"""Restores an installation from an archive into an empty database of either engine, in one transaction."""
+"""Restores an installation from an archive into an empty SQLite or PostgreSQL database, in one transaction."""
 
 from __future__ import annotations
 
