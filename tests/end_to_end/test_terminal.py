@@ -559,7 +559,7 @@ def test_options_of_a_trigger_keep_the_rest_of_its_config(terminal: Terminal) ->
     made = json.loads(terminal("triggers", "create", "Signed", "--webhook", *task, *signed, "--json"))
     assert (made["config"]["auth"], made["secret"] is not None) == ("hmac_sha256", True), made
     wrong = terminal.run("triggers", "create", "Wrong", "--webhook", *task, "-f", "type=manual")
-    assert (wrong.returncode, "the type is manual according to --field" in wrong.stderr) == (2, True), wrong
+    assert (wrong.returncode, "--field or --input sets the type manual" in wrong.stderr) == (2, True), wrong
     terminal("triggers", "create", "At dawn", "--cron", "0 7 * * *", *task)
     zone = 'config:={"expression": "0 7 * * *", "timezone": "Asia/Tokyo"}'
     edited = json.loads(terminal("triggers", "edit", "At dawn", "-f", zone, "--cron", "0 8 * * *", "--json"))

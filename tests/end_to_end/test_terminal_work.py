@@ -189,7 +189,7 @@ def test_a_step_whose_agent_may_not_use_its_tool_says_so_everywhere(terminal: Te
     assert re.search(warning, terminal.run("workflows", "validate", "Look it up").stderr)
     assert re.search(warning, terminal.run("workflows", "edit", "Look it up", "-f", "description=x").stderr)
     run = terminal.json("workflows", "run", "Look it up")["id"]
-    why = f"look waits: The agent may not use http.fetch. Enable them: {remedy}"
+    why = f"look waits: The agent may not use http.fetch. Enable the tools: {remedy}"
     until(lambda: why in terminal("workflows", "show-run", run))
     command = [sys.executable, "-m", "corral", "workflows", "watch", run]
     with subprocess.Popen(command, cwd=terminal.folder, env=terminal.environ, stderr=subprocess.PIPE) as watcher:
@@ -355,7 +355,7 @@ def test_a_review_names_its_blockers_and_is_found_after_its_decision(terminal: T
     (terminal.folder / "blocked.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+three\n")
     assert "is pending at revision 2." in terminal("reviews", "revise", "Count on", "blocked.patch")
     wrong = terminal.run("reviews", "approve", "Count on", "--sha256", "x")
-    assert (wrong.returncode, "--sha256 x is not a SHA-256, which has 64 hexadecimal digits" in wrong.stderr) == (
+    assert (wrong.returncode, "--sha256 x is not a SHA-256 hash, which has 64 hexadecimal digits" in wrong.stderr) == (
         2,
         True,
     )

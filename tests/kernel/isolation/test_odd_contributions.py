@@ -70,8 +70,8 @@ ODD: dict[str, tuple[str, list[Any], str]] = {
     "schedule_never": ("schedules", [Schedule("x", float("inf"), nothing)], "at `$.every`"),
     "schedule_always": ("schedules", [Schedule("x", 0, nothing)], "at `$.every`"),
     "letters": ("subscribers", [Subscriber("x", "task.completed", nothing)], "at `$.events`"),  # type: ignore[arg-type]
-    "hook_of_the_kernel": ("hookspecs", [specs(corral_routes=nothing)], "known ones: ['corral_routes']"),
-    "hook_of_tools": ("hookspecs", [specs(corral_tools=nothing)], "known ones: ['corral_tools']"),
+    "hook_of_the_kernel": ("hookspecs", [specs(corral_routes=nothing)], "existing hooks: ['corral_routes']"),
+    "hook_of_tools": ("hookspecs", [specs(corral_tools=nothing)], "existing hooks: ['corral_tools']"),
     "misnamed_series": ("metrics", [Metric(name="a b{", help="", collect=dict)], "at `$.name`"),
     "socket_nowhere": ("sockets", [Socket("live", nothing)], "at `$.path`"),
     "no_hooks": ("hookspecs", [specs()], "specifies no hook"),
