@@ -69,6 +69,7 @@ class PluginAdminPlugin(Plugin):
             await work(safe_mode_alert)
         plugins.apply_decisions(await work(plugins.stored_decisions, read=True))
         quarantine.apply_rows(await work(quarantine.stored_rows, read=True))
+        runtime.supervise("plugin_states", plugins.apply_changes)
         runtime.supervise("quarantine", quarantine.synchronize_regularly)
         runtime.supervise("failure_alerts", runtime.service(FailureAlerts).raise_for_failures)
         threads = runtime.service(ThreadExceptions)

@@ -14,7 +14,7 @@ from tests.limits import within
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import can_read
-from corral.errors import Unauthorized
+from corral.errors import Unauthorized, Unavailable
 from corral.events import log as event_log
 from corral.events.event import Event, SystemAlert, emit
 from corral.events.log import EventRow, LoggedEvent
@@ -24,7 +24,9 @@ from corral_core.accounts.api import Tickets, UserUpdated
 from corral_core.event_log.service import EventRightsService
 from corral_core.health.service.readiness import ReadinessProbe
 from corral_core.plugin_admin.api import PluginStateChanged
+from corral_core.plugin_admin.models import PluginStateRow, QuarantineRow
 from corral_core.plugin_admin.service.plugins import PluginAdministration
+from corral_core.plugin_admin.service.quarantine import QuarantineSync
 
 pytestmark = pytest.mark.one_engine
 
@@ -197,6 +199,41 @@ async def test_an_admin_may_disable_again_what_was_to_start_with_the_next_reload
     loaded.plugin = plugin
     catalogue = lamps.kernel.container.get(PluginAdministration)
     assert await lamps.kernel.database.work(catalogue.stored_decisions, read=True) == {"shade": "admin"}
+
+
+class BusyOnce:
+    """A `Work` that is unavailable at the first call, as under a load that fills the queue."""
+
+    def __init__(self, work: Any) -> None:
+        self.work, self.calls = work, 0
+
+    async def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self.calls == 1:
+            raise Unavailable("Too many requests are waiting for the database.", code="overloaded")
+        return await self.work(*arguments, **options)
+
+
+@pytest.mark.parametrize("state", ["disabled", "quarantined"])
+async def test_a_decision_that_could_not_be_read_at_once_is_read_later(
+    lamps: Kit, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    rows = {"disabled": (PluginAdministration, PluginStateRow), "quarantined": (QuarantineSync, QuarantineRow)}
+    service, row = rows[state]
+    kind: Any = row
+    values = {"state": "disabled" if state == "disabled" else "held", "reason": "dark", "since": clock.now()}
+    busy = BusyOnce(lamps.kernel.database.work)
+    monkeypatch.setattr(lamps.kernel.container.get(service), "_work", busy)
+
+    def decide() -> None:
+        """As another process does."""
+        kind.insert(name="shade", **values).execute()
+        emit(PluginStateChanged(name="shade", from_="active", to=state, reason="dark"), object=("plugin", "shade"))
+
+    await lamps.work(decide)
+    async with within(10):
+        while lamps.loaded("shade").state != state or busy.calls < 2:  # noqa: ASYNC110  # nothing is told of it
+            await asyncio.sleep(0.01)
 
 
 async def test_the_file_has_the_last_word(make_kit: MakeKit) -> None:

@@ -74,7 +74,7 @@ class PluginAdministration:
 
     def __init__(self, registry: PluginRegistry, quarantines: PluginQuarantine, work: Work) -> None:
         self._registry, self._quarantines, self._work = registry, quarantines, work
-        self._applying: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
         self._decisions = 0  # made in this process
 
     def list_plugins(self, states: Sequence[str] = ()) -> list[PluginView]:
@@ -194,21 +194,26 @@ class PluginAdministration:
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.change_state(loaded.name, "active")
 
+    async def apply_changes(self) -> None:
+        """Apply the stored decisions, now and after each event about them, until cancelled.
+
+        The kernel supervises this task in every process.
+        """
+        while True:
+            self._changed.clear()
+            made = -1
+            while made != self._decisions:  # rows that were read before a decision of this process are out of date
+                made, stored = self._decisions, await self._work(self.stored_decisions, read=True)
+            self.apply_decisions(stored)
+            await self._changed.wait()
+
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
-        """If the state of a plugin changed, read the stored decisions again and apply them to this process.
+        """If the state of a plugin changed, let `apply_changes` read the stored decisions again.
 
         The event feed calls this method, also for events from other processes.
         """
         if any(record.type == PluginStateChanged.event for record in records):
-            self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
-
-    async def _apply_stored(self, previous: asyncio.Future[None] | None) -> None:
-        if previous is not None:
-            await asyncio.wait({previous})
-        made = -1
-        while made != self._decisions:  # rows that were read before a decision of this process are out of date
-            made, stored = self._decisions, await self._work(self.stored_decisions, read=True)
-        self.apply_decisions(stored)
+            self._changed.set()
 
     def _find_plugin(self, name: str) -> PluginRecord:
         loaded = self._registry.get(name)

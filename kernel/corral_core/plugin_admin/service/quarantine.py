@@ -47,7 +47,7 @@ class QuarantineSync:
         The kernel supervises this task in every process.
         """
         loop, bell = asyncio.get_running_loop(), asyncio.Event()
-        self._bell = bell
+        self._bell, self._stale = bell, True  # after a failure, the rows may not have been read
 
         def notify() -> None:
             loop.call_soon_threadsafe(bell.set)
