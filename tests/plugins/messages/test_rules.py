@@ -79,6 +79,22 @@ async def test_only_messages_of_the_requester_leave_a_run_untainted(post: Post) 
     assert [each["tainted"] for each in attempts] == [True]
 
 
+@pytest.mark.one_engine
+async def test_foreign_messages_in_the_inbox_taint_the_run_that_reads_them(post: Post) -> None:
+    lease = await post.lease_of(post.agent_id)
+    agent, inbox = attempt(post, lease), f"/agents/{post.agent_id}/inbox"
+    await post.send(post.agent_id)
+    assert len((await agent.get(inbox)).json()["items"]) == 1
+    assert (await post.read(lease.task_id))["tainted"] is False
+    foreign = await post.send(post.agent_id, by=post.other)
+    assert (await post.other.get(inbox)).status == 200  # a person looks
+    assert (await post.read(lease.task_id))["tainted"] is False
+    assert len((await agent.get(inbox)).json()["items"]) == 2
+    (tried,) = (await post.member.get(f"/tasks/{lease.task_id}/attempts")).json()["items"]
+    assert (tried["tainted"], (await post.read(lease.task_id))["tainted"]) == (True, True)
+    assert f"message:{foreign['id']}" in str(tried)
+
+
 async def test_parallel_claims_deliver_a_message_once(post: Post) -> None:
     sent = [(await post.send(post.agent_id))["id"] for _ in range(6)]
     for _ in range(6):

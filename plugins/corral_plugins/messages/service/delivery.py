@@ -5,7 +5,7 @@ A request that nobody acknowledges is delivered again a limited number of times.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import peewee
@@ -102,11 +102,7 @@ class MessageDelivery:
         delivered = self.deliver(agent_id, limit=limit, lease_id=lease_id)
         if not delivered:
             return NO_MESSAGES
-        untrusted = [
-            f"message:{row.id}"
-            for row, _ in delivered
-            if row.trust != "trusted" or requester_id is None or row.sender_user_id != requester_id
-        ]
+        untrusted = untrusted_sources([row for row, _ in delivered], requester_id)
         return ClaimedMessages(items=[_quoted(row, each) for row, each in delivered], untrusted=tuple(untrusted))
 
     def put_back(self, lease_id: str) -> None:
@@ -126,6 +122,15 @@ class MessageDelivery:
         first = of_lease & (Receipt.redeliveries == 0) & (Receipt.status == "delivered")
         Receipt.update(status="sent", delivered_at=None, due_at=now, lease_id=None).where(first).execute()
         rows.refresh_status(ids)
+
+
+def untrusted_sources(messages: Iterable[Message], requester_id: str | None) -> list[str]:
+    """Return the names of the messages that taint a run: those that the requester of its task did not write."""
+    return [
+        f"message:{row.id}"
+        for row in messages
+        if row.trust != "trusted" or requester_id is None or row.sender_user_id != requester_id
+    ]
 
 
 def _quoted(row: Message, receipt: Receipt) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import peewee
@@ -17,7 +18,7 @@ from corral.http.page import Order, Page, newest_first, paginate
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.messages.models import OPEN, ChannelRow, Message, Receipt, Subscription
 from corral_plugins.messages.service import rows
-from corral_plugins.messages.service.delivery import MessageDelivery
+from corral_plugins.messages.service.delivery import MessageDelivery, untrusted_sources
 from corral_plugins.messages.shapes import (
     AgentChannels,
     ChannelList,
@@ -28,6 +29,7 @@ from corral_plugins.messages.shapes import (
     MessageView,
     ThreadQuery,
 )
+from corral_plugins.tasks.api import Tasks
 
 MAX_CHANNELS = 1000
 UNREAD = ("sent", "delivered")
@@ -36,6 +38,8 @@ _OLDEST_FIRST = (Order(Message.created_at, descending=False), Order(Message.id, 
 
 class MessageListing:
     """Reads messages. Every method runs in the caller's unit of work."""
+
+    tasks: Tasks | None
 
     def __init__(self, agents: Agents, delivery: MessageDelivery) -> None:
         self._agents, self._delivery = agents, delivery
@@ -78,9 +82,18 @@ class MessageListing:
         )
         scope = f"inbox:{agent_id}"
         if by.agent_id == agent_id and not query.peek:
-            page = paginate(found, query, by, scope=scope, order=_OLDEST_FIRST, make=lambda row: str(row.id))
-            self._delivery.deliver_now(agent_id, page.items, lease_id=by.lease_id)
+            page = paginate(found, query, by, scope=scope, order=_OLDEST_FIRST, make=lambda row: row)
+            self._taint_run(page.items, by)
+            self._delivery.deliver_now(agent_id, [str(row.id) for row in page.items], lease_id=by.lease_id)
         return paginate(found, query, by, scope=scope, order=_OLDEST_FIRST, make=rows.item_of)
+
+    def _taint_run(self, messages: Sequence[Message], by: Principal) -> None:
+        """Taint the run that receives the messages, unless the requester of its task wrote all of them."""
+        run = None if self.tasks is None or by.task_id is None else self.tasks.find_run(by.task_id)
+        if self.tasks is None or run is None or by.lease_id is None:
+            return
+        if sources := untrusted_sources(messages, run.requester_id):
+            self.tasks.taint_run(run.task_id, by.lease_id, sources)
 
     # -- channels
 
