@@ -430,7 +430,7 @@ class OwnerView(msgspec.Struct, kw_only=True):
 
 
 class UserSessionView(msgspec.Struct, kw_only=True):
-    """A session as shown to admins. `current`: whether this session made the request."""
+    """A session as shown to admins. `current` is true if this session made the request."""
 
     id: str
     user_id: str

@@ -8,7 +8,7 @@ from corral.database.model import InstantField, Model
 
 
 class HealthRow(Model):
-    """The last known state of a health check. `alerted`: whether an alert that the check is down has been raised."""
+    """The last known state of a health check. `alerted` is true if an alert was raised because the check is down."""
 
     name = peewee.CharField(primary_key=True, max_length=60)
     status = peewee.CharField(max_length=10)

@@ -34,7 +34,7 @@ Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
 class LoginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The credentials for a sign-in. With a second-factor code in `mfa_code`, a single request completes the sign-in.
 
-    `cookie`: whether to return the refresh token in a cookie instead of the body.
+    If `cookie` is true, the refresh token is returned in a cookie instead of the body.
     """
 
     email: Address
@@ -50,7 +50,7 @@ class RefreshRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request to change the user's password. `revoke_api_keys`: whether to revoke the user's API keys too."""
+    """A request to change the user's password. If `revoke_api_keys` is true, the user's API keys are revoked too."""
 
     current_password: Password
     new_password: Password
@@ -249,7 +249,7 @@ def sign_in_response(
 ) -> Answer[SignInResponse]:
     """Return the response with the tokens.
 
-    `cookie`: whether to return the refresh token in the cookie instead of the body.
+    If `cookie` is true, the refresh token is returned in the cookie instead of the body.
     """
     view = SignInResponse(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
     if tokens.refresh is None:
@@ -270,7 +270,7 @@ def login_response(
 ) -> Answer[SignInResponse] | Answer[MfaChallenge]:
     """Return the response to a sign-in: the tokens, or an `mfa_token` if a second factor is required.
 
-    `cookie`: whether to return the refresh token in the cookie instead of the body.
+    If `cookie` is true, the refresh token is returned in the cookie instead of the body.
     """
     if isinstance(found, PendingSignIn):
         return Answer(body=MfaChallenge(mfa_token=found.mfa_token))

@@ -34,7 +34,7 @@ class LogoutRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LogoutAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request to end all sessions. `keep_current`: whether to keep the current session."""
+    """A request to end all sessions. If `keep_current` is true, the current session is kept."""
 
     keep_current: bool = False
 

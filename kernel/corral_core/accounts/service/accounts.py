@@ -122,7 +122,7 @@ class AccountsService:
     def register(
         self, new: NewUser, password_hash: str, *, how: str = "registration", verified: bool = False
     ) -> UserView:
-        """Create an account through registration. `verified`: whether the address counts as verified."""
+        """Create an account through registration. If `verified` is true, the address counts as verified."""
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how=how, verified=verified)
 
     def create_bootstrap_admin(self, new: NewUser, password_hash: str) -> UserView | None:
@@ -150,7 +150,7 @@ class AccountsService:
     def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
         """Return the row with this address, ignoring case, or None.
 
-        `hold`: lock the row until the unit of work ends.
+        If `hold` is true, the row is locked until the unit of work ends.
         """
         query: Any = UserRow.select().where(UserRow.email_key == normalize_address(email))
         row: UserRow | None = (locked(query) if hold else query).first()
@@ -370,7 +370,7 @@ class AccountsService:
 
     @staticmethod
     def _changed_columns(row: UserRow, patch: UserPatch, verified: bool) -> dict[str, Any]:
-        """Return the columns that the patch changes. `verified`: whether a new address counts as verified."""
+        """Return the columns that the patch changes. `verified` tells whether a new address counts as verified."""
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
         if "email" in wanted:
             wanted["email"] = wanted["email"].strip()

@@ -45,7 +45,7 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class SessionView(msgspec.Struct, kw_only=True):
-    """A session as shown to its owner. `current`: whether this session made the request."""
+    """A session as shown to its owner. `current` is true if this session made the request."""
 
     id: str
     user_id: str
@@ -94,7 +94,7 @@ class Sessions:
     def create(self, user: UserRow, device: Device, *, mfa: bool = False) -> SessionTokens:
         """Create a session and its first tokens. If the user has too many sessions, end the oldest ones.
 
-        `mfa`: whether the user signed in with a second factor.
+        `mfa` must be true if the user signed in with a second factor.
         """
         now = clock.now()
         session = SessionRow.create(

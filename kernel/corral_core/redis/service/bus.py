@@ -28,8 +28,8 @@ RECONNECTING_SECONDS, CONNECTING_SECONDS = 60.0, 2.0  # how long the health chec
 class RedisBus:
     """Notifies event consumers, directly in this process and through Redis pub/sub in other processes.
 
-    Notifications in quick succession are combined. `connected`: whether this process receives notifications. `lost_at`:
-    the monotonic time at which the connection was lost, or None.
+    Notifications in quick succession are combined. `connected` is true if this process receives notifications.
+    `lost_at` is the monotonic time at which the connection was lost, or None.
     """
 
     def __init__(self, url: str) -> None:

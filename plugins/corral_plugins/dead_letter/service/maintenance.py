@@ -28,7 +28,7 @@ class DeadLettersGrowing(SystemAlert, kw_only=True):
 class DeadLetterMaintenance:
     """Maintains the queue. Every method runs in the caller's unit of work.
 
-    `has_checked`: whether this process has already looked for missing dead letters.
+    `has_checked` is true if this process has already looked for missing dead letters.
     """
 
     def __init__(self, settings: Settings, tasks: Tasks) -> None:

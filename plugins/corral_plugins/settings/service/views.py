@@ -32,7 +32,7 @@ class SettingDeclaration(msgspec.Struct, kw_only=True):
     """The declaration of a setting.
 
     `min` and `max` limit a number, or the length of a string or list. `schema` is the JSON Schema of the value.
-    `own_session`: whether changing the setting requires the session of a signed-in user, not an API key.
+    `own_session` is true if changing the setting requires the session of a signed-in user, not an API key.
     """
 
     category: str
