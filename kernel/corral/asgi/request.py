@@ -26,6 +26,11 @@ RECEIVED = "corral.received"
 If `receive` returns at once, the pipeline does not start the timer that limits the wait for the body. This timer takes
 2 % of the time of a small write, and most bodies arrive together with the request head.
 """
+WHOLE_RESPONSE = "corral.response"
+"""The extension of the ASGI scope with which a server accepts a response as a single message of this type.
+
+The message contains the `status`, the `headers` in lower case, including the `content-length`, and the whole `body`.
+"""
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 Receive = Callable[[], Awaitable[Any]]
@@ -60,8 +65,8 @@ class IncomingRequest(Request):
         self.idempotency_key: IdempotencyKey | None = None
         self.metered: list[tuple[RateLimiter, Principal]] = []  # to be notified when the request ends
         self.has_credential = bool(self.headers.get(b"authorization") or self.headers.get(b"x-api-key"))  # valid or not
-        given = self.headers.get(b"x-request-id", b"")
-        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else new_id()
+        given = self.headers.get(b"x-request-id")
+        self.request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else new_id()
         self._body_timeout = body_timeout
         self._is_received: Callable[[], bool] = (scope.get("extensions") or {}).get(RECEIVED, bool)
         silent = b"1" if scope["http_version"] >= "2" else b"0"  # HTTP/2 does not announce a body
@@ -111,7 +116,7 @@ class IncomingRequest(Request):
                 raise TooLarge(f"The body has {declared} bytes; this operation accepts at most {limit}.")
         while self.unread:
             try:
-                async with asyncio.timeout(None if self._is_received() else self._body_timeout):
+                async with contextlib.nullcontext() if self._is_received() else asyncio.timeout(self._body_timeout):
                     message = await self.receive()
             except TimeoutError:
                 detail = f"No bytes of the body arrived for {self._body_timeout:g} seconds."

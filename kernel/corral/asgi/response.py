@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from corral.asgi.endpoint import Endpoint
-from corral.asgi.request import IncomingRequest
+from corral.asgi.request import WHOLE_RESPONSE, IncomingRequest
 from corral.asgi.streams import LongLivedConnections, send_stream
 from corral.errors import Problem
 from corral.http.answers import Answer, Encoded, Response, Stream, Text
@@ -24,8 +24,6 @@ DEFAULTS = {  # headers of every response that does not set them itself
     b"cache-control": b"private, no-cache",
 }
 HSTS = {b"strict-transport-security": b"max-age=31536000"}
-WITH_LOCATION = (201, 202)
-PREFLIGHT_SECONDS = 600
 CROSS_ORIGIN_REQUEST_HEADERS = (
     "Authorization, Content-Type, X-API-Key, X-Request-ID, Idempotency-Key, If-Match, If-None-Match,"
     " Last-Event-ID, Range"
@@ -61,7 +59,7 @@ def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response
         known = request.headers.get(b"if-none-match")
         if known is not None and endpoint.is_read and not endpoint.route.live and tag.encode() in known:
             return Response(304, headers=headers)
-    if status in WITH_LOCATION and "Location" not in headers:
+    if status in (201, 202) and "Location" not in headers:
         identifier = getattr(value, "id", None)
         if identifier is not None:
             headers["Location"] = _location(request.path, identifier)
@@ -93,8 +91,7 @@ class ResponseSender:
 
     def __init__(self, kernel: Kernel, connections: LongLivedConnections) -> None:
         self._connections, self._settings = connections, kernel.settings
-        is_https = (kernel.config.server.public_url or "").startswith("https://")
-        self._defaults = DEFAULTS | HSTS if is_https else DEFAULTS
+        self._defaults = DEFAULTS | HSTS if (kernel.config.server.public_url or "").startswith("https://") else DEFAULTS
         cross_origin_headers = [CROSS_ORIGIN_REQUEST_HEADERS, *kernel.credentials.delegation_headers]
         self._cross_origin_request_headers = ", ".join(cross_origin_headers).encode()
 
@@ -128,14 +125,17 @@ class ResponseSender:
         if request.method == "OPTIONS" and b"access-control-request-method" in request.headers:
             headers[b"access-control-allow-methods"] = headers.get(b"allow", b"")
             headers[b"access-control-allow-headers"] = self._cross_origin_request_headers
-            headers[b"access-control-max-age"] = b"%d" % PREFLIGHT_SECONDS
+            headers[b"access-control-max-age"] = b"600"
         else:
             headers[b"access-control-expose-headers"] = CROSS_ORIGIN_RESPONSE_HEADERS
 
     async def send(self, response: Response, request: IncomingRequest, send: Send) -> None:
         """Send a response. A stream is sent until it ends or the client disconnects."""
-        start = {"type": "http.response.start", "status": response.status, "headers": self.headers(response, request)}
-        await send(start)
+        message = {"type": WHOLE_RESPONSE, "status": response.status, "headers": self.headers(response, request)}
+        if WHOLE_RESPONSE in (request.scope.get("extensions") or ()) and response.chunks is None and not request.unread:
+            await send({**message, "body": response.body})
+            return
+        await send({**message, "type": "http.response.start"})
         if response.chunks is not None and request.method != "HEAD":
             await send_stream(response.chunks, request, send, self._connections)
             return

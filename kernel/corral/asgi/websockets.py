@@ -23,7 +23,6 @@ from corral.plugins.record import PluginRecord
 
 log = logging.getLogger("corral.http")
 
-QUERY_CREDENTIALS = frozenset({"token", "ticket"})
 REFUSED = 4403  # the close code if a gate refuses the client of an open connection
 LINGER_SECONDS, DRAIN_SECONDS = 0.25, 5.0
 _draining: set[asyncio.Task[None]] = set()
@@ -134,7 +133,7 @@ def _admit(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint], connecti
         connection.query |= parse_qsl(request.query.decode("latin1"), max_num_fields=MAX_PARAMETERS)
     except ValueError:
         raise Malformed(f"The query string has more than {MAX_PARAMETERS} parameters.") from None
-    if not request.has_credential and QUERY_CREDENTIALS.isdisjoint(connection.query):
+    if not request.has_credential and not connection.query.keys() & {"token", "ticket"}:
         connection.count_anonymous()
     if not endpoint.loaded.serves:
         raise plugin_unavailable(endpoint.loaded)

@@ -38,7 +38,7 @@ from hypercorn.utils import suppress_body, wrap_app
 from wsproto.events import CloseConnection, Message, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
 
-from corral.asgi.request import RECEIVED
+from corral.asgi.request import RECEIVED, WHOLE_RESPONSE
 from corral.cli import asgi_servers
 from corral.cli.listener import BACKLOG
 from corral.config.model import Config
@@ -214,26 +214,21 @@ class WholeResponse(NamedTuple):
 
 
 class RequestStream(HTTPStream):
-    """An HTTP/1 request whose response is passed on in one piece if its length is known.
+    """An HTTP/1 request whose response can be sent as one message and is then passed on in one piece.
 
     Hypercorn's own class passes on the head, the body and the end separately.
     """
 
-    _head: Any = None
-    """The first message of a response of known length, which is held back until the body follows."""
-
     async def app_send(self, message: Any) -> None:
-        head, self._head = self._head, None
-        kind = None if message is None else message["type"]
-        if kind == "http.response.start" and self.state is ASGIHTTPState.REQUEST and _has_length(message):
-            self._head = message
-        elif head is None or kind != "http.response.body" or not self._is_whole(head, message):
-            if head is not None and message is not None:
-                await super().app_send(head)
+        if message is None or message["type"] != WHOLE_RESPONSE:
             await super().app_send(message)
+        elif not self._can_pass_on(message):
+            for kind in ("http.response.start", "http.response.body"):
+                part: Any = {**message, "type": kind}
+                await super().app_send(part)
         else:
             self.state = ASGIHTTPState.CLOSED
-            whole: Any = WholeResponse(head["status"], head["headers"], message["body"])
+            whole: Any = WholeResponse(message["status"], message["headers"], message["body"])
             try:
                 await self.send(whole)
             except LocalProtocolError:  # the head is invalid, so nothing was sent: Hypercorn responds with 500
@@ -241,16 +236,9 @@ class RequestStream(HTTPStream):
                 raise
             await self.send(StreamClosed(stream_id=self.stream_id))
 
-    def _is_whole(self, head: Any, message: Any) -> bool:
-        """Return whether the message contains the whole body of a response, of the length that the head declares."""
-        body = message.get("body")
-        if not body or message.get("more_body") or suppress_body(self.scope["method"], head["status"]):
-            return False
-        return bool(dict(head["headers"])[b"content-length"] == b"%d" % len(body))
-
-
-def _has_length(message: Any) -> bool:
-    return any(name == b"content-length" for name, _ in message.get("headers", ()))
+    def _can_pass_on(self, message: Any) -> bool:
+        has_body = bool(message["body"]) and not suppress_body(self.scope["method"], message["status"])
+        return has_body and self.state is ASGIHTTPState.REQUEST
 
 
 class RequestHead(NamedTuple):
@@ -341,7 +329,7 @@ class Http1(H11Protocol):
         stream: Any = self.stream
         if isinstance(self.stream, RequestStream):
             messages = stream.app_put.__self__  # a queue
-            stream.scope["extensions"][RECEIVED] = lambda: not messages.empty()
+            stream.scope["extensions"] |= {RECEIVED: lambda: not messages.empty(), WHOLE_RESPONSE: {}}
 
 
 class ByteBuffer(WebsocketBuffer):

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 import uvicorn
@@ -18,46 +19,35 @@ from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
 
-from corral.asgi.request import RECEIVED
+from corral.asgi.request import RECEIVED, WHOLE_RESPONSE
 from corral.cli import asgi_servers
 from corral.config.model import Config
 
 
 class Response(RequestResponseCycle):
-    """A response whose head and body are written together if the length of the body is known.
+    """A response that can be sent as one message and is then written at once.
 
-    uvicorn's own class writes them separately, and each write is a system call and a packet.
+    uvicorn's own class writes the head and the body separately, and each write is a system call and a packet.
     """
 
-    _head: Any = None
-    """The first message of a response of known length, which is held back until the body follows."""
-
     async def send(self, message: Any) -> None:
-        head, self._head = self._head, None
-        if message["type"] == "http.response.start" and b"content-length" in dict(message["headers"]):
-            self._head = message
-        elif head is None or message["type"] != "http.response.body":
+        if message["type"] != WHOLE_RESPONSE:
             await super().send(message)
-        elif not self._write_at_once(head, message):
-            await super().send(head)
-            await super().send(message)
+        elif not self._write_at_once(message["status"], message["headers"], message["body"]):
+            for kind in ("http.response.start", "http.response.body"):
+                part: Any = {**message, "type": kind}
+                await super().send(part)
 
-    def _write_at_once(self, head: Any, message: Any) -> bool:
-        """Write the whole response in one piece.
-
-        Return False if the two messages must be passed to uvicorn's own method, which writes or refuses them.
-        """
-        headers, body = [*self.default_headers, *head["headers"]], message.get("body", b"")
-        if message.get("more_body") or self.scope["method"] == "HEAD" or self.disconnected or self.flow.write_paused:
+    def _write_at_once(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Write the whole response. Return False if uvicorn's own method must write or refuse it."""
+        if self.scope["method"] == "HEAD" or self.disconnected or self.flow.write_paused or not self.keep_alive:
             return False
-        by_name = dict(headers)
-        if self.response_started or not self.keep_alive or b"connection" in by_name:
-            return False
+        headers = [*self.default_headers, *headers]
         lines = b"\r\n".join(map(b": ".join, headers))
         has_control_characters = lines.translate(None, asgi_servers.PRINTABLE) != b"\r\n" * (len(headers) - 1)
-        if has_control_characters or int(by_name[b"content-length"]) != len(body):
+        if has_control_characters or b"\r\nconnection: " in lines:
             return False
-        self.transport.write(b"%b%b\r\n\r\n%b" % (STATUS_LINE[head["status"]], lines, body))
+        self.transport.write(b"%b%b\r\n\r\n%b" % (STATUS_LINE[status], lines, body))
         self.response_started = self.response_complete = True
         self.message_event.set()
         self.on_response()
@@ -115,7 +105,7 @@ class Http1(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         cycle.__class__ = Response
-        cycle.scope["extensions"] = {RECEIVED: cycle.message_event.is_set}
+        cycle.scope["extensions"] = {RECEIVED: cycle.message_event.is_set, WHOLE_RESPONSE: {}}
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
