@@ -103,17 +103,19 @@ class Agents(Protocol):
         """Return whether an agent with this role exists and is not deleted."""
         ...
 
-    def take_slot(self, agent_id: str) -> bool:
+    def take_slot(self, agent_id: str, *, cause: tuple[str, ...] = ()) -> bool:
         """Occupy one of the agent's slots for concurrent tasks, with a single conditional UPDATE.
 
-        Return False if the agent may not claim tasks or has no free slot.
+        Return False if the agent may not claim tasks or has no free slot. `cause` is the cause chain of the task, for
+        the event about the agent's new state.
         """
         ...
 
-    def release_slot(self, agent_id: str) -> None:
+    def release_slot(self, agent_id: str, *, cause: tuple[str, ...] = ()) -> None:
         """Release a slot of the agent. Does nothing for a deleted agent.
 
-        When the last slot is released, `busy` becomes `idle` and `draining` becomes `offline`.
+        When the last slot is released, `busy` becomes `idle` and `draining` becomes `offline`. `cause` is the cause
+        chain of the task.
         """
         ...
 

@@ -152,3 +152,12 @@ async def test_the_notifications_about_its_tasks(alarm: Alarm) -> None:
     assert await settled(alarm, made) == ["fired"]
     await (await alarm.worker.run(max_tasks=1)).ok("fail", FAILURE)
     assert (await settled(alarm, made))[1:] == ["loop"]
+
+
+async def test_the_state_of_the_agent_that_works_on_its_tasks(alarm: Alarm) -> None:
+    made = await alarm.create("event", {"event": "agent.status"}, action={**TASK, "agent_id": alarm.agent_id})
+    await alarm.finish(await alarm.task(agent_id=alarm.agent_id))
+    assert await settled(alarm, made) == ["fired", "fired"]  # it became busy, and idle
+    lease = await alarm.worker.run(max_tasks=1)
+    await lease.ok("complete", {"result": {}})
+    assert await settled(alarm, made) == ["fired", "fired", "loop", "loop"]

@@ -176,15 +176,15 @@ class AgentsService:
         """Return whether an agent with this role exists and is not deleted."""
         return _ROLE.one({"role": role}) is not None
 
-    def take_slot(self, agent_id: str) -> bool:
+    def take_slot(self, agent_id: str, *, cause: tuple[str, ...] = ()) -> bool:
         """Occupy one of the agent's slots for concurrent tasks. Return False if no slot is free."""
         rows = _TAKE_SLOT.rows({"id": agent_id, "now": clock.now()})
         for active, status, name, owner in rows:
             if active == 1:
-                self._changes.publish_change(agent_id, name, owner, "idle", status, None)
+                self._changes.publish_change(agent_id, name, owner, "idle", status, None, cause)
         return bool(rows)
 
-    def release_slot(self, agent_id: str) -> None:
+    def release_slot(self, agent_id: str, *, cause: tuple[str, ...] = ()) -> None:
         """Release a slot of the agent. Releasing the last slot ends the states `busy` and `draining`."""
         if are_state_changes_suppressed(agent_id):
             _FREE_SLOT.run({"id": agent_id, "now": clock.now()})
@@ -192,7 +192,7 @@ class AgentsService:
         for active, status, name, owner in _RELEASE.rows({"id": agent_id, "now": clock.now()}):
             before = {"idle": "busy", "offline": "draining"}.get(status) if active == 0 else None
             if before is not None:
-                self._changes.publish_change(agent_id, name, owner, before, status, None)
+                self._changes.publish_change(agent_id, name, owner, before, status, None, cause)
 
     def find_paused(self, reason: str) -> list[str]:
         paused = (Agent.status == "paused") & (Agent.status_reason == reason) & LIVING

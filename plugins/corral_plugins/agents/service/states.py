@@ -66,13 +66,20 @@ class StateChangePublisher:
         self.counts: Counter[str] = Counter()
 
     def publish_change(
-        self, agent_id: str, name: str, owner: str | None, before: str, after: str, reason: str | None
+        self,
+        agent_id: str,
+        name: str,
+        owner: str | None,
+        before: str,
+        after: str,
+        reason: str | None,
+        cause: tuple[str, ...] = (),
     ) -> None:
         """Emit `agent.status`, and count the change after the commit. Does nothing if the state stays the same."""
         if before == after:
             return
         event = AgentStatusChanged(agent_id=agent_id, name=name, before=before, after=after, reason=reason)
-        emit(event, object=("agent", agent_id), owner=owner)
+        emit(event, object=("agent", agent_id), owner=owner, cause=cause or None)
         after_commit(lambda: self.counts.update((after,)))
 
     def count_by_state(self) -> dict[tuple[str, ...], float]:

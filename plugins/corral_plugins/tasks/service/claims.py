@@ -419,8 +419,8 @@ class TaskClaims:
         The agents' slots are taken first, in the order of the agent ids, so that concurrent claims do not deadlock. The
         reservations are made last, in the same order.
         """
-        for agent_id in sorted(agent.id for _, agent, _ in chosen):
-            if not self._agents.take_slot(agent_id):
+        for row, agent, _ in sorted(chosen, key=lambda each: each[1].id):
+            if not self._agents.take_slot(agent.id, cause=tuple(row.get("cause_chain"))):
                 raise _SlotTaken
         for _ in chosen:
             if not self._workers.take_slot(worker.id):

@@ -132,7 +132,7 @@ class TaskTransitions:
         if attempt_status != "completed" and self.messages is not None:
             self.messages.put_back(attempt.lease_id)
         self.metrics.count_ended_attempt(attempt_status, by=by)
-        self.agents.release_slot(attempt.agent_id)
+        self.agents.release_slot(attempt.agent_id, cause=tuple(row.get("cause_chain")))
         self.workers.release_slot(attempt.worker_id)
         if self.cost is not None:
             self.cost.release_attempt(attempt.id, is_capped=attempt.cost_limit_micro is not None)
