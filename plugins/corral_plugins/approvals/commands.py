@@ -125,7 +125,7 @@ def ask_for_approval(
 @approvals_command_group.command("approve")
 @approval_argument
 @note_option
-@click.option("--edit", metavar="JSON", help="approve this payload instead of the requested one")
+@click.option("--edit", metavar="JSON", help="payload to approve instead of the requested payload, as JSON")
 @client_command
 def approve_request(client: ApiClient, *, approval: str, note: str | None, edit: str | None, as_json: bool) -> None:
     """Approve exactly the content that is shown now, or an edited payload."""

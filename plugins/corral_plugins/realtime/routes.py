@@ -94,5 +94,5 @@ def _check_retained(cursor: str) -> None:
     """Raise `Gone` (`cursor_expired`) if the log no longer contains all events after the cursor."""
     place, oldest = event_log.seq_of(cursor), event_log.first_seq()
     if place is None or place < oldest - 1:
-        detail = "The event log no longer reaches back that far. Continue from oldest_seq."
+        detail = "The event log no longer contains the requested events; continue from oldest_seq."
         raise Gone(detail, code="cursor_expired", oldest_seq=oldest)

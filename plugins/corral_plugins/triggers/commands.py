@@ -74,14 +74,19 @@ def _action_options(command: F) -> F:
             "condition",
             help="CEL expression that uses `payload` and `event`; the trigger fires only if it is true",
         ),
-        click.option("--task", help="create a task with this title, which may contain {{ expressions }}"),
+        click.option(
+            "--task",
+            help="create a task with this title when the trigger fires; the title may contain {{ expressions }}",
+        ),
         click.option(
             "--agent",
             metavar="NAME",
             help="agent for the task of --task (default: any idle agent)",
             shell_complete=complete_names("/agents"),
         ),
-        click.option("--workflow", help="run this workflow", shell_complete=complete_names("/workflows")),
+        click.option(
+            "--workflow", help="run this workflow when the trigger fires", shell_complete=complete_names("/workflows")
+        ),
         click.option(
             "-i",
             "--value",

@@ -132,7 +132,7 @@ class PluginAdministration:
         dependants = self._required_by(name)
         if dependants:
             raise Conflict(
-                f"Other plugins require this plugin; disable them first: {', '.join(dependants)}.",
+                f"Other plugins require this plugin; disable those plugins first: {', '.join(dependants)}.",
                 code="in_use",
                 references=dependants,
             )

@@ -344,7 +344,7 @@ class IpGate:
             self._recorded[client_ip] = now
             self._pending[client_ip] = None
         raise Forbidden(
-            f"The IP rules refuse your address {client_ip}; ask an administrator to allow it.", code="ip_blocked"
+            f"The IP rules refuse your address {client_ip}; ask an admin to allow this address.", code="ip_blocked"
         )
 
 

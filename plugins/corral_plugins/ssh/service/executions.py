@@ -207,7 +207,7 @@ class SshExecutions:
         where = (Execution.id == execution_id.lower()) & (Execution.connection_id == connection_id.lower())
         row: Execution | None = Execution.get_or_none(where)
         if row is None:
-            raise NotFound("There is no execution with this id; `corral ssh executions NAME` lists them.")
+            raise NotFound("There is no execution with this id; `corral ssh executions NAME` lists the executions.")
         return row
 
 

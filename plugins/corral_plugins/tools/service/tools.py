@@ -84,14 +84,14 @@ class ToolsService:
                 and _is_dangerous(tools, name)
             ):
                 raise Forbidden(
-                    f"The policy allow for the dangerous tool {name} requires the permission agents.manage."
+                    f"Setting the policy of the dangerous tool {name} to allow requires the permission agents.manage."
                 )
         for tool in tools:
             was, now = [rule_of(rules, tool.name).policy or tool.default_policy for rules in (before, policy)]
             bound = min(was, tool.default_policy, key=POLICIES.index)
             if tool.risk == "dangerous" and POLICIES.index(now) < POLICIES.index(bound):
                 raise Forbidden(
-                    f"Setting {now} for the dangerous tool {tool.name}, whose default is {tool.default_policy}, "
+                    f"Setting the policy of the dangerous tool {tool.name} to {now} (default: {tool.default_policy}) "
                     "requires the permission agents.manage."
                 )
 

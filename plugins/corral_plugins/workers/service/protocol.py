@@ -106,7 +106,9 @@ class WorkerProtocol:
         row = repository.get_worker(worker_id)
         repository.require_worker_or_owner(row, caller)
         if not row.is_approved:
-            raise Forbidden("No admin has approved this worker yet.", code=repository.NOT_APPROVED)
+            raise Forbidden(
+                "No admin has approved this worker yet; ask an admin to approve it.", code=repository.NOT_APPROVED
+            )
         if self.tasks is None or row.status not in repository.CAN_CLAIM:
             return []
         return self.tasks.claimable(worker_id, limit=limit)

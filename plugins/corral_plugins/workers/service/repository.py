@@ -96,7 +96,7 @@ def require_worker_or_owner(row: Worker, caller: Principal) -> None:
     elif caller.limited is not None:
         raise Forbidden(code=caller.limited)
     elif not (caller.is_admin or (caller.kind in PEOPLE and row.created_by == caller.user_id)):
-        raise Forbidden("Only the worker itself, the person who registered it, or an admin may do this.")
+        raise Forbidden("Only the worker itself, the person who registered it, or an admin may perform this operation.")
 
 
 def wrong_status_error(row: Worker, action: str) -> Conflict:
