@@ -488,7 +488,7 @@ def test_a_run_is_followed_across_a_restart_of_the_server(terminal: Terminal) ->
     until(lambda: err.exists() and "check waiting" in err.read_text())
     left.send_signal(signal.SIGINT)
     assert left.wait(90) == 130
-    command = err.read_text().rpartition("The run goes on: corral ")[2].split()
+    command = err.read_text().rpartition("The run continues: corral ")[2].split()
     assert command[:2] == ["workflows", "watch"]
     terminal("workflows", "cancel", command[2])
 

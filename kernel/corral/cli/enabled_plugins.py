@@ -135,7 +135,7 @@ def _what_stops(name: str, item: PluginRecord | None, others: Iterable[PluginRec
     if commands:
         parts.append(f"its commands are gone ({', '.join(commands)})")
     if without:
-        parts.append(f"these plugins go on without it: {', '.join(without)}")
+        parts.append(f"these plugins continue without it: {', '.join(without)}")
     return "; ".join(parts) + "."
 
 
@@ -246,7 +246,8 @@ def purge(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
         mark = engine.param
         for table in known.intersection(NAMED):
             beginning = f"{plugin}."
-            sql = f"DELETE FROM {table} WHERE substr(name, 1, {len(beginning)}) = {mark}"  # noqa: S608  (a kernel table)
+            sql = f"DELETE FROM {table} WHERE substr(name, 1, {len(beginning)}) = "
+            f"{mark}"  # noqa: S608  (a kernel table)
             engine.execute_sql(sql, (beginning,))
         if STATES in known:
             engine.execute_sql(f"DELETE FROM {STATES} WHERE name = {mark}", (plugin,))  # noqa: S608  (a kernel table)

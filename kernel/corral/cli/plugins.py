@@ -281,7 +281,7 @@ def _failed_reload(reload: ReloadResult, name: str) -> str | None:
     if load is None:
         return f"the process {process} has ended or has not reloaded in time; its log shows why"
     if load.error is not None:
-        return f"the server could not reload, and goes on with its old plugins: {load.error}"
+        return f"the server could not reload, and continues with its old plugins: {load.error}"
     return next((line for line in load.plugins if _is_about(line, name)), None)
 
 

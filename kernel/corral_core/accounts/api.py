@@ -72,7 +72,7 @@ declare_codes(
         "account_locked": (
             429,
             "The account is temporarily locked",
-            "Wait as long as Retry-After says. An admin can unlock the account at once with `corral "
+            "Wait as long as Retry-After says. An admin can unlock the account immediately with `corral "
             "user unlock EMAIL`.",
         ),
         "core.second_factor_damaged": (

@@ -408,7 +408,7 @@ def _version_order(version: str) -> list[int]:
 
 
 REASONS = {
-    "edited": "edited. Remove it nevertheless: --force",
+    "edited": "edited. Remove it anyway: --force",
     "running": "running",
     "in_use": "in use by an object that stays",
     "reused": "existed before the installation",

@@ -18,7 +18,7 @@ def follow_run(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[s
 
     Ctrl-C stops only the output; the run continues.
     """
-    goes_on = f"he run goes on: corral workflows watch {run['id']}"
+    goes_on = f"he run continues: corral workflows watch {run['id']}"
     try:
         with client.waiting_out_outages(lambda reason: click.echo(f"  {reason}", err=True)):
             return _print_events(client, run, quiet=quiet)

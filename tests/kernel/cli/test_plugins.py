@@ -85,7 +85,7 @@ def test_a_built_in_plugin_goes_into_the_list_of_disabled_ones(corral: Any) -> N
     done = corral("plugins", "disable", "messages")
     assert "the API operations and background jobs of messages stop" in done.err
     assert "its commands are gone (messages)" in done.err
-    assert "these plugins go on without it: " in done.err
+    assert "these plugins continue without it: " in done.err
     assert corral("plugins", "enable", "messages").status == 0
     done = corral("plugins", "disable", "llm")
     assert done.status == 0, done

@@ -275,7 +275,7 @@ def test_plugins_4_the_command_has_a_running_server_reload(fleet: Fleet) -> None
         fleet.config.write_text('server.public_url = "${ADDRESS}"\n' + fleet.config.read_text())
         status, out, err = command("plugins", "disable", "counting", ADDRESS="http://corral.example")
         assert (status, "The server has reloaded" in out) == (1, False), (out, err)
-        assert "the server could not reload, and goes on with its old plugins: " in err
+        assert "the server could not reload, and continues with its old plugins: " in err
         until(lambda: answers(200), 240)
         told = told_by_status(ADDRESS="http://corral.example")
         assert re.search(r"^last reload: +failed, so the server runs as before: .*ADDRESS", told, re.M), told

@@ -124,7 +124,7 @@ class Downloads:
             object={"type": "file", "id": str(row.id)},
             file_id=str(row.id),
         )
-        return await self._report(alert, "The stored bytes of this file are damaged; the admins have been told.")
+        return await self._report(alert, "The stored bytes of this file are damaged; the admins have been notified.")
 
     async def report_missing(self, row: File) -> Problem:
         """Alert admins that a file's bytes are missing from this machine's store, and return the client's error."""
@@ -137,7 +137,7 @@ class Downloads:
             object={"type": "file", "id": str(row.id)},
             file_id=str(row.id),
         )
-        return await self._report(alert, f"{place} the bytes of this file; the admins have been told.{remedy}")
+        return await self._report(alert, f"{place} the bytes of this file; the admins have been notified.{remedy}")
 
     async def report_many_missing(self, count: int) -> None:
         """Alert admins to the number of files whose bytes are missing."""

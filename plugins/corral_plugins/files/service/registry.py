@@ -273,7 +273,7 @@ def future_instant(moment: Any, pointer: str) -> str | None:
         return None
     instant = clock.from_datetime(moment)
     if instant <= clock.now():
-        raise Invalid.at(pointer, "in_the_past", "The file would expire at once; choose a time in the future.")
+        raise Invalid.at(pointer, "in_the_past", "The file would expire immediately; choose a time in the future.")
     return instant
 
 
