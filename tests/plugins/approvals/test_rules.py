@@ -61,7 +61,7 @@ async def test_a_rule_for_a_tool_runs_the_call_but_never_that_of_a_tainted_run(d
 
 
 @pytest.mark.one_engine
-async def test_a_rule_does_not_approve_a_request_that_leaves_out_its_task(desk: Desk) -> None:
+async def test_a_rule_does_not_approve_a_request_that_hides_its_task(desk: Desk) -> None:
     """The agent of a tainted run could otherwise have its request approved without a person."""
     await set_rules(desk, {"id": "all", "max_risk": "medium"})
     run = await desk.run("test.*")
@@ -69,6 +69,9 @@ async def test_a_rule_does_not_approve_a_request_that_leaves_out_its_task(desk: 
     asked = await desk.ask(run.agent)
     await desk.kit.run_jobs()
     assert (await desk.read(asked["id"]))["status"] == "pending"
+    other = (await desk.member.post("/tasks", {"title": "another task"})).json()
+    refused = await run.agent.post("/approvals", {"title": "May I?", "task_id": other["id"]})
+    assert (refused.status, refused.code) == (403, "forbidden")
     assert await status_of(desk) == ("approved", ["rule:all"])  # a person asked
 
 

@@ -100,10 +100,10 @@ class AutoApproval:
         """
         if task.get("tainted") or (row.tool_call is not None and row.tool_call["tainted"]):
             return True
-        if row.run_id is not None:
-            run = None if self.workflows is None else self.workflows.find(row.run_id)
-            return run is None or run.tainted
-        return row.requester_type in rows.MACHINES and row.task_id is None
+        if row.requester_type in rows.MACHINES and row.task_id is None:
+            return True
+        run = None if row.run_id is None or self.workflows is None else self.workflows.find(row.run_id)
+        return row.run_id is not None and (run is None or run.tainted)
 
     def _approve(self, approval_id: str, rule: AutoApproveRule) -> None:
         found = Approval.get_or_none(Approval.id == approval_id)
