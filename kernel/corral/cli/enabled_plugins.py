@@ -246,8 +246,7 @@ def purge(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
         mark = engine.param
         for table in known.intersection(NAMED):
             beginning = f"{plugin}."
-            sql = f"DELETE FROM {table} WHERE substr(name, 1, {len(beginning)}) = "
-            f"{mark}"  # noqa: S608  (a kernel table)
+            sql = f"DELETE FROM {table} WHERE substr(name, 1, {len(beginning)}) = {mark}"  # noqa: S608  (a kernel table)
             engine.execute_sql(sql, (beginning,))
         if STATES in known:
             engine.execute_sql(f"DELETE FROM {STATES} WHERE name = {mark}", (plugin,))  # noqa: S608  (a kernel table)

@@ -402,8 +402,8 @@ def _paused_unmet(agent: AgentFacts, name: str) -> Condition:
     href = f"/agents/{agent.id}"
     if agent.status_reason == "budget":  # nobody resumes it before the budget leaves something
         detail = f"The agent is paused, because the budget of the agent {agent.name} is used up."
-        how = f"Raise it: corral agents edit {name} -f monthly_budget_usd:=USD, or ask an admin to start the agent "
-        f"anyway: corral agents start {name} --override"
+        raising = f"Raise it: corral agents edit {name} -f monthly_budget_usd:=USD"
+        how = f"{raising}, or ask an admin to start the agent anyway: corral agents start {name} --override"
         return _unmet("agent_paused", detail, how, f"{href}/budget")
     why = {"manual": "", "stalled": ", because its tasks stalled"}.get(agent.status_reason or "manual")
     detail = f"The agent is paused{f' ({agent.status_reason})' if why is None else why}."
