@@ -100,8 +100,6 @@ class ResponseSender:
         headers = {**self._defaults, b"x-request-id": request.request_id.encode()}
         if request.endpoint is not None and request.endpoint.route.no_store:
             headers[b"cache-control"] = b"no-store"
-        if response.chunks is None:
-            headers[b"content-length"] = b"%d" % len(response.body)
         if response.body or response.chunks is not None:
             headers[b"content-type"] = response.media_type.encode()
         if request.quota is not None:
@@ -111,6 +109,8 @@ class ResponseSender:
             headers[b"ratelimit-reset"] = b"%d" % reset
         for name, value in response.headers.items():
             headers[name.lower().encode("latin1")] = value.encode("latin1")
+        if response.chunks is None:  # last, because a wrong length would mix up the responses of a connection
+            headers[b"content-length"] = b"%d" % len(response.body)
         if origins := self._settings.get(CORS_ORIGINS):
             self._add_cross_origin(headers, request, origins)
         return list(headers.items())

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from corral.asgi.request import WHOLE_RESPONSE
+from corral.auth.principal import PUBLIC
 from corral.config.model import Config
+from corral.http.answers import Text
+from corral.http.routes import Routes
+from corral.plugin import Plugin, hookimpl
 from corral.testing.server import serving_app
 
 pytestmark = pytest.mark.one_engine
@@ -87,3 +92,37 @@ async def test_every_header_of_a_response_is_sent_once(server_name: str) -> None
     names = [line.partition(b": ")[0].lower() for line in lines]
     assert status.startswith(b"HTTP/1.1 200 ")
     assert (sorted(names), body) == ([b"connection", b"content-length", b"date", b"x-name", b"x-name"], b"ok")
+
+
+routes = Routes("/lengths", tag="Lengths")
+
+
+@routes.get("/wrong", needs=PUBLIC)
+def get_wrong_length() -> Text:
+    """Return a text with another length than it has."""
+    return Text("ok", "text/plain", {"Content-Length": "1"})
+
+
+class LengthsPlugin(Plugin):
+    """Lengths: responses that tell their lengths."""
+
+    name = "lengths"
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [routes]
+
+
+async def test_no_header_of_a_handler_contradicts_the_length_of_the_body(
+    server_name: str, make_kit: Callable[..., Any]
+) -> None:
+    kit = await make_kit(plugins=[LengthsPlugin])
+    async with serving_app(kit.application.app, kit.kernel.config, server_name) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):  # the second response begins where the first one ends
+            writer.write(b"GET /api/v1/lengths/wrong HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert head.count(b"content-length: 2\r\n") == 1
+            assert await reader.readexactly(2) == b"ok"
+        writer.close()
