@@ -15,7 +15,7 @@ from corral_github import jobs, models
 from corral_github.routes import routes
 from corral_github.service.ingress import GitHubIngress
 from corral_github.service.issues import Issues
-from corral_github.service.pulls import PullRequests
+from corral_github.service.pull_requests import PullRequests
 from corral_github.service.repositories import Repositories
 from corral_github.service.rest_client import RepositoryClients
 from corral_github.service.secrets import RepositorySecrets

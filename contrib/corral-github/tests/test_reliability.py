@@ -13,7 +13,7 @@ import pytest
 from conftest import ALLOWED, PLUGINS, World, serving, signature
 from corral_github.models import Delivery, Repository, Thread
 from corral_github.plugin import GitHubPlugin
-from corral_github.service import pulls, repositories
+from corral_github.service import pull_requests, repositories
 from corral_github.service.work_queue import LEASE_SECONDS, WORK_JOB
 from recorded_github import TOKEN, WEBHOOK_SECRET, RecordedGitHub, recorded
 
@@ -275,7 +275,7 @@ async def test_an_unexpected_error_is_shown_and_retried_after_longer_and_longer_
         raise LookupError("an error of the plugin")
 
     with monkeypatch.context() as broken:
-        broken.setattr(pulls.Pull, "of", fail)
+        broken.setattr(pull_requests.Pull, "of", fail)
         await world.pull()
         for _ in range(10):
             await world.kit.run_schedule("github.resume")

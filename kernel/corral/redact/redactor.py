@@ -26,7 +26,7 @@ _MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def machine_text(type: str, id: str) -> Iterator[None]:
+def marked_as_machine_text(type: str, id: str) -> Iterator[None]:
     """Mark all text that is redacted in this context as machine-generated for the given object.
 
     If a credential is found in such text, an alert is raised.

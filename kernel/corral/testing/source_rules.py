@@ -22,7 +22,7 @@ PUBLIC = frozenset(
         "cli.api_client",
         "cli.file_stores",
         "cli.logging_setup",
-        "cli.object_names",
+        "cli.object_lookup",
         "cli.output",
         "cli.request_body",
         "cli.server_connection",

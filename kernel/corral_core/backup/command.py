@@ -115,7 +115,7 @@ def _write(
         created_at = clock.now()
         with open_snapshot(database) as snapshot:
             schemas = snapshot.schemas()
-            for table in snapshot.tables(models_of(_plugins_of(schemas, config_path))):
+            for table in snapshot.tables(models_of(_plugins_in_snapshot(schemas, config_path))):
                 columns, rows = snapshot.read(table)
                 writer.write_table(table, columns, rows)
                 if count := writer.tables[table].rows:
@@ -137,7 +137,7 @@ def _write(
     return manifest
 
 
-def _plugins_of(schemas: dict[str, list[str]], config_path: Path | None) -> list[PluginRecord]:
+def _plugins_in_snapshot(schemas: dict[str, list[str]], config_path: Path | None) -> list[PluginRecord]:
     """Return the installed plugins, including disabled ones, and warn about plugins whose data the backup omits.
 
     The data of plugins that are not installed is omitted: these plugins are removed from `schemas`.

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral.cli.object_names import ObjectNames, find_user_id
+from corral.cli.object_lookup import ObjectNames, find_user_id
 from corral.cli.output import print_fields, print_table
 from corral.cli.server_connection import client_command
 from corral.ids import parse_id

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral.cli.object_names import ObjectNames
+from corral.cli.object_lookup import ObjectNames
 from corral.cli.output import format_ms, print_fields, print_table, print_value
 from corral.cli.request_body import field_option, parse_fields
 from corral.cli.server_connection import client_command, complete_names

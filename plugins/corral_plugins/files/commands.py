@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral.cli.object_names import ObjectNames
+from corral.cli.object_lookup import ObjectNames
 from corral.cli.output import config_option, json_option, print_fields, print_table, print_value
 from corral.cli.server_connection import client_command, complete_names
 from corral_core.accounts.api import USERS_PATH

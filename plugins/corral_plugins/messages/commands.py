@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClient
-from corral.cli.object_names import ObjectNames, find_user_id, newest_id
+from corral.cli.object_lookup import ObjectNames, find_user_id, newest_id
 from corral.cli.output import print_fields, print_table, print_value
 from corral.cli.server_connection import client_command, complete_names
 from corral.cli.status_parts import read_if_allowed

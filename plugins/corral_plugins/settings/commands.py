@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral.cli.object_names import ObjectNames
+from corral.cli.object_lookup import ObjectNames
 from corral.cli.output import print_fields, print_table, print_value
 from corral.cli.server_connection import client_command, open_client
 from corral_core.accounts.api import USERS_PATH

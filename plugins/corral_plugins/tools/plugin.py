@@ -16,6 +16,7 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import HealthCheck, Metric, Plugin, Provide, Runtime, Setting, Settings, hookimpl
 from corral_plugins.tools import hookspecs, jobs, models, routes, settings
 from corral_plugins.tools.api import Tool, ToolCalled, Tools
+from corral_plugins.tools.service.call_permits import ToolPermits
 from corral_plugins.tools.service.calls import CallHistory, ToolCalls
 from corral_plugins.tools.service.decision import ContextBuilder
 from corral_plugins.tools.service.executions import ToolExecutions
@@ -27,7 +28,6 @@ from corral_plugins.tools.service.mcp.connections import McpConnections
 from corral_plugins.tools.service.mcp.refresh import McpRefresh
 from corral_plugins.tools.service.mcp.servers import McpServers
 from corral_plugins.tools.service.metrics import DECISIONS, ToolMetrics
-from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.service.registry import ToolRegistry
 from corral_plugins.tools.service.tools import ToolsService
 from corral_plugins.tools.service.workflow_step import ToolStep

@@ -9,12 +9,12 @@ from corral.egress.client import Egress
 from corral.http.answers import Answer, IfMatch, Request, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
+from corral_plugins.tools.service.call_permits import ToolPermits
 from corral_plugins.tools.service.calls import CallHistory, ToolCalls
 from corral_plugins.tools.service.listing import ToolListing
 from corral_plugins.tools.service.mcp.connections import McpConnections
 from corral_plugins.tools.service.mcp.refresh import McpRefresh
 from corral_plugins.tools.service.mcp.servers import McpServers
-from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.shapes import (
     ENDED,
     AcceptedDefinitions,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from corral.cli.api_client import ApiClient
-from corral.cli.object_names import ObjectNames
+from corral.cli.object_lookup import ObjectNames
 from corral.cli.output import format_ms, print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, parse_fields, read_body
 from corral.cli.server_connection import client_command, complete_names

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral.cli.object_names import ObjectNames, newest_id
+from corral.cli.object_lookup import ObjectNames, newest_id
 from corral.cli.output import format_ms, print_fields, print_table, print_value, warnings_in_words
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names

@@ -221,7 +221,7 @@ class Workflows(Protocol):
         """
         ...
 
-    def find(self, run_id: str) -> RunFacts | None:
+    def find_run(self, run_id: str) -> RunFacts | None:
         """Return the state of a run, or None if the run does not exist."""
         ...
 

@@ -14,7 +14,7 @@ import click
 
 from corral import clock
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral.cli.object_names import ObjectNames
+from corral.cli.object_lookup import ObjectNames
 from corral.cli.output import format_ms, format_usd, print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, parse_fields, read_body
 from corral.cli.server_connection import client_command, complete_names

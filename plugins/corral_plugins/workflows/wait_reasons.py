@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from corral.cli.api_client import ApiClient
-from corral.cli.object_names import ObjectNames
+from corral.cli.object_lookup import ObjectNames
 from corral.cli.status_parts import read_if_allowed
 
 ENDED = ("completed", "failed", "skipped", "cancelled")

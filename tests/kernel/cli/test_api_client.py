@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker, _plural, _refusal
-from corral.cli.object_names import newest_id
+from corral.cli.object_lookup import newest_id
 from corral.testing.server import free_port
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from corral.database.engine import Work
 from corral_core.accounts.api import Accounts
 from corral_github.models import Thread
-from corral_github.service.pulls import ENDED, one_line
+from corral_github.service.pull_requests import ENDED, one_line
 from corral_github.service.work_queue import WorkItem, finish, hold
 from corral_plugins.tasks.api import NewTask, Origin, Tasks
 

@@ -15,7 +15,7 @@ from corral_core.accounts.api import Accounts
 from corral_github.models import Post
 from corral_github.service import posts, work_queue
 from corral_github.service.issues import Issues
-from corral_github.service.pulls import PullRequests
+from corral_github.service.pull_requests import PullRequests
 from corral_github.service.rest_client import HostFailure, HostRefusal, Json, RepositoryClient, RepositoryClients
 from corral_github.service.work_queue import ATTEMPT_SECONDS, LeaseLost, ThreadLease, WorkItem
 from corral_plugins.admin.api import KillSwitch

@@ -114,7 +114,7 @@ class ApprovalsService:
                     "/step", "not_allowed", "Send run_id, the id of the workflow run to which the step belongs."
                 )
             return
-        run = self.workflows.find(new.run_id.lower()) if self.workflows is not None else None
+        run = self.workflows.find_run(new.run_id.lower()) if self.workflows is not None else None
         if run is None or not by.may("workflows.read"):
             detail = "There is no workflow run with this id."
             raise Invalid.at("/run_id", "unknown_reference", detail, problem="unknown_reference")

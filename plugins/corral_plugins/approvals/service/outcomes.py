@@ -49,7 +49,7 @@ class ApprovalOutcomes:
         origin = None if row.task_id is None or self.tasks is None else self.tasks.find_run(row.task_id)
         if origin is not None:
             return origin.cause_chain or None
-        run = None if row.run_id is None or self.workflows is None else self.workflows.find(row.run_id)
+        run = None if row.run_id is None or self.workflows is None else self.workflows.find_run(row.run_id)
         return None if run is None else run.cause_chain or None
 
     def wake(self, row: Approval) -> None:

@@ -102,7 +102,7 @@ class AutoApproval:
             return True
         if row.requester_type in rows.MACHINES and row.task_id is None:
             return True
-        run = None if row.run_id is None or self.workflows is None else self.workflows.find(row.run_id)
+        run = None if row.run_id is None or self.workflows is None else self.workflows.find_run(row.run_id)
         return row.run_id is not None and (run is None or run.tainted)
 
     def _approve(self, approval_id: str, rule: AutoApproveRule) -> None:

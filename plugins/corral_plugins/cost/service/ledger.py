@@ -154,7 +154,7 @@ class CostLedger:
         )
 
     def _workflow_of(self, run_id: str | None) -> str | None:
-        run = self.workflows.find(run_id) if self.workflows is not None and run_id is not None else None
+        run = self.workflows.find_run(run_id) if self.workflows is not None and run_id is not None else None
         return None if run is None else run.workflow_id
 
     # -- agents

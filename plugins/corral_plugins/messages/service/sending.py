@@ -175,7 +175,7 @@ class MessageSending:
         run_id = given.run_id.lower() if given.run_id is not None else None
         if task_id is not None and (self.tasks is None or self.tasks.find_run(task_id) is None):
             raise _unknown_reference("/correlation/task_id", "No task has this id.")
-        if run_id is not None and (self.workflows is None or self.workflows.find(run_id) is None):
+        if run_id is not None and (self.workflows is None or self.workflows.find_run(run_id) is None):
             raise _unknown_reference("/correlation/run_id", "No workflow run has this id.")
         return Correlation(task_id=task_id, run_id=run_id)
 

@@ -29,6 +29,7 @@ from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.tasks.api import Run, Tasks
 from corral_plugins.tools.models import ToolCallRow
 from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.call_permits import ToolPermits
 from corral_plugins.tools.service.call_store import truncate_output
 from corral_plugins.tools.service.decision import SENTENCES, CallSubject, ContextBuilder, ToolDecision, decide_call
 from corral_plugins.tools.service.executions import (
@@ -42,7 +43,6 @@ from corral_plugins.tools.service.executions import (
 from corral_plugins.tools.service.held_calls import HeldCalls
 from corral_plugins.tools.service.held_results import HeldResults
 from corral_plugins.tools.service.metrics import ToolMetrics
-from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.tools.shapes import CallCheckResult, ToolCallQuery, ToolCallView, UncheckedToolCall
 

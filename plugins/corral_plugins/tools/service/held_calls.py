@@ -35,6 +35,7 @@ from corral_plugins.tasks.api import Run, Tasks
 from corral_plugins.tools.api import Json, ToolRisk
 from corral_plugins.tools.models import ToolCallRow
 from corral_plugins.tools.service import call_store
+from corral_plugins.tools.service.call_permits import ToolPermits
 from corral_plugins.tools.service.decision import (
     SENTENCES,
     CallSubject,
@@ -46,7 +47,6 @@ from corral_plugins.tools.service.decision import (
 )
 from corral_plugins.tools.service.executions import ToolExecution, ToolExecutions
 from corral_plugins.tools.service.held_results import HeldResults, result_item
-from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.tools.settings import APPROVAL_TTL
 from corral_plugins.tools.shapes import ToolCallView

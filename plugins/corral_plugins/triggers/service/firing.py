@@ -37,7 +37,9 @@ from corral_plugins.triggers.api import (
     TriggerFired,
 )
 from corral_plugins.triggers.models import IS_ENABLED, PENDING, Fire, Trigger
-from corral_plugins.triggers.service.batches import (
+from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
+from corral_plugins.triggers.service.metrics import TriggerMetrics
+from corral_plugins.triggers.service.slot_batches import (
     BatchFacts,
     PendingFire,
     PreparedFire,
@@ -49,8 +51,6 @@ from corral_plugins.triggers.service.batches import (
     read_facts,
     unclaim,
 )
-from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
-from corral_plugins.triggers.service.metrics import TriggerMetrics
 from corral_plugins.triggers.service.slots import UNIT_SECONDS
 from corral_plugins.triggers.service.validation import TriggerChecks, action_fields, require_action_permission
 from corral_plugins.triggers.settings import MAX_FAILURES
@@ -243,7 +243,7 @@ class TriggerFiring:
         action = self._types.require_action(trigger.action["type"])
         require_action_permission(owner, action.permission, problem=RightsLost)
         if not row.is_manual and row.stage == "new":
-            collect_events(trigger, row)
+            check_threshold_and_debounce(trigger, row)
         context = FireContext(
             trigger_id=trigger.id,
             trigger_name=trigger.name,
@@ -343,7 +343,7 @@ def filters_of(trigger: Trigger) -> list[str]:
     return [text for text in found if text is not None]
 
 
-def collect_events(trigger: Trigger, row: Fire) -> None:
+def check_threshold_and_debounce(trigger: Trigger, row: Fire) -> None:
     """Check the threshold and the debounce time of an event trigger. Raise `Postponed` if the slot must wait."""
     mine: Any = (Fire.trigger_id == trigger.id) & PENDING & (Fire.id != row.id)
     threshold = trigger.config.get("threshold") if trigger.type == "event" else None

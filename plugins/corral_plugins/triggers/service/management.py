@@ -21,7 +21,6 @@ from corral.ids import new_id
 from corral.plugin import InstallationConfig, Settings
 from corral_plugins.triggers.api import TriggerAction, TriggerCreated, TriggerDeleted, TriggerUpdated
 from corral_plugins.triggers.models import LIVING, Expectation, Fire, Trigger
-from corral_plugins.triggers.service.batches import HOUR
 from corral_plugins.triggers.service.event_reader import begin_absence_wait
 from corral_plugins.triggers.service.firing import publish
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry, event_names
@@ -34,6 +33,7 @@ from corral_plugins.triggers.service.rows import (
     view_fields,
 )
 from corral_plugins.triggers.service.scheduler import TriggerTimes
+from corral_plugins.triggers.service.slot_batches import HOUR
 from corral_plugins.triggers.service.slots import TriggerSlots
 from corral_plugins.triggers.service.times import next_times
 from corral_plugins.triggers.service.validation import (

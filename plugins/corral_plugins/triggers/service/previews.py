@@ -19,12 +19,12 @@ from corral.ids import new_id
 from corral_core.event_log.api import last_seq_before
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.triggers.models import Fire, Trigger
-from corral_plugins.triggers.service.batches import HOUR, live_fires
 from corral_plugins.triggers.service.event_reader import Owners, TriggerEvents, event_causes, event_facts
 from corral_plugins.triggers.service.firing import TriggerFiring, error_text, filters_of, fire_data
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.rows import DAY, count_fires_since, find_readable_trigger
 from corral_plugins.triggers.service.scheduler import TriggerTimes
+from corral_plugins.triggers.service.slot_batches import HOUR, live_fires
 from corral_plugins.triggers.service.slots import TriggerSlots
 from corral_plugins.triggers.service.times import next_times
 from corral_plugins.triggers.shapes import TestedEvent, TestTrigger, TriggerTest

@@ -390,7 +390,7 @@ class ChildSteps:
 
         Return None if the run has not ended.
         """
-        run = _require_set(self.workflows).find(event.object_id)
+        run = _require_set(self.workflows).find_run(event.object_id)
         if run is None or run.status not in ("completed", "failed", "cancelled"):
             return None
         if run.status == "completed":
@@ -403,7 +403,7 @@ class ChildSteps:
         """Cancel the run that the step started."""
         assert context.waits_for is not None
         _require_set(self.workflows).cancel(context.waits_for, reason=reason)
-        run = _require_set(self.workflows).find(context.waits_for)
+        run = _require_set(self.workflows).find_run(context.waits_for)
         return run is None or run.status in ("completed", "failed", "cancelled")
 
 

@@ -61,7 +61,7 @@ class RunsService:
     def start(self, request: RunRequest, *, by: Principal) -> RunFacts:
         return facts_of(self.start_run(request, by=by))
 
-    def find(self, run_id: str) -> RunFacts | None:
+    def find_run(self, run_id: str) -> RunFacts | None:
         run = Run.get_or_none(Run.id == run_id)
         return None if run is None else facts_of(run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from corral.cli.api_client import ApiClient
-from corral.cli.object_names import ObjectNames
+from corral.cli.object_lookup import ObjectNames
 from corral.cli.output import format_usd
 from corral.cli.status_parts import MAX_NAMES, StatusPart, read_if_allowed
 
