@@ -56,11 +56,18 @@ async def test_a_body_that_does_not_arrive_through_quart_is_a_timeout(make_kit: 
     parts, sent = [{"type": "http.request", "body": b"{", "more_body": True}], []
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", b"2")]
 
+    ended = asyncio.Event()
+
     async def receive() -> Any:
-        return parts.pop() if parts else await asyncio.Event().wait()
+        if parts:
+            return parts.pop()
+        await ended.wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         sent.append(message)
+        if message.get("more_body") is False:
+            ended.set()
 
     scope = {
         "type": "http",
