@@ -22,10 +22,10 @@ from corral_plugins.messages.service.messages import MessagesService
 from corral_plugins.messages.service.metrics import MessageMetrics
 from corral_plugins.messages.service.receipts import MessageReceipts
 from corral_plugins.messages.service.sending import MessageSending
-from corral_plugins.messages.service.trigger_actions import MessageTriggerAction
+from corral_plugins.messages.service.trigger_actions import TAINT_CHECK, MessageTriggerAction
 from corral_plugins.messages.service.workflow_steps import MessageSteps
 from corral_plugins.tools.api import Tool
-from corral_plugins.triggers.api import TriggerAction
+from corral_plugins.triggers.api import TaintCheck, TriggerAction
 from corral_plugins.workflows.api import StepType
 
 if TYPE_CHECKING:
@@ -107,6 +107,10 @@ class MessagesPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_trigger_actions(self) -> Iterable[TriggerAction]:
         return [self._trigger_action.definition()]
+
+    @hookimpl(optionalhook=True)
+    def corral_trigger_taint_checks(self) -> Iterable[TaintCheck]:
+        return [TAINT_CHECK]
 
     @hookimpl(optionalhook=True)
     def corral_workflow_steps(self) -> Iterable[StepType]:

@@ -173,7 +173,7 @@ class NewTask(TaskFields, kw_only=True, forbid_unknown_fields=True):
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """The origin of a task that was created by another task or by a workflow.
 
-    It consists of the parent task, the workflow, and the chain of causes that led to the task.
+    It consists of the parent task, the workflow, the chain of causes that led to the task, and the taint.
     """
 
     parent_task_id: str | None = None
@@ -181,6 +181,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     workflow_run_id: str | None = None
     step_run_id: str | None = None
     tainted: bool = False
+    taint_sources: tuple[str, ...] = ()
 
 
 DIRECT_ORIGIN = Origin()

@@ -40,10 +40,10 @@ from corral_plugins.tasks.service.statistics import AgentStatisticsService, Task
 from corral_plugins.tasks.service.tasks import TasksService
 from corral_plugins.tasks.service.timers import DueTaskNotifier, TaskTimers
 from corral_plugins.tasks.service.transitions import TaskTransitions
-from corral_plugins.tasks.service.trigger_actions import TaskTriggerAction
+from corral_plugins.tasks.service.trigger_actions import TAINT_CHECK, TaskTriggerAction
 from corral_plugins.tasks.service.usual_costs import UsualCosts
 from corral_plugins.tools.api import Tool
-from corral_plugins.triggers.api import TriggerAction
+from corral_plugins.triggers.api import TaintCheck, TriggerAction
 
 if TYPE_CHECKING:
     import click
@@ -181,6 +181,10 @@ class TasksPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_trigger_actions(self) -> Iterable[TriggerAction]:
         return [self._trigger_action.definition()]
+
+    @hookimpl(optionalhook=True)
+    def corral_trigger_taint_checks(self) -> Iterable[TaintCheck]:
+        return [TAINT_CHECK]
 
     @hookimpl
     def corral_hookspecs(self) -> Iterable[ModuleType]:

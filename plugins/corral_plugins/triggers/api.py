@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -30,7 +30,7 @@ class FireContext(msgspec.Struct, frozen=True, kw_only=True):
 
     `owner` is the trigger's owner, with the permissions that the owner has now. `cause_chain` lists the causes of this
     run. It is passed on to everything that the action starts, so that a trigger can detect events that it caused
-    itself. `tainted` means that the input is untrusted.
+    itself. `tainted` means that the input is untrusted, and `taint_sources` says where it comes from.
     """
 
     trigger_id: str
@@ -39,6 +39,7 @@ class FireContext(msgspec.Struct, frozen=True, kw_only=True):
     owner: Principal
     cause_chain: tuple[str, ...]
     tainted: bool
+    taint_sources: tuple[str, ...] = ()
 
 
 class TriggerAction(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +98,20 @@ class TriggerKind(msgspec.Struct, frozen=True, kw_only=True):
     next_time: Callable[[TimeRule, float], float | None] | None = None
     describe: Callable[[Mapping[str, Any], str], str] | None = None
     check: Callable[[Mapping[str, Any]], Sequence[FieldError]] | None = None
+
+
+class TaintCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """Tells which objects of a plugin may contain untrusted text. Contributed with `corral_trigger_taint_checks`.
+
+    What a trigger starts is tainted if the event names a tainted object. `type` is the type of these objects in events,
+    and `field` is the field in which payloads name them. `find(ids)` runs in the unit of work that starts the action.
+    It returns, for each of these ids that belongs to an object of this type, whether the object is tainted. Objects
+    that the event names and that no longer exist count as tainted.
+    """
+
+    type: str
+    field: str
+    find: Callable[[Collection[str]], Mapping[str, bool]]
 
 
 class TriggerEvent(Event, kw_only=True):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from corral_plugins.triggers.api import TriggerAction, TriggerKind
+from corral_plugins.triggers.api import TaintCheck, TriggerAction, TriggerKind
 
 hookspec = pluggy.HookspecMarker("corral")
 
@@ -19,3 +19,8 @@ def corral_trigger_kinds() -> Iterable[TriggerKind]:  # type: ignore[empty-body]
 @hookspec
 def corral_trigger_actions() -> Iterable[TriggerAction]:  # type: ignore[empty-body]
     """Contribute actions for triggers. An action is ignored if another action already has the same type."""
+
+
+@hookspec
+def corral_trigger_taint_checks() -> Iterable[TaintCheck]:  # type: ignore[empty-body]
+    """Contribute checks that tell which of the objects that events name may contain untrusted text."""

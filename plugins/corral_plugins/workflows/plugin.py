@@ -16,7 +16,7 @@ from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.tasks.api import TaskExecutor
 from corral_plugins.tools.api import Tool
-from corral_plugins.triggers.api import TriggerAction
+from corral_plugins.triggers.api import TaintCheck, TriggerAction
 from corral_plugins.workflows import hookspecs, jobs
 from corral_plugins.workflows.api import EVENTS, StepTasks, StepType, Workflows
 from corral_plugins.workflows.models import Run, StepRun, Workflow, WorkflowVersion
@@ -43,7 +43,7 @@ from corral_plugins.workflows.service.step_tasks import TasksOfSteps
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.template_installer import WorkflowTemplateInstaller
 from corral_plugins.workflows.service.tool import WorkflowTool
-from corral_plugins.workflows.service.trigger_action import WorkflowTriggerAction
+from corral_plugins.workflows.service.trigger_action import TAINT_CHECK, WorkflowTriggerAction
 from corral_plugins.workflows.service.validation import DefinitionValidator
 from corral_plugins.workflows.settings import SETTINGS
 
@@ -169,6 +169,10 @@ class WorkflowsPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_trigger_actions(self) -> Iterable[TriggerAction]:
         return [self._trigger_action.definition()]
+
+    @hookimpl(optionalhook=True)
+    def corral_trigger_taint_checks(self) -> Iterable[TaintCheck]:
+        return [TAINT_CHECK]
 
     @hookimpl(optionalhook=True)
     def corral_template_installers(self) -> Iterable[Installer]:

@@ -1,7 +1,8 @@
-"""The action `send_message`, which lets triggers send messages."""
+"""The action `send_message`, which lets triggers send messages, and the check which messages are untrusted."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from corral.auth.principal import Principal
@@ -9,8 +10,9 @@ from corral.errors import Unavailable
 from corral.redact.redactor import Redactor
 from corral.schema.conversion import convert
 from corral_plugins.messages.api import NewMessage
+from corral_plugins.messages.models import Message
 from corral_plugins.messages.service.sending import MessageSending
-from corral_plugins.triggers.api import FireContext, TriggerAction
+from corral_plugins.triggers.api import FireContext, TaintCheck, TriggerAction
 
 Json = dict[str, Any]
 ID: Json = {"type": "string", "format": "uuid"}
@@ -70,3 +72,12 @@ class MessageTriggerAction:
         if self._services is None:
             raise Unavailable("The server is starting; try again.")
         return self._services
+
+
+def find_tainted(ids: Collection[str]) -> dict[str, bool]:
+    """For each of these ids that belongs to a message, return whether the message is untrusted."""
+    found: Any = Message.select(Message.id, Message.trust).where(Message.id.in_(list(ids))).tuples()
+    return {message_id: trust != "trusted" for message_id, trust in found}
+
+
+TAINT_CHECK = TaintCheck(type="message", field="message_id", find=find_tainted)

@@ -339,7 +339,7 @@ def _inherited_fields(origin: Origin, parent: TaskRow | None) -> dict[str, Any]:
     if origin.step_run_id is not None:
         extra["step_run_id"] = origin.step_run_id
     if origin.tainted:
-        extra |= {"tainted": True, "taint_sources": []}
+        extra |= {"tainted": True, "taint_sources": list(origin.taint_sources)}
     if parent is None:
         return extra
     depth = parent.get("depth")

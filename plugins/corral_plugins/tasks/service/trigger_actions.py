@@ -1,8 +1,8 @@
-"""The action `create_task`, which lets triggers create tasks."""
+"""The action `create_task`, which lets triggers create tasks, and the check which tasks in events are tainted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from corral_plugins.tasks.api import NewTask, Origin
 from corral_plugins.tasks.models import PRIORITIES, TERMINAL, Task
 from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.creation import TaskCreation, find_named_agent
-from corral_plugins.triggers.api import FireContext, TriggerAction
+from corral_plugins.triggers.api import FireContext, TaintCheck, TriggerAction
 
 Json = dict[str, Any]
 NAMES = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 200}, "maxItems": 50}
@@ -74,7 +74,9 @@ class TaskTriggerAction:
             convert(NewTask, given, pointer_prefix="/action"),
             by=context.owner,
             source={"type": "trigger", "id": context.trigger_id},
-            origin=Origin(cause_chain=context.cause_chain, tainted=context.tainted),
+            origin=Origin(
+                cause_chain=context.cause_chain, tainted=context.tainted, taint_sources=context.taint_sources
+            ),
         )
         return {"task_id": msgspec.json.decode(made.body)["id"]}
 
@@ -100,3 +102,12 @@ def are_unfinished(results: Sequence[Json]) -> list[bool]:
     found: Any = Task.select(Task.id).where(Task.id.in_(ids) & Task.status.not_in(TERMINAL)).tuples()
     live = {row[0] for row in found}
     return [each in live for each in ids]
+
+
+def find_tainted(ids: Collection[str]) -> dict[str, bool]:
+    """For each of these ids that belongs to a task, return whether the task is tainted."""
+    found: Any = Task.select(Task.id, Task.extra).where(Task.id.in_(list(ids))).tuples()
+    return {task_id: bool(extra.get("tainted")) for task_id, extra in found}
+
+
+TAINT_CHECK = TaintCheck(type="task", field="task_id", find=find_tainted)

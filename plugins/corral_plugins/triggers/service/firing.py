@@ -52,6 +52,7 @@ from corral_plugins.triggers.service.slot_batches import (
     unclaim,
 )
 from corral_plugins.triggers.service.slots import UNIT_SECONDS
+from corral_plugins.triggers.service.taint import mark_tainted, taint_source
 from corral_plugins.triggers.service.validation import TriggerChecks, action_fields, require_action_permission
 from corral_plugins.triggers.settings import MAX_FAILURES
 
@@ -179,6 +180,8 @@ class TriggerFiring:
         triggers, claimed = lock_triggers([fire.trigger.id for fire in batch]), claim(batch)
         is_held = self.kill_switch is not None and self.kill_switch.state().engaged
         facts = read_facts(triggers, self._types, self._accounts, is_held=is_held)
+        passed = [each.row for each in batch if each.row.id in claimed and each.prepared.outcome is None]
+        mark_tainted(passed, self._types.taint_checks())
         statuses: dict[str, str] = {}
         rest: Sequence[PendingFire] = ()
         for n, fire in enumerate(batch):
@@ -203,7 +206,7 @@ class TriggerFiring:
             result = self._start(trigger, fire, facts)
         except Postponed as wait:
             later = {"stage": wait.stage, "due_at": clock.now(wait.seconds), "reason": wait.reason}
-            Fire.update(**later, attempt=row.attempt).where(Fire.id == row.id).execute()
+            Fire.update(**later, attempt=row.attempt, is_tainted=row.is_tainted).where(Fire.id == row.id).execute()
             return None
         except FireOutcome as outcome:
             _decide(row, outcome.status, fire.prepared, reason=outcome.reason)
@@ -251,6 +254,7 @@ class TriggerFiring:
             owner=owner,
             cause_chain=(*row.cause, trigger.id),
             tainted=row.is_tainted,
+            taint_sources=(taint_source(row),) if row.is_tainted else (),
         )
         if facts.fires_of_hour.get(trigger.id, 0) >= trigger.max_fires_per_hour:
             raise FireOutcome(
@@ -344,7 +348,10 @@ def filters_of(trigger: Trigger) -> list[str]:
 
 
 def check_threshold_and_debounce(trigger: Trigger, row: Fire) -> None:
-    """Check the threshold and the debounce time of an event trigger. Raise `Postponed` if the slot must wait."""
+    """Check the threshold and the debounce time of an event trigger. Raise `Postponed` if the slot must wait.
+
+    The slot is tainted if one of the slots is tainted instead of which it fires.
+    """
     mine: Any = (Fire.trigger_id == trigger.id) & PENDING & (Fire.id != row.id)
     threshold = trigger.config.get("threshold") if trigger.type == "event" else None
     if threshold is not None:
@@ -352,16 +359,22 @@ def check_threshold_and_debounce(trigger: Trigger, row: Fire) -> None:
         if Fire.select().where(counted).count() + 1 < threshold["count"]:
             reason = f"The slot waits for {threshold['count']} events within {threshold['within_seconds']} s."
             raise Postponed("counted", threshold["within_seconds"], reason)
-        coalesce(counted, "The event was counted towards the threshold.")
+        row.is_tainted |= coalesce(counted, "The event was counted towards the threshold.")
     silence = trigger.config.get("debounce_seconds") if trigger.type == "event" else None
     if silence is not None:
-        coalesce(mine & (Fire.stage == "debounced"), "Another event arrived before the silence was long enough.")
+        earlier = mine & (Fire.stage == "debounced")
+        row.is_tainted |= coalesce(earlier, "Another event arrived before the silence was long enough.")
         raise Postponed("debounced", silence, f"The slot waits for {silence} s without another event.")
 
 
-def coalesce(where: Any, reason: str) -> None:
-    """Set the status of the selected pending rows to `coalesced`, because another row fires instead of them."""
-    Fire.update(status="coalesced", stage="decided", reason=reason, payload=None, event=None).where(where).execute()
+def coalesce(where: Any, reason: str) -> bool:
+    """Set the status of the selected pending rows to `coalesced`, because another row fires instead of them.
+
+    Return whether one of them is tainted.
+    """
+    update = Fire.update(status="coalesced", stage="decided", reason=reason, payload=None, event=None)
+    rows = list(update.where(where).returning(Fire.is_tainted).execute())
+    return any(row.is_tainted for row in rows)
 
 
 def disable(trigger: Trigger, reason: str) -> None:

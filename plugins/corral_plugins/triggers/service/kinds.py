@@ -8,7 +8,7 @@ from typing import Any
 from corral.errors import FieldError, Invalid
 from corral.events.event import EventTypes
 from corral.plugin import Contributions
-from corral_plugins.triggers.api import TriggerAction, TriggerKind
+from corral_plugins.triggers.api import TaintCheck, TriggerAction, TriggerKind
 from corral_plugins.triggers.service.times import TIME_KINDS
 from corral_plugins.triggers.shapes import TriggerType, TriggerTypes
 
@@ -103,6 +103,10 @@ class TriggerTypeRegistry:
             known = ", ".join(sorted(action.type for _, action in self._actions()))
             raise Invalid.at("/action/type", "not_in_enum", f"one of {known}")
         return found
+
+    def taint_checks(self) -> list[TaintCheck]:
+        """Return the checks of all active plugins that tell which objects are tainted."""
+        return [check for _, check in self._contributions.for_hook("corral_trigger_taint_checks")]
 
     def is_event(self, name: str) -> bool:
         """Return whether an active plugin declares an event with this name, or an event that matches this pattern."""

@@ -397,7 +397,8 @@ class ChildSteps:
             return StepResult(output=run.output, cost_usd=run.cost_usd, tainted=run.tainted)
         if run.status == "cancelled":
             return StepResult(status="cancelled", cost_usd=run.cost_usd)
-        return StepResult(status="failed", error=_error_of_child(run.error), cost_usd=run.cost_usd)
+        error = _error_of_child(run.error)
+        return StepResult(status="failed", error=error, cost_usd=run.cost_usd, tainted=run.tainted)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
         """Cancel the run that the step started."""

@@ -54,7 +54,8 @@ class TasksOfSteps:
         if event.type == "task.failed":
             error = told.get("error") or {}
             kept = {key: error.get(key) or "error" for key in ("kind", "type", "message")}
-            return StepResult(status="failed", error=kept, cost_usd=cost)
+            run = self._tasks.find_run(event.object_id)
+            return StepResult(status="failed", error=kept, cost_usd=cost, tainted=run is None or run.tainted)
         if event.type in ("task.cancelled", "task.deleted"):
             return StepResult(status="cancelled", cost_usd=cost)
         return None

@@ -1,14 +1,14 @@
-"""The action `run_workflow`, which lets a trigger start a run."""
+"""The action `run_workflow`, which lets a trigger start a run, and the check which runs in events are tainted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from corral.auth.principal import Principal
 from corral.errors import Conflict, Invalid, NotFound
 from corral.schema.json_schema_validation import json_schema_errors
-from corral_plugins.triggers.api import FireContext, TriggerAction
+from corral_plugins.triggers.api import FireContext, TaintCheck, TriggerAction
 from corral_plugins.workflows.api import RunRequest
 from corral_plugins.workflows.models import Run, fetch_tuples
 from corral_plugins.workflows.service.definitions import find_readable_workflow
@@ -98,3 +98,12 @@ class WorkflowTriggerAction:
         if "run_id" not in result:
             raise Conflict("The trigger has not started a run, so there is no run to cancel.")
         self.runs.cancel(result["run_id"], reason=f"The trigger {context.trigger_name} replaced the run.")
+
+
+def find_tainted(ids: Collection[str]) -> dict[str, bool]:
+    """For each of these ids that belongs to a run, return whether the run is tainted."""
+    found: Any = Run.select(Run.id, Run.tainted).where(Run.id.in_(list(ids))).tuples()
+    return dict(found)
+
+
+TAINT_CHECK = TaintCheck(type="workflow_run", field="run_id", find=find_tainted)

@@ -1,0 +1,54 @@
+"""Decides whether the events that triggers fire on may contain untrusted text.
+
+Such text reaches a trigger in the payload of an event: the error of a failed task, a title, or the subject of a
+message. What the trigger starts is then as tainted as the run that wrote the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from corral_plugins.triggers.api import TaintCheck
+from corral_plugins.triggers.models import Fire
+
+_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
+
+
+def mark_tainted(rows: Sequence[Fire], checks: Sequence[TaintCheck]) -> None:
+    """Set `is_tainted` of the slots whose event, or one of its causes, names a tainted object.
+
+    Call this function only with slots that are about to fire, because each check reads the database once. A person who
+    fires a trigger vouches for the payload.
+    """
+    named = {row.id: set(_names(row)) for row in rows if not row.is_manual and not row.is_tainted}
+    ids = {each for names in named.values() for _, each in names}
+    found = [(check, check.find(ids)) for check in checks] if ids else []
+    for row in rows:
+        if row.id in named:
+            row.is_tainted = any(
+                known.get(each, name in (check.type, check.field))
+                for check, known in found
+                for name, each in named[row.id]
+            )
+
+
+def taint_source(row: Fire) -> str:
+    """Return the source of the taint of a slot: the event, or else the trigger."""
+    return row.slot if row.slot.startswith("event:") else f"trigger:{row.trigger_id}"
+
+
+def _names(row: Fire) -> Iterator[tuple[str, str]]:
+    """Return the ids in the event, its payload and its causes, each with the name of its field or its type."""
+    about = row.event.get("object") if row.event else None
+    rest: list[tuple[str, Any]] = [("event", row.event), ("payload", row.payload), ("cause", row.cause)]
+    rest += [(about["type"], about["id"])] if about else []
+    while rest:
+        name, value = rest.pop()
+        if isinstance(value, dict):
+            rest += value.items()
+        elif isinstance(value, list):
+            rest += [(name, each) for each in value]
+        elif isinstance(value, str) and _ID.fullmatch(value):
+            yield name, value.lower()
