@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -186,6 +187,27 @@ async def test_a_run_whose_step_fails_with_the_error_of_a_tainted_task_is_tainte
             await alarm.kit.run_consumers()
             await alarm.run()
     assert await started(alarm, made) == [False, True]
+
+
+@pytest.mark.parametrize("end", ["complete", "fail"])
+async def test_a_run_that_starts_a_run_is_tainted_if_that_run_is(alarm: Alarm, end: str) -> None:
+    child = await flow(alarm, {"name": "work", "step_type": "agent", "agent_id": alarm.agent_id})
+    parent = await flow(alarm, {"name": "call", "step_type": "workflow", "config": {"workflow_id": child}})
+    error = {"type": "x", "message": "x"}
+    body: Any = {"complete": {"result": {}}, "fail": {"error": error, "retryable": False}}[end]
+    for tainted in (False, True):
+        run_id = (await alarm.member.post(f"/workflows/{parent}/run", {})).json()["id"]
+        for _ in range(3):
+            await alarm.kit.run_consumers()
+            await alarm.run()
+        await (await claim(alarm, taint=tainted)).ok(end, body)
+        for _ in range(5):
+            await alarm.kit.run_consumers()
+            await alarm.run()
+        run = (await alarm.member.get(f"/workflow-runs/{run_id}")).json()
+        assert run["status"] == {"complete": "completed", "fail": "failed"}[end]
+        found = await alarm.kit.work(functools.partial(find_tainted, [run_id]), read=True)
+        assert found == {run_id: tainted}
 
 
 strange: set[str] = set()
