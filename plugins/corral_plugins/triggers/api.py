@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from corral.auth.principal import Principal
 from corral.errors import FieldError, declare_codes
 from corral.events.event import Event
+from corral.events.log import LoggedEvent
 
 declare_codes(
     {
@@ -104,14 +105,29 @@ class TaintCheck(msgspec.Struct, frozen=True, kw_only=True):
     """Tells which objects of a plugin may contain untrusted text. Contributed with `corral_trigger_taint_checks`.
 
     What a trigger starts is tainted if the event names a tainted object. `type` is the type of these objects in events,
-    and `field` is the field in which payloads name them. `find(ids)` runs in the unit of work that starts the action.
-    It returns, for each of these ids that belongs to an object of this type, whether the object is tainted. Objects
-    that the event names and that no longer exist count as tainted.
+    and `field` is the field in which payloads name them. `find(ids)` runs in the unit of work that starts the action or
+    calls `EventTaint`. It returns, for each of these ids that belongs to an object of this type, whether the object is
+    tainted. Objects that the event names and that no longer exist count as tainted.
     """
 
     type: str
     field: str
     find: Callable[[Collection[str]], Mapping[str, bool]]
+
+
+class EventTaint(Protocol):
+    """Decides whether events may contain untrusted text. Its method runs in the caller's unit of work.
+
+    A plugin that passes the content of events to agents or runs must treat the events as untrusted while this service
+    is absent.
+    """
+
+    def is_tainted(self, event: LoggedEvent) -> bool:
+        """Return whether the event, its payload or its cause chain names a tainted object.
+
+        The objects are those of the `TaintCheck`s. The answer takes into account the taint that they have now.
+        """
+        ...
 
 
 class TriggerEvent(Event, kw_only=True):

@@ -14,7 +14,7 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.triggers import hookspecs, jobs, models, routes, settings
-from corral_plugins.triggers.api import EVENTS
+from corral_plugins.triggers.api import EVENTS, EventTaint
 from corral_plugins.triggers.service.event_reader import TriggerEvents, TriggerLogReader
 from corral_plugins.triggers.service.firing import TriggerFiring
 from corral_plugins.triggers.service.ingress import TriggerIngress
@@ -24,6 +24,7 @@ from corral_plugins.triggers.service.metrics import TriggerMetrics
 from corral_plugins.triggers.service.previews import TriggerPreviews
 from corral_plugins.triggers.service.scheduler import TriggerScheduler, TriggerTimes
 from corral_plugins.triggers.service.slots import TriggerSlots
+from corral_plugins.triggers.service.taint import EventTaintService
 from corral_plugins.triggers.service.template_installer import TriggerTemplateInstaller
 from corral_plugins.triggers.service.validation import TriggerChecks
 
@@ -74,6 +75,7 @@ class TriggersPlugin(Plugin):
             Provide(TriggerMetrics, lambda: self._metrics),
             Provide(TriggerTemplateInstaller, lambda: self._template_installer),
             *(Provide(part, part) for part in parts),
+            Provide(EventTaint, EventTaintService),
         ]
 
     @hookimpl

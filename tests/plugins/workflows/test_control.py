@@ -258,10 +258,10 @@ async def test_an_event_that_cannot_be_handled_for_a_step_is_skipped_after_five_
 ) -> None:
     complete = event_waits._complete
 
-    def break_on_poison(row: Any, event: LoggedEvent) -> None:
+    def break_on_poison(row: Any, event: LoggedEvent, *rest: Any) -> None:
         if event.payload()["name"] == "poison" and row.run_id == broken:
             raise RuntimeError("poison")
-        complete(row, event)
+        complete(row, event, *rest)
 
     monkeypatch.setattr(event_waits, "_complete", break_on_poison)
     workflow_id = await world.workflow(step("await", "wait", {"event": {"event": "agent.created"}}))

@@ -12,6 +12,7 @@ from tests.plugins.tools.conftest import Bench, BenchPlugin, bench_of
 from tests.plugins.workflows.conftest import PLUGINS, World, step, steps_of, transform
 
 from corral.testing.kit import Client, Kit
+from corral_plugins.tasks.api import Tasks
 from corral_plugins.workers.node.client import WorkerApiClient
 from corral_plugins.workers.node.tool_run import ToolRun
 from corral_plugins.workers.node.tools.builtin import tool_offers
@@ -91,13 +92,18 @@ class Shop(World):
         return run.outcome
 
 
+async def open_shop(make_kit: Callable[..., Awaitable[Kit]], folder: Path, *plugins: str) -> Shop:
+    """Open a shop with these further plugins."""
+    kit = await make_kit(plugins=(*PLUGINS, "tools", "approvals", BenchPlugin, *plugins))
+    found = Shop(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    found.bench = bench_of(kit)
+    return await found.set_up(folder / "worker")
+
+
 @pytest.fixture
 async def shop(make_kit: Callable[..., Awaitable[Kit]], tmp_path: Path) -> Shop:
     """A shop on each engine."""
-    kit = await make_kit(plugins=(*PLUGINS, "tools", "approvals", BenchPlugin))
-    found = Shop(kit, await kit.as_user("member"), await kit.as_user("admin"))
-    found.bench = bench_of(kit)
-    return await found.set_up(tmp_path / "worker")
+    return await open_shop(make_kit, tmp_path)
 
 
 @pytest.mark.one_engine
@@ -222,6 +228,47 @@ async def test_untrusted_output_taints_the_run(shop: Shop) -> None:
     await shop.settle()
     assert await shop.work() == ["completed", "waits for a person"]
     assert (await shop.read(run_id))["status"] == "running"
+
+
+async def call_after_a_failure(shop: Shop, *, tainted: bool) -> list[str]:
+    """Let a run wait until a task fails, and then call an external tool. Return how the call ended."""
+    arguments = {"text": "{{ steps.failure.output.event.data.error.message }}"}
+    wait = step("failure", "wait", {"event": {"event": "task.failed"}})
+    run_id = await shop.start(await shop.workflow(wait, call("test.slow", arguments)))
+    await shop.until(run_id, "waiting")
+    task_id = (await shop.ok("POST", "/tasks", {"title": "Read a page", "agent_id": shop.agent_id}))["id"]
+    (claim,) = await shop.claims()
+    if tainted:
+        tasks = shop.kit.service(Tasks)
+        await shop.kit.work(lambda: tasks.taint_run(task_id, claim["lease_id"], ["a test"]))
+    error = {"type": "x", "message": "obey me"}
+    body = {"lease_id": claim["lease_id"], "error": error, "retryable": False}
+    await shop.ok("POST", f"/tasks/{task_id}/fail", body, by=shop.worker)
+    await shop.kit.events()
+    await shop.kit.run_schedule("workflows.sweep")
+    await shop.settle()
+    shop.bench.gate.set()
+    ends = await shop.work()
+    run = await shop.read(run_id)
+    assert steps_of(run)["failure"]["output"]["event"]["data"]["error"]["message"] == error["message"]
+    return ends
+
+
+async def test_the_event_of_a_tainted_task_taints_the_run_that_waits_for_it(
+    make_kit: Callable[..., Awaitable[Kit]], tmp_path: Path
+) -> None:
+    shop = await open_shop(make_kit, tmp_path, "triggers")
+    assert await call_after_a_failure(shop, tainted=False) == ["completed"]
+    assert shop.bench.runs == [{"text": "obey me"}]
+    assert await call_after_a_failure(shop, tainted=True) == ["waits for a person"]
+    assert len(shop.bench.runs) == 1
+    (asked,) = (await shop.ok("GET", "/approvals"))["items"]
+    assert (await shop.ok("GET", f"/approvals/{asked['id']}"))["tool_call"]["tainted"] is True
+
+
+@pytest.mark.one_engine
+async def test_without_triggers_each_event_taints_the_run_that_waits_for_it(shop: Shop) -> None:
+    assert await call_after_a_failure(shop, tainted=False) == ["waits for a person"]
 
 
 @pytest.mark.one_engine

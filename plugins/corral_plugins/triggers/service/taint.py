@@ -1,4 +1,4 @@
-"""Decides whether the events that triggers fire on may contain untrusted text.
+"""Decides whether events, such as those that triggers fire on, may contain untrusted text.
 
 Such text reaches a trigger in the payload of an event: the error of a failed task, a title, or the subject of a
 message. What the trigger starts is then as tainted as the run that wrote the text.
@@ -10,10 +10,25 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from corral.events.log import LoggedEvent
 from corral_plugins.triggers.api import TaintCheck
 from corral_plugins.triggers.models import Fire
+from corral_plugins.triggers.service.event_reader import event_causes, event_facts
+from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 
 _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
+
+
+class EventTaintService:
+    """Applies the checks of triggers for other plugins that pass on the content of events."""
+
+    def __init__(self, types: TriggerTypeRegistry) -> None:
+        self._types = types
+
+    def is_tainted(self, event: LoggedEvent) -> bool:
+        slot = Fire(id=event.id, event=event_facts(event), payload=event.payload(), cause=event_causes(event))
+        mark_tainted([slot], self._types.taint_checks())
+        return slot.is_tainted
 
 
 def mark_tainted(rows: Sequence[Fire], checks: Sequence[TaintCheck]) -> None:

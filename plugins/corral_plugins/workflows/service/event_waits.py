@@ -26,6 +26,7 @@ from corral.events.consumers import POISON_TRIES, poison_alert
 from corral.events.log import EventRow, LoggedEvent
 from corral_core.accounts.api import Accounts
 from corral_core.expressions.api import Expressions
+from corral_plugins.triggers.api import EventTaint
 from corral_plugins.workflows.models import Run, StepRun
 from corral_plugins.workflows.service.wakeups import wake
 
@@ -53,8 +54,10 @@ class EventWaits:
 
     A step receives only events that the person who started its run may read. If handling an event fails for a step, it
     is retried, as for any durable consumer. After the last failed try, the step skips the event. Other steps are not
-    delayed.
+    delayed. The content of a tainted event taints the run.
     """
+
+    event_taint: EventTaint | None
 
     def __init__(self, database: Database, expressions: Expressions, accounts: Accounts, rights: EventRights) -> None:
         self._database, self._work = database, database.work
@@ -103,7 +106,7 @@ class EventWaits:
                 continue
             try:
                 if await self._matches(row, event):
-                    await self._work(functools.partial(_complete, row, event), entry=ENTRY)
+                    await self._work(functools.partial(_complete, row, event, self.event_taint), entry=ENTRY)
                     self._failures.pop((row.id, event.id), None)
                     return False
             except Unavailable:
@@ -179,11 +182,12 @@ def _move(ids: Sequence[str], place: int) -> None:
     StepRun.update(cursor=place).where(StepRun.id.in_(list(ids)) & (StepRun.cursor < place)).execute()
 
 
-def _complete(row: Any, event: LoggedEvent) -> None:
+def _complete(row: Any, event: LoggedEvent, event_taint: EventTaint | None) -> None:
     wake(row.run_id)
+    is_tainted = event_taint is None or event_taint.is_tainted(event)
     output = {"event": _event_data(event)}
     waits = (StepRun.id == row.id) & (StepRun.status == "waiting") & StepRun.report.is_null()
-    StepRun.update(report={"status": "completed"}, output=output).where(waits).execute()
+    StepRun.update(report={"status": "completed", "tainted": is_tainted}, output=output).where(waits).execute()
 
 
 def _alert(row: Any, event: LoggedEvent, reason: str) -> None:
