@@ -140,6 +140,8 @@ triggers test Daily --next 2
 triggers fire Daily
 triggers history Daily
 triggers toggle Daily --off
+triggers create Hook --webhook --task "Handle {{{{ payload.number }}}}"
+triggers rotate-secret Hook --overlap 60
 triggers delete Daily
 template list
 template show hello-fleet

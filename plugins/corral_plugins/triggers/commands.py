@@ -205,11 +205,7 @@ def create_trigger(
     lines = [f"Created {made['name']} ({made['id']})."]
     if made["next_fire_at"] is not None:
         lines.append(f"It fires next at {made['next_fire_at']}.")
-    if made["ingress_url"] is not None:
-        lines.append(f"Its address, which is not shown again: {client.absolute(made['ingress_url'])}")
-    if made["secret"] is not None:
-        lines.append(f"Its secret, which is not shown again: {made['secret']}")
-    lines += _warning_lines(made)
+    lines += [*_ingress_lines(client, made), *_warning_lines(made)]
     print_value(made, as_json=as_json, text="\n".join(lines))
 
 
@@ -289,6 +285,26 @@ def toggle_trigger(client: ApiClient, *, trigger: str, enabled: bool | None, as_
     print_value(changed, as_json=as_json, text="\n".join([text, *_warning_lines(changed)]))
 
 
+@triggers_command_group.command("rotate-secret")
+@trigger_argument
+@click.option(
+    "--overlap",
+    type=click.IntRange(0, 259_200),
+    default=86_400,
+    show_default=True,
+    metavar="SECONDS",
+    help="time in seconds for which the old secret or URL remains valid",
+)
+@client_command
+def rotate_trigger_secret(client: ApiClient, *, trigger: str, overlap: int, as_json: bool) -> None:
+    """Replace the secret of a webhook trigger, or its URL if its deliveries are not signed.
+
+    The command prints the new secret or URL, which is not shown again.
+    """
+    made = client.post(f"/triggers/{_find(client, trigger)}/rotate-secret", {"overlap_seconds": overlap})
+    print_value(made, as_json=as_json, text="\n".join(_ingress_lines(client, made)))
+
+
 @triggers_command_group.command("delete")
 @trigger_argument
 @client_command
@@ -358,6 +374,16 @@ def test_trigger(
     else:
         text = _test_result_text(tested, found)
     print_value(found, as_json=as_json, text=text)
+
+
+def _ingress_lines(client: ApiClient, made: Mapping[str, Any]) -> list[str]:
+    """Return the lines that show the new URL and the new secret of a webhook trigger, if there are any."""
+    lines = []
+    if made["ingress_url"] is not None:
+        lines.append(f"Its address, which is not shown again: {client.absolute(made['ingress_url'])}")
+    if made["secret"] is not None:
+        lines.append(f"Its secret, which is not shown again: {made['secret']}")
+    return lines
 
 
 def _warning_lines(trigger: Mapping[str, Any]) -> list[str]:

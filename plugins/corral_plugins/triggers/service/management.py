@@ -340,7 +340,9 @@ def _secret_warnings(row: Trigger) -> list[str]:
     """Return a warning if deliveries must be signed but the trigger has no secret, because its `auth` was changed."""
     if row.type != "webhook" or row.config.get("auth", "token") == "token" or row.secret is not None:
         return []
-    return [f"The trigger has no secret and refuses every call. Create one: POST /triggers/{row.id}/rotate-secret"]
+    return [
+        f"The trigger has no secret and refuses every call. Create one with `corral triggers rotate-secret {row.id}`."
+    ]
 
 
 def _warnings(action: TriggerAction, fields: dict[str, Any], by: Principal) -> list[str]:
