@@ -174,6 +174,7 @@ setup(
             "demo = corral_plugins.tasks.demo.command:demo_command",
             "events = corral_core.event_log.command:events_command",
             "files = corral_plugins.files.commands:files_command_group",
+            "invitations = corral_plugins.admin.invitation_commands:invitations_command_group",
             "keys = corral_core.accounts.commands:crypto_key_command_group",
             "kill-switch = corral_plugins.admin.command:kill_switch_command",
             "login = corral_core.accounts.session_commands:login_command",

@@ -228,6 +228,8 @@ cost reservations
 events
 user create {OTHER} --password-file password
 user invite new@example.org
+invitations list --status pending
+invitations revoke new@example.org
 user list
 user show {OTHER}
 user role {OTHER} viewer

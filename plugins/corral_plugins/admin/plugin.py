@@ -53,8 +53,9 @@ class AdminPlugin(Plugin):
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:
         from corral_plugins.admin.command import kill_switch_command
+        from corral_plugins.admin.invitation_commands import invitations_command_group
 
-        return [kill_switch_command]
+        return [invitations_command_group, kill_switch_command]
 
     @hookimpl(optionalhook=True)
     def corral_restore_steps(self) -> Iterable[type[RestoreStep]]:
