@@ -1,1 +1,1 @@
-"""The built-in feature areas, one package each."""
+"""The built-in plugins. Each feature area has its own package."""

@@ -41,7 +41,7 @@ def _delete_batch(model: type[Delivery] | type[Post], before: str) -> int:
 
 
 def on_decision(event: LoggedEvent, reviews: CodeReviews, accounts: Accounts) -> None:
-    """Queue a post that reports the decision on a pull request."""
+    """Queue a post that reports a decision on the code review of a pull request."""
     posts.queue_decision(event, reviews, accounts)
 
 

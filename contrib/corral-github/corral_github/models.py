@@ -8,10 +8,10 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 
 
 class Repository(Model):
-    """A connected repository. `name` is in lower case, because the host ignores case.
+    """A connected repository. `name` is in lower case, because the code host ignores case.
 
-    Corral works with the permissions of `owner_id`, the admin who connected the repository or last changed it. Corral
-    sends no requests to the host before `paused_until`, because the host asked for a pause.
+    Corral works with the permissions of `owner_id`, the admin who connected the repository or last changed it.
+    `paused_until` is the end of a pause that the code host asked for. Until then, Corral sends it no requests.
     """
 
     visibility = SHARED
@@ -43,8 +43,9 @@ class Thread(Model):
     """A pull request or an issue, and the code review or task that Corral created for it.
 
     Deliveries and posts of one thread are processed in order, by the process that holds the `lease`, which expires at
-    `lease_until`. `run_at` is the time at which the next one is due, or null if none is pending. `heads` maps revisions
-    of the review to commits. `seen_at` is the time of the issue's last change, according to the host's clock.
+    `lease_until`. `run_at` is the time at which the next delivery or post is due, or null if none is pending. `heads`
+    maps revision numbers of the review to commit hashes. `seen_at` is the time of the issue's last change, according to
+    the code host's clock.
     """
 
     visibility = SHARED
@@ -74,9 +75,9 @@ class Thread(Model):
 
 
 class Delivery(Model):
-    """A webhook delivery from the host.
+    """A webhook delivery from the code host.
 
-    `facts` contains the necessary parts of the payload until the delivery is handled.
+    `facts` contains the parts of the payload that the handler needs. It is cleared after the delivery has been handled.
     """
 
     visibility = SHARED
@@ -109,8 +110,8 @@ class Delivery(Model):
 class Post(Model):
     """A comment or a review to post. `source` identifies the reported event, so that no event is reported twice.
 
-    `attempts` is incremented before each request. Before every attempt except the first, Corral checks whether the host
-    already has the post.
+    `attempts` is incremented before each request. Before every attempt except the first, Corral checks whether the code
+    host already has the post.
     """
 
     visibility = SHARED

@@ -23,9 +23,9 @@ Labels = Annotated[list[Annotated[str, line(100)]], Meta(max_length=20)]
 class NewGitHubRepository(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A repository to connect.
 
-    `token_secret` and `webhook_secret` are the names of vault secrets: the token with which Corral calls the host, and
-    the secret with which the host signs its deliveries. `pull_requests` determines what Corral creates for a pull
-    request: a code review, an agent task, or nothing. An issue becomes a task when it receives one of the
+    `token_secret` and `webhook_secret` are the names of vault secrets: the token with which Corral calls the code host,
+    and the secret with which the code host signs its deliveries. `pull_requests` determines what Corral creates for a
+    pull request: a code review, an agent task, or nothing. An issue becomes a task when it receives one of the
     `issue_labels`.
     """
 
@@ -58,9 +58,9 @@ class GitHubRepositoryPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=
 class GitHubRepositoryView(msgspec.Struct, kw_only=True):
     """A connected repository.
 
-    `hook_path` is the path of the webhook URL that the host calls. `waiting` is the number of pull requests and issues
-    with pending work. `is_token_tried` says whether the host has accepted the token. It is false at first, because
-    Corral sends no request to the host before the first delivery.
+    `hook_path` is the path of the webhook URL that the code host calls. `waiting` is the number of pull requests and
+    issues with pending work. `is_token_tried` says whether the code host has accepted the token. It is false at first,
+    because Corral sends no request to the code host before the first delivery.
     """
 
     id: str
@@ -92,7 +92,7 @@ class GitHubRepositoryQuery(PageQuery, kw_only=True, forbid_unknown_fields=True,
 
 
 class GitHubDeliveryView(msgspec.Struct, kw_only=True):
-    """A delivery from the host, with its result."""
+    """A webhook delivery from the code host, with its result."""
 
     id: str
     delivery_id: str

@@ -1,4 +1,4 @@
-"""The public interface of agents: data types, events, the `Agents` service, and the protocol `AgentStatistics`."""
+"""The public interface of the `agents` plugin: data types, events, and the protocols `Agents` and `AgentStatistics`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ declare_codes(
 class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about an agent that Corral needs to assign tasks to it and to call its model.
 
-    `version` is the version of the configuration. `max_cost_per_task_micro` limits the cost of tasks without a limit of
-    their own, in micro-USD.
+    `version` is the version of the configuration. `max_cost_per_task_micro` limits the cost, in micro-USD, of each task
+    that has no limit of its own.
     """
 
     id: str
@@ -154,7 +154,7 @@ class Agents(Protocol):
 
 
 class AttemptStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Statistics of at most the newest 10,000 attempts of an agent.
+    """Statistics of an agent's newest attempts, at most 10,000.
 
     Null means unknown. The success rate and the durations are null if no attempt has ended.
     """

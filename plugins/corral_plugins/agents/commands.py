@@ -179,7 +179,7 @@ def start_agent(client: ApiClient, *, agent: str, override: bool, as_json: bool)
 def stop_agent(
     client: ApiClient, *, agent: str, drain: bool, cancel_tasks: bool, reason: str | None, as_json: bool
 ) -> None:
-    """Stop an agent immediately. Its tasks return to the queue and wait for the next start."""
+    """Stop an agent immediately. Its tasks return to the queue and wait until the agent is started again."""
     if drain and cancel_tasks:
         raise click.UsageError("--drain and --cancel-tasks cannot be used together")
     body = {"mode": "drain" if drain else "immediate", "cancel_tasks": cancel_tasks, "reason": reason}

@@ -27,7 +27,7 @@ def delete_expired_tokens() -> None:
 
 
 async def purge_deleted_agents(work: Work) -> None:
-    """Delete the agents that were marked as deleted at least 30 days ago, with their versions.
+    """Delete agents that were marked as deleted at least 30 days ago, and the versions of these agents.
 
     Each batch is deleted in its own unit of work.
     """
@@ -58,7 +58,7 @@ def end_tokens_of_purged_user(event: LoggedEvent, tokens: AgentTokens) -> None:
 
 
 def pause_agent_over_budget(event: LoggedEvent, agents: Agents, cost: Costs | None) -> None:
-    """Pause an agent that has spent its own budget, unless the budget was raised in the meantime."""
+    """Pause an agent that has used up its own budget, unless the budget was raised in the meantime."""
     agent_id = event.payload()["agent_id"]
     budget = cost.agent_budgets([agent_id]).get(agent_id) if cost is not None and agent_id is not None else None
     if budget is not None and budget.is_exceeded:

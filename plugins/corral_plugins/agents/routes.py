@@ -1,4 +1,4 @@
-"""The HTTP routes of agents."""
+"""The HTTP routes for agents."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def update_agent_budget(
 
 @routes.get("/{id}/stats", needs="agents.read", raises=("not_found",))
 def get_agent_stats(id: str, query: AgentStatsQuery, versions: AgentVersions, caller: Principal) -> AgentStats:
-    """Get statistics of the attempts of an agent. Unknown values are null."""
+    """Get statistics about an agent's attempts. Unknown values are null."""
     return versions.get_statistics(id, query.days, by=caller)
 
 

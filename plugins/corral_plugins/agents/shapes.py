@@ -79,7 +79,7 @@ class NewAgent(AgentFields, kw_only=True):
 
 
 class AgentPatch(AgentFields, kw_only=True):
-    """The fields of an agent to change. Absent fields stay unchanged."""
+    """The agent fields to change. Absent fields stay unchanged."""
 
     name: Name | UnsetType = UNSET
 
@@ -87,9 +87,9 @@ class AgentPatch(AgentFields, kw_only=True):
 class AgentView(msgspec.Struct, kw_only=True):
     """An agent.
 
-    `version` increases with every change of the agent. `config_version` is the number of the newest version of its
-    configuration. `spent_month_usd` is the agent's cost in the current month (UTC), or null if the `cost` plugin is not
-    active.
+    `version` increases with every change to the agent. `config_version` is the number of the newest version of the
+    agent's configuration. `spent_month_usd` is the agent's cost in the current month (UTC), or null if the `cost`
+    plugin is not active.
     """
 
     id: str
@@ -264,7 +264,7 @@ class AgentStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AgentStats(AttemptStatistics, frozen=True, kw_only=True):
-    """Statistics of at most the newest 10,000 attempts of the last `days` days."""
+    """Statistics of the newest attempts of the last `days` days, at most 10,000."""
 
     days: int
 

@@ -1,4 +1,4 @@
-"""The public interface of approvals: data types, the events, and the `Approvals` service."""
+"""The public interface of the `approvals` plugin: data types, events, and the `Approvals` service."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ DecidingRole = Literal["admin", "member"]
 RISKS: tuple[Risk, ...] = ("low", "medium", "high", "critical")
 """The risk levels, lowest first."""
 OPEN: tuple[Status, ...] = ("pending", "revision_requested")
-"""The statuses of an undecided approval."""
+"""The statuses of an undecided approval request."""
 
 
 class Approvers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The people who may decide an approval: the listed users, and all users with one of the listed roles.
+    """The people who may decide an approval request: the listed users, and all users with one of the listed roles.
 
     Admins may always decide.
     """
@@ -118,7 +118,7 @@ class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     Unlike `NewApproval`, it may concern a tool call or a workflow step. `payload_sha256` is the hash of the content to
     execute, by default the hash of `payload`. If `approvers` is None, the default approvers for the given risk decide.
-    `step_policy` contains the paths that a workflow step takes after each outcome.
+    `step_policy` contains the path that a workflow step takes after each outcome.
     """
 
     type: Kind
@@ -297,7 +297,7 @@ class ApprovalUpdated(ApprovalEvent, kw_only=True):
 
 
 class ApprovalResolved(ApprovalEvent, kw_only=True):
-    """An approval was approved, rejected or cancelled, or has expired. `outcome` is the final status."""
+    """An approval request was approved, rejected or cancelled, or has expired. `outcome` is the final status."""
 
     event = "approval.resolved"
 

@@ -1,4 +1,4 @@
-"""The `corral approvals` commands, which decide and follow approvals from a terminal.
+"""The `corral approvals` commands, for deciding and following approval requests from a terminal.
 
 This module also lists pending approvals for other commands.
 """
@@ -29,7 +29,7 @@ note_option = click.option("--note", help="note for the requester")
 
 @click.group("approvals")
 def approvals_command_group() -> None:
-    """Decide requests from agents, workflows and people. APPROVAL is an id or a title."""
+    """Decide approval requests from agents, workflows and people. APPROVAL is an id or a title."""
 
 
 @approvals_command_group.command("list")

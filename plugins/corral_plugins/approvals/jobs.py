@@ -1,4 +1,4 @@
-"""Background jobs of approvals."""
+"""Background jobs of the `approvals` plugin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REMIND = UnitContext(label="job approvals.remind", actor=SYSTEM)
 
 
 async def end_overdue_approvals(database: Database, timers: ApprovalTimers) -> None:
-    """Expire, escalate or automatically approve overdue approvals, each in a separate unit of work."""
+    """Expire, escalate or automatically approve overdue requests, each in a separate unit of work."""
     while True:
         found = await database.read(timers.overdue, SWEEP)
         for approval_id, task_id in found:
@@ -28,7 +28,7 @@ async def end_overdue_approvals(database: Database, timers: ApprovalTimers) -> N
 
 
 async def remind_of_open_approvals(work: Work, timers: ApprovalTimers) -> None:
-    """Remind approvers of undecided approvals."""
+    """Remind approvers of undecided approval requests."""
     while await work(timers.remind, entry=REMIND) == BATCH_SIZE:
         continue
 

@@ -74,7 +74,7 @@ class Approval(Model):
 
 
 IS_OPEN = peewee.SQL("status IN ('pending', 'revision_requested')")
-"""The SQL condition for undecided approvals.
+"""The SQL condition for undecided approval requests.
 
 The values are literals, because query planners do not use a partial index for a condition with parameters.
 """
@@ -85,7 +85,7 @@ Approval.add_index(Approval.index(Approval.task_id, name="approvals_approvals_op
 
 
 class ApproverRow(Model):
-    """A user or a role that may decide an approval.
+    """A user or a role that may decide an approval request.
 
     `kind` is `user` or `role`. `name` is the id of the user or the name of the role.
     """

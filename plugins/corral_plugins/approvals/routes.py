@@ -1,4 +1,4 @@
-"""The HTTP routes of approvals."""
+"""The HTTP routes for approvals."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def create_approval(
 
 @routes.get("/count", needs=READ)
 def count_approvals(listing: ApprovalListing, caller: Principal) -> ApprovalCount:
-    """Count the pending approvals, and the approvals that the caller may decide."""
+    """Count the pending approval requests, and the requests that the caller may decide."""
     return listing.count(caller)
 
 
@@ -67,9 +67,9 @@ def count_approvals(listing: ApprovalListing, caller: Principal) -> ApprovalCoun
 async def decide_many(
     body: BulkDecision, decisions: ApprovalDecisions, caller: Principal, request: Request, work: Work
 ) -> BulkResult:
-    """Decide many approvals with one request. Each approval is decided independently.
+    """Decide many approval requests with one call. Each of them is decided independently.
 
-    Approvals of high and critical risk are skipped.
+    Requests with high or critical risk are skipped.
     """
     entry = request.unit_context(caller)
     items = [

@@ -49,7 +49,7 @@ class RevisedPayload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CancelApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The cancellation of an approval. The reason is shown to the approvers."""
+    """The cancellation of an approval request. The reason is shown to the approvers."""
 
     reason: ShortText | None = None
 
@@ -61,7 +61,7 @@ class NewApprovalComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
 
 
 class BulkDecision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One decision for many approvals. Approvals of high and critical risk are skipped."""
+    """One decision for many approval requests. Requests with high or critical risk are skipped."""
 
     ids: Annotated[list[Id], Meta(min_length=1, max_length=100)]
     decision: Literal["approve", "reject"]
@@ -77,7 +77,7 @@ class BulkItem(msgspec.Struct, kw_only=True):
 
 
 class BulkResult(msgspec.Struct, kw_only=True):
-    """The results for all approvals, in the order of the request."""
+    """The results for all approval requests, in the order in which the caller listed them."""
 
     items: list[BulkItem]
 
@@ -113,7 +113,7 @@ class ExecutionView(msgspec.Struct, kw_only=True):
 class ApprovalItem(msgspec.Struct, kw_only=True):
     """An approval in a list, without its payload.
 
-    `can_decide` says whether the caller may decide the approval now. `approvals` is the number of people who have
+    `can_decide` says whether the caller may decide the request now. `approvals` is the number of people who have
     approved it.
     """
 
@@ -166,7 +166,7 @@ class ApprovalView(ApprovalItem, kw_only=True):
 
 
 class ApprovalQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters for listing approvals. `assigned_to=me` selects the approvals that the caller may decide."""
+    """Filters for listing approvals. `assigned_to=me` selects the approval requests that the caller may decide."""
 
     status: list[Status | Literal["all"]] = msgspec.field(default_factory=lambda: ["pending"])
     assigned_to: Literal["me", "all"] = "all"
@@ -196,7 +196,7 @@ class ApprovalWaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ApprovalCount(msgspec.Struct, kw_only=True):
-    """The number of pending approvals, of those that the caller may decide, and of those that expire within an hour."""
+    """The numbers of pending requests, of those that the caller may decide, and of those that expire within an hour."""
 
     pending: int
     assigned_to_me: int

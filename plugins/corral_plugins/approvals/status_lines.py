@@ -7,7 +7,7 @@ from corral.cli.status_parts import StatusPart, read_if_allowed, some_names
 
 
 def approval_status(client: ApiClient) -> StatusPart:
-    """Describe the pending approvals that the user may decide."""
+    """Describe the pending approval requests that the user may decide."""
     found = read_if_allowed(client, "/approvals", assigned_to="me")
     if found is None or not found["items"]:
         return StatusPart(found)

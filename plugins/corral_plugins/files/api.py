@@ -86,7 +86,7 @@ class Files(Protocol):
         ...
 
     def facts(self, file_id: str) -> FileFacts | None:
-        """Return the facts about a file without checking permissions, or None if the file does not exist."""
+        """Return the facts about a file without checking permissions. Return None if the file does not exist."""
         ...
 
     def readable(self, file_id: str, *, by: Principal) -> FileFacts | None:

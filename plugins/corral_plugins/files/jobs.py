@@ -1,4 +1,4 @@
-"""Background jobs and event handlers of files."""
+"""Background jobs and event handlers of the `files` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database tables of files. The bytes of a file are stored under a random storage key, which is never shown."""
+"""The database tables for files. The bytes of a file are stored under a random storage key, which is never shown."""
 
 from __future__ import annotations
 

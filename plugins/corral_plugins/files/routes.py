@@ -1,4 +1,4 @@
-"""The HTTP routes of files."""
+"""The HTTP routes for files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of files."""
+"""Settings of the `files` plugin."""
 
 from __future__ import annotations
 

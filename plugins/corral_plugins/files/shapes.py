@@ -38,7 +38,7 @@ class UploadQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class FilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields to change in a file. Absent fields stay unchanged."""
+    """The file fields to change. Absent fields stay unchanged."""
 
     name: FileName | UnsetType = UNSET
     task_id: Id | UnsetType | None = UNSET

@@ -337,7 +337,7 @@ BOUNDS = {
     "pattern": "pattern",
     "format": "format",
 }
-"""JSON Schema keywords that restrict a parameter, and their descriptions for people."""
+"""Maps JSON Schema keywords that restrict a parameter to their descriptions for people."""
 
 
 def _parameter_text(name: str, schema: Json, required: Collection[str]) -> str:
@@ -415,7 +415,7 @@ REASONS = {
     "plugin_required": "the plugin for this kind of object is not active",
 }
 REPEATABLE = {"running", "in_use", "plugin_required"}
-"""The reasons for keeping an object after which the same command can be repeated, once the reason no longer applies."""
+"""The reasons for keeping an object that may disappear, after which the same command can be repeated."""
 ENDS = {
     "agent": "Stop it: corral agents stop",
     "workflow": "See what runs: corral workflows runs",
@@ -433,7 +433,7 @@ BEGINNINGS = {
 
 
 def _beginning_lines(client: ApiClient, created: list[Json]) -> list[str]:
-    """Return the commands, in order, with which a person puts the installed objects into operation."""
+    """Return the commands, in order, that activate the installed objects."""
     triggers = [client.get(f"/triggers/{each['id']}") for each in created if each["kind"] == "trigger"]
     triggered = {trigger["action"].get("workflow_id"): trigger["name"] for trigger in triggers}
     lines = []

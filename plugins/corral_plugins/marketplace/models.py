@@ -33,8 +33,8 @@ class StoredTemplate(Model):
 class Installation(Model):
     """An installation of a template.
 
-    `manifest` contains the text of the installed version. An upgrade compares it with the new version. `missing` lists
-    the required secrets, tools and grants that did not exist when the template was installed.
+    `manifest` contains the text of the installed manifest. An upgrade compares this text with the new manifest.
+    `missing` lists the required secrets, tools and grants that did not exist when the template was installed.
     """
 
     visibility = SHARED
@@ -64,8 +64,9 @@ class InstalledResource(Model):
     """An object that belongs to an installation. Users cannot edit this row, so it reliably shows the object's origin.
 
     `position` is the object's position in the order of creation. `spec` is the spec with which the object was created
-    or last upgraded, with references instead of ids. `fingerprint` contains the object's field values after that. If
-    `reused` is true, the object already existed before the installation, which therefore never changes or removes it.
+    or last upgraded, with references instead of ids. `fingerprint` contains the object's field values at that time. If
+    `reused` is true, the object already existed before the installation, so the object is never changed or removed with
+    the installation.
     """
 
     visibility = SHARED

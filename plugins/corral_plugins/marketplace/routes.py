@@ -1,4 +1,4 @@
-"""The HTTP routes of the marketplace. A template is identified by its slug or id."""
+"""The HTTP routes for the marketplace. A template is identified by its slug or id."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ routes = Routes("/marketplace", tag="Marketplace")
 
 @routes.get("/templates", needs=READ, raises=("invalid_cursor",))
 async def list_templates(query: TemplateQuery, templates: TemplateCatalogue, caller: Principal) -> Page[TemplateView]:
-    """List the latest versions of all templates, sorted by name."""
+    """List the latest version of each template, sorted by name."""
     return await templates.list(query, by=caller)
 
 

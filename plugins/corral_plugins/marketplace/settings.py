@@ -1,4 +1,4 @@
-"""The setting of the marketplace."""
+"""The run-time setting of the `marketplace` plugin."""
 
 from __future__ import annotations
 

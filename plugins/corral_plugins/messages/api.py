@@ -1,4 +1,4 @@
-"""The public interface of messages: data types, the `Messages` service and the events."""
+"""The public interface of the `messages` plugin: data types, events and the `Messages` service."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class SentMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimedMessages(msgspec.Struct, frozen=True, kw_only=True):
-    """The messages for an agent that claims a task, as JSON objects, and the list of untrusted sources among them."""
+    """The messages for an agent that claims a task, as JSON objects, and the untrusted sources among them."""
 
     items: list[dict[str, Any]]
     untrusted: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The database tables of messages: messages, receipts, subscriptions of agents to channels, and channels."""
+"""The database tables for messages, receipts, channels, and subscriptions of agents to channels."""
 
 from __future__ import annotations
 

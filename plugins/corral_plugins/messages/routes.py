@@ -1,4 +1,4 @@
-"""The HTTP routes of messages."""
+"""The HTTP routes for messages."""
 
 from __future__ import annotations
 

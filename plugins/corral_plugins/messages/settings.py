@@ -1,4 +1,4 @@
-"""Run-time settings of messages."""
+"""Run-time settings of the `messages` plugin."""
 
 from __future__ import annotations
 

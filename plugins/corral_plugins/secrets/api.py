@@ -36,9 +36,9 @@ declare_codes(
 
 
 class AttachedObject(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of a plugin to which a secret can be attached.
+    """An object that belongs to a plugin and to which a secret can be attached.
 
-    When an admin attaches a secret to the object, the plugin is added to the secret's allowed consumers.
+    When an admin attaches a secret to the object, the object's plugin is added to the secret's allowed consumers.
     """
 
     plugin: str
@@ -65,8 +65,8 @@ class Secrets(Protocol):
     """Gives plugins access to the values of secrets. All methods run in the caller's unit of work.
 
     Callers must request a value each time they need it, and must never store it. Methods raise `NotFound` if the secret
-    does not exist, `Forbidden` if the consumer or host is not allowed, `Gone` (`secret_expired`) and `Unavailable`
-    (`vault_sealed`).
+    does not exist, `Forbidden` if the consumer or host is not allowed, `Gone` (`secret_expired`) if the secret has
+    expired, and `Unavailable` (`vault_sealed`) while the vault is sealed.
     """
 
     def use_value(
@@ -109,12 +109,12 @@ class Secrets(Protocol):
         ...
 
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
-        """Record that an object now uses the secret `name`, which replaces the secret that it used before.
+        """Record that an object now uses the secret `name` instead of the secret that it used before.
 
         Raise `Invalid` (`unknown_reference`) at `pointer` if there is no secret with this name. Raise `Forbidden`
         (`insufficient_scope`) if `by` lacks the `secrets.write` permission. The permission is required because a user
-        who decides where an object sends its secret could read the value there. Pass None for `by` if the value was
-        submitted with the object and stored by `store_value`.
+        who decides where an object sends its secret could read the value at that destination. Pass None for `by` if the
+        value was submitted with the object and stored by `store_value`.
         """
         ...
 

@@ -64,7 +64,7 @@ class GenerationOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 class SecretRotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The new value, or the options for generating one.
 
-    Corral accepts the previous value in signatures for `grace_seconds`.
+    For `grace_seconds` seconds, Corral still accepts signatures made with the previous value.
     """
 
     value: Value | None = None

@@ -1,4 +1,4 @@
-"""Scheduled jobs of SSH, which mark abandoned commands as interrupted and delete the records of old commands."""
+"""Scheduled jobs of the `ssh` plugin, which mark abandoned commands as interrupted and delete old command records."""
 
 from __future__ import annotations
 

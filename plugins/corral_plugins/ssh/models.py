@@ -1,4 +1,4 @@
-"""The database tables of SSH connections and executed commands."""
+"""The database tables for SSH connections and executed commands."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Connection(Model):
 class Execution(Model):
     """A command that was run on a machine.
 
-    A running command counts as abandoned after `alive_until`, unless its process renews this time.
+    A running command counts as abandoned after `alive_until`, unless the Corral process that runs the command renews
+    this time.
     """
 
     id = IdField(primary_key=True)

@@ -1,4 +1,4 @@
-"""The HTTP routes of SSH connections."""
+"""The HTTP routes for SSH connections."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ async def cancel_execution(
     request: Request,
     work: Work,
 ) -> Answer[CommandExecutionView]:
-    """Cancel a running command. It stops on the machine within seconds."""
+    """Cancel a running command. The command stops on the machine within seconds."""
     view = await work(lambda: executions.cancel(id, execution_id), entry=request.unit_context(caller))
     runner.cancel_here(view.id)
     return Answer(body=view)
@@ -209,7 +209,7 @@ async def cancel_execution(
 async def _check_address(egress: Egress, hostname: str, port: int) -> list[str]:
     """Check an address before it is stored.
 
-    Return warnings, or raise `Invalid` (`url_blocked`) if egress is blocked.
+    Return warnings, or raise `Invalid` (`url_blocked`) if egress to the address is blocked.
     """
     try:
         await egress.addresses(hostname, port, Policy("internal"))

@@ -1,6 +1,6 @@
 """Receives webhook deliveries: verifies the signature over the raw bytes, and stores the data that the handlers need.
 
-The response is sent only after the row is committed. A job calls the host later.
+The response is sent only after the row is committed. A job calls the code host later.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class GitHubIngress:
 
 
 def _is_signed(body: bytes, header: str | None, values: list[str]) -> bool:
-    """Return whether the body was signed with one of the secrets. The comparison takes constant time."""
+    """Return whether the body was signed with one of the secrets in `values`. The comparison takes constant time."""
     given = (header or "").strip().lower().encode("utf-8", "replace")
     keys = values or [secrets.token_hex()]  # an unknown repository takes as long as a wrong signature
     wanted = [b"sha256=" + hmac.new(key.encode(), body, hashlib.sha256).hexdigest().encode() for key in keys]
@@ -179,7 +179,7 @@ def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
 def _insert(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
     """Insert the row of a delivery.
 
-    Return None if the row conflicts with that of another delivery, or if its thread has just been deleted.
+    Return None if the row conflicts with the row of another delivery, or if its thread has just been deleted.
     """
     thread_id = None
     if received.number is not None:

@@ -22,7 +22,7 @@ class Issues:
         self._work, self._accounts, self._tasks = work, accounts, tasks
 
     async def handle(self, item: WorkItem) -> None:
-        """Create a task, unless the issue is closed, has an unfinished task, or the delivery is outdated.
+        """Create a task, unless the issue is closed or already has an unfinished task, or the delivery is outdated.
 
         A delivery is outdated if a later delivery about the issue was handled before.
         """

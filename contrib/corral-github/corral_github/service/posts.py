@@ -35,7 +35,7 @@ def queue_comment(thread: Thread, content: Json, *, source: str) -> None:
 
 
 def queue_decision(event: LoggedEvent, reviews: CodeReviews, accounts: Accounts) -> None:
-    """Queue a review on the host that reports a decision and the unresolved comments."""
+    """Queue a pull request review that reports a decision and the unresolved comments."""
     found: Thread | None = Thread.get_or_none(Thread.review_id == event.object_id)
     if found is None:
         return
@@ -77,9 +77,9 @@ def _queue(thread: Thread, kind: str, content: Json, source: str) -> None:
 
 
 def _comment(facts: CommentFacts, revision: int) -> Json:
-    """Return the fields of a comment that are posted.
+    """Return the fields to post for a comment.
 
-    `line` is set only if the decided revision shows the comment at this line.
+    `line` is set only if the comment is on a line of the given revision and is not a reply.
     """
     is_placed = facts.anchor == "active" and facts.revision == revision and facts.parent_id is None
     return {
@@ -94,15 +94,16 @@ def _comment(facts: CommentFacts, revision: int) -> Json:
 
 
 def marker_of(post: Post) -> str:
-    """Return the marker that identifies a post on the host. The marker ends with a random, unpredictable id."""
+    """Return the marker that identifies a post on the code host. The marker ends with a random, unpredictable id."""
     return f"{MARKER}{post.id} -->"
 
 
 def review_forms(post: Post) -> list[Json]:
-    """Return up to three versions of the review, best first, because the host may refuse line comments or an approval.
+    """Return up to three versions of a review, best first.
 
-    The host refuses comments on lines that its own diff does not show. If the owner of the token opened the pull
-    request, the host does not let this user approve it or request changes, but accepts a review that only comments.
+    There are several because the code host may refuse line comments or an approval. It refuses comments on lines that
+    its own diff does not show. If the owner of the token opened the pull request, the code host does not let this user
+    approve it or request changes, but accepts a review that only comments.
     """
     content = post.content
     event, title = SHOWN_LINES[content["decision"]]

@@ -28,7 +28,7 @@ End with the text of your review, in Markdown. It is posted as a comment on the 
 
 
 class Pull(msgspec.Struct, frozen=True, kw_only=True):
-    """The current state of a pull request, as the host reports it."""
+    """The current state of a pull request, as the code host reports it."""
 
     number: int
     title: str
@@ -43,7 +43,7 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, found: dict[str, Any]) -> Pull:
-        """Build the pull request from the host's response.
+        """Build the pull request from the code host's response.
 
         Text fields are cleaned, because they are used in titles and single lines.
         """
@@ -68,7 +68,7 @@ class PullRequests:
     """Handles deliveries about pull requests.
 
     A delivery only announces that something has changed. Corral then reads the current state of the pull request from
-    the host and acts on that state, so late, duplicate or reordered deliveries do no harm.
+    the code host and acts on that state, so late, duplicate or reordered deliveries do no harm.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class PullRequests:
         self._accounts, self._reviews, self._tasks = accounts, reviews, tasks
 
     async def handle(self, item: WorkItem) -> None:
-        """Handle a delivery. Raise `HostFailure` or `HostRefusal` if the host does not return the pull request."""
+        """Handle a delivery. Raise `HostFailure` or `HostRefusal` if the code host does not return the pull request."""
         host = await self._hosts.open(item.repository)
         try:
             pull = Pull.of(await host.pull(item.thread.number))
@@ -211,5 +211,5 @@ def _new_review(repository: Repository, pull: Pull) -> NewReview:
 
 
 def one_line(value: Any, limit: int) -> str:
-    """Return text from the host as a single line without control characters, shortened to `limit` characters."""
+    """Return text from the code host as a single line without control characters, shortened to `limit` characters."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(value or "")).strip()[:limit]

@@ -130,7 +130,7 @@ class Repositories:
         self._record("disconnect", row, {})
 
     def retry(self, repository_id: str, *, by: Principal) -> GitHubRetry:
-        """Requeue the most recent failed deliveries and posts, and end a pause that the host asked for."""
+        """Requeue the most recent failed deliveries and posts, and end a pause that the code host asked for."""
         row = _find(repository_id, by)
         counts, woken = {}, set()
         models: tuple[Any, ...] = (Delivery, Post)

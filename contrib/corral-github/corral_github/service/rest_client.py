@@ -1,4 +1,4 @@
-"""A client for the REST API of GitHub, or of a host with a compatible API. Requests pass the egress guard."""
+"""A client for the REST API of GitHub, or of a code host with a compatible API. Requests use the egress guard."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ CALL_SECONDS = 20.0
 MAX_PAUSE_SECONDS = 6 * 3600.0
 API_VERSION = "2022-11-28"
 LATER = frozenset({301, 302, 307, 308, 401, 403, 404, 408, 423, 425, 429})
-"""Status codes of failures that an admin or time can resolve, for example with a new token.
+"""HTTP status codes of failures that may be temporary, or that an admin can resolve, for example with a new token.
 
 Requests that fail with one of these codes, or with a code of 500 or above, are retried.
 """
 
 
 class HostFailure(ExpectedFailure):
-    """The request failed, but may succeed later.
+    """Raised if a request to the code host failed, but may succeed later.
 
-    `pause_seconds` is the time for which the host asks clients to send no requests.
+    `pause_seconds` is the number of seconds for which the code host asks clients to send no requests.
     """
 
     def __init__(self, detail: str, pause_seconds: float | None = None) -> None:
@@ -48,7 +48,7 @@ class HostFailure(ExpectedFailure):
 
 
 class HostRefusal(ExpectedFailure):
-    """The host refused the request permanently."""
+    """Raised if the code host permanently refused a request."""
 
     def __init__(self, status: int, detail: str) -> None:
         self.status, self.detail = status, detail
@@ -56,7 +56,7 @@ class HostRefusal(ExpectedFailure):
 
 
 class DiffTooLarge(ExpectedFailure):
-    """The diff is too large for a code review, or too large for the host to send."""
+    """Raised if a diff is too large for a code review, or too large for the code host to send."""
 
 
 class RepositoryClients:
@@ -76,7 +76,7 @@ class RepositoryClients:
 
 
 class RepositoryClient:
-    """A client for the part of the host's API that concerns one repository."""
+    """A client for the part of the code host's API that concerns one repository."""
 
     def __init__(self, client: httpx2.AsyncClient, base: str, token: str, redactor: Redactor) -> None:
         self._client, self._base, self._redactor = client, base, redactor
@@ -115,7 +115,10 @@ class RepositoryClient:
         return await self._find(f"/pulls/{number}/reviews", marker)
 
     async def find_comment(self, number: int, marker: str, since: str) -> str | None:
-        """Return the URL of the comment that contains the marker and is newer than `since`, or None."""
+        """Return the URL of the comment that contains the marker and is newer than `since`.
+
+        Return None if there is no such comment.
+        """
         return await self._find(f"/issues/{number}/comments", marker, since=since)
 
     async def _find(self, path: str, marker: str, **query: Any) -> str | None:
@@ -177,7 +180,7 @@ class RepositoryClient:
         return HostRefusal(status, detail)
 
     def _error_detail(self, answer: httpx2.Response) -> str:
-        """Return the host's error message, shortened to one line."""
+        """Return the code host's error message, shortened to one line."""
         try:
             found = parse_json(answer.content[:10_000], lenient=True)
         except Problem:
@@ -204,7 +207,7 @@ def _address(found: Json) -> str:
 
 
 def _pause_seconds(answer: httpx2.Response) -> float | None:
-    """Return how long to send no requests: the time in `Retry-After`, or the time until the rate limit is reset.
+    """Return how many seconds to wait: the time in `Retry-After`, or the time until the rate limit is reset.
 
     Return None if the response asks for no pause.
     """

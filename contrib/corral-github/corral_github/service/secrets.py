@@ -16,13 +16,13 @@ class RepositorySecrets:
         self._secrets = secrets
 
     def token(self, repository: Repository) -> str:
-        """Return the API token for the host."""
+        """Return the API token for the code host."""
         attached = _attached(repository.id, "token")
         host = urlsplit(repository.api_url).hostname
         return self._secrets.use_value(repository.token_secret, attached.consumer_name, host, attached=attached)
 
     def webhook_values(self, repository: Repository) -> list[str]:
-        """Return all current values of the webhook secret. The host may sign with any of them."""
+        """Return all current values of the webhook secret. The code host may sign with any of them."""
         return self._secrets.valid_values(repository.webhook_secret, attached=_attached(repository.id, "webhook"))
 
     def attach(self, repository: Repository, part: str, *, by: Principal) -> None:
@@ -35,7 +35,7 @@ class RepositorySecrets:
         self._secrets.attach(name, attached, title=repository.name, pointer=pointer, by=by)
 
     def detach(self, repository_id: str) -> None:
-        """Record that a disconnected repository no longer uses secrets."""
+        """Record that a disconnected repository no longer uses its secrets."""
         for part in ("token", "webhook"):
             self._secrets.detach(_attached(repository_id, part))
 

@@ -1,8 +1,8 @@
 """The work queue, which assigns pull requests and issues (threads) to processes, and selects the next delivery or post.
 
 The holder of a thread's lease processes its deliveries and posts in order. New work wakes the thread in the unit of
-work that stores it. The holder checks for more work while it has locked the thread's row. Therefore, work that arrives
-at the last moment is either found by the holder or wakes the thread again.
+work that stores it. The holder checks for more work while it holds a lock on the thread's row. Therefore, work that
+arrives at the last moment is either found by the holder or wakes the thread again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ The limit is well below the duration of a lease, so that two attempts never over
 LEASE_SECONDS = ATTEMPT_SECONDS + 30
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 900.0
 HELD_SECONDS = 60.0
-"""The interval in seconds after which a thread checks whether the kill switch still holds its posts."""
+"""The interval, in seconds, at which a thread with held posts checks whether the kill switch is still engaged."""
 ALARMING_FAILURES = 3
 GIVE_UP_SECONDS = 7 * 86_400.0
 BATCH_SIZE = 200
@@ -58,7 +58,7 @@ class WorkItem(msgspec.Struct, frozen=True):
 
 
 def wake(thread_id: str) -> bool:
-    """Make a process work on a thread soon, unless the thread is waiting for its host.
+    """Make a process work on a thread soon, unless the thread is waiting for the code host.
 
     Runs in the caller's unit of work. Return False if the thread was deleted. Otherwise, the thread cannot be deleted
     before the unit of work ends.
@@ -156,7 +156,7 @@ def fail(item: WorkItem, detail: str) -> None:
 
 
 def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
-    """Postpone a delivery or a post that the host did not accept. The delay grows with each failure.
+    """Postpone a delivery or a post that the code host did not accept. The delay grows with each failure.
 
     After a week, record a permanent failure instead.
     """

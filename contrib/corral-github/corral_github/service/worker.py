@@ -61,7 +61,7 @@ class ThreadWorker:
         return work_queue.next_work(claimed, holds_posts=holds)
 
     async def _process(self, item: WorkItem) -> bool:
-        """Process one delivery or post. Return False if the thread must wait for its host."""
+        """Process one delivery or post. Return False if the thread must wait for the code host."""
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
                 await self._work(lambda: self._check_rights(item), read=True)
@@ -103,7 +103,7 @@ class ThreadWorker:
         """Send a post exactly once.
 
         The number of attempts was committed beforehand. If this is not the first attempt, an earlier request may have
-        reached the host without being recorded, so Corral first searches the host for the post.
+        reached the code host without being recorded, so Corral first searches the code host for the post.
         """
         post = item.post
         assert post is not None
@@ -120,7 +120,8 @@ class ThreadWorker:
     async def _bodies_to_send(self, item: WorkItem, post: Post) -> list[Json]:
         """Return the alternative bodies of the post, best first.
 
-        The redactor removes credentials from them, including credentials that Corral learned after the post was queued.
+        The redactor removes credentials from these bodies, including credentials that Corral learned after the post was
+        queued.
         """
         if post.kind == "review":
             made = posts.review_forms(post)
@@ -167,5 +168,5 @@ def _record_posted(item: WorkItem, url: str) -> None:
 
 
 def _earlier(instant: str) -> str:
-    """Return a slightly earlier time, because the host's clock may be slow."""
+    """Return a slightly earlier time, because the code host's clock may be slow."""
     return clock.format_instant(clock.parse_instant(instant) - CLOCK_SECONDS)[:19] + "Z"

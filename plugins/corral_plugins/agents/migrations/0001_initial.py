@@ -1,4 +1,4 @@
-"""The tables of agents, their versions and their standing tokens."""
+"""Creates the tables for agents, agent versions and standing tokens."""
 
 from __future__ import annotations
 

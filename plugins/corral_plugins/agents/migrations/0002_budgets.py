@@ -1,4 +1,4 @@
-"""Add the monthly budget and the cost limit per task, in micro-USD."""
+"""Adds the monthly budget and the cost limit per task, in micro-USD."""
 
 from __future__ import annotations
 

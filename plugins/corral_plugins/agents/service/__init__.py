@@ -1,1 +1,1 @@
-"""The business rules of agents. Only these modules write to the tables of agents."""
+"""The business rules of agents. Only the modules in this package write to the plugin's tables."""

@@ -174,13 +174,13 @@ class AgentManagement:
     # -- budget
 
     def get_budget(self, agent_id: str, *, by: Principal) -> AgentBudget:
-        """Return the agent's limits, and the amounts that it has spent and reserved in the current month."""
+        """Return the agent's cost limits, and the amounts that it has spent and reserved in the current month."""
         return self._budget_of(find_readable_agent(agent_id, by))
 
     def change_budget(
         self, agent_id: str, change: AgentBudgetChange, match: IfMatch = ANY_VERSION, *, by: Principal
     ) -> AgentBudget:
-        """Change the agent's limits, which creates a new version of its configuration."""
+        """Change the agent's cost limits, which creates a new version of its configuration."""
         limits = AgentPatch(
             monthly_budget_usd=change.monthly_budget_usd, max_cost_per_task_usd=change.max_cost_per_task_usd
         )

@@ -1,6 +1,6 @@
 """The `Agents` service: looks up agents for other plugins, selects those that may claim tasks, and assigns slots.
 
-Every claim of a task and every model call uses this service, so its code is performance-critical.
+Every task claim and every model call uses this service, so its code is performance-critical.
 """
 
 from __future__ import annotations

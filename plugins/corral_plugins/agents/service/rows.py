@@ -159,7 +159,7 @@ class _AgentWarnings:
         return self._model_warnings(row) + self._worker_warnings(row) + self._tool_warnings(row)
 
     def _model_warnings(self, row: Agent) -> list[str]:
-        """Return a warning if the gateway cannot call the agent's primary model, or its provider does not list it."""
+        """Return a warning if the gateway cannot call the agent's primary model, or the provider does not list it."""
         models = self._models_of(row)
         if not models or (models[0].problem is None and models[0].listed):
             return []

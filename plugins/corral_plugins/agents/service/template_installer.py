@@ -113,7 +113,7 @@ class AgentTemplateInstaller:
         list(locked(Agent.select(Agent.id).where(Agent.id.in_(list(ids))).order_by(Agent.id)))
 
     def update(self, agent_id: str, fields: Json, by: Principal) -> None:
-        """Change an agent. It keeps its tools, and gets no others that the caller may not grant."""
+        """Change an agent. The agent keeps its tools, but gets no new tools that the caller may not grant."""
         given = {name: DEFAULTS.get(name) if value is None else value for name, value in fields.items()}
         self._service().update(
             agent_id,
@@ -162,9 +162,9 @@ class AgentTemplateInstaller:
         return []
 
     def _limited(self, fields: Json, by: Principal, known: Sequence[str] = ()) -> tuple[Json, list[str]]:
-        """Return the fields of an agent without the tools that the caller may not grant, and these tools.
+        """Remove the tools that the caller may not grant. Return the remaining fields, and the removed tools.
 
-        The agent has the tools in `known` already.
+        The tools in `known`, which the agent already has, are kept.
         """
         refused = self._refused_tools([tool for tool in fields.get("enabled_tools", ()) if tool not in known], by)
         limited = dict(fields)
@@ -204,7 +204,7 @@ def _values(row: Agent) -> Json:
 def _schema() -> Json:
     """Return the JSON Schema of a new agent.
 
-    The schema omits the worker, because workers exist only in one installation.
+    The schema omits the worker, because each worker exists in only one installation.
     """
     schema = msgspec.json.schema(NewAgent)
     fields: Json = schema["$defs"]["NewAgent"]["properties"]

@@ -34,7 +34,7 @@ from corral_plugins.tools.api import Tools
 
 
 class ApprovalDecisions:
-    """The actions on approvals. Every method runs in the caller's unit of work."""
+    """The actions that people take on approval requests. Every method runs in the caller's unit of work."""
 
     tools: Tools | None
 
@@ -88,7 +88,7 @@ class ApprovalDecisions:
         return self._listing.view_of(row, by)
 
     def decide_one_of_many(self, approval_id: str, bulk: BulkDecision, *, by: Principal) -> BulkItem:
-        """Decide one of the approvals in a bulk decision. Approvals of high and critical risk are skipped."""
+        """Decide one of the approval requests in a bulk decision. Requests with high or critical risk are skipped."""
         try:
             if is_weighty(rows.find_readable(approval_id, by)):
                 return BulkItem(id=approval_id, status="skipped", code="approvals.risk_too_high")
@@ -101,7 +101,7 @@ class ApprovalDecisions:
         return BulkItem(id=approval_id, status=view.status)
 
     def _lock_to_decide(self, approval_id: str, match: IfMatch, sha256: str | None, by: Principal) -> Approval:
-        """Lock and return an approval that the caller may decide now.
+        """Lock and return an approval request that the caller may decide now.
 
         The checks run in this order, which is part of the API contract: the caller's permission, expiry, earlier
         decisions, content.
@@ -134,7 +134,7 @@ class ApprovalDecisions:
     def _edit(self, row: Approval, payload: Any) -> dict[str, Any]:
         """Return the column values for an edited payload and its hash.
 
-        Raise `Invalid` if this payload must not be edited.
+        Raise `Invalid` if the payload of this request must not be edited.
         """
         if payload is UNSET:
             return {}

@@ -1,4 +1,4 @@
-"""Determines who may decide an approval: the named approvers and admins, but not the requester."""
+"""Determines who may decide an approval request: the named approvers and admins, but not the requester."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HIGH = RISKS.index("high")
 
 
 class Eligibility:
-    """The rules about who may decide an approval. Every method runs in the caller's unit of work."""
+    """The rules about who may decide an approval request. Every method runs in the caller's unit of work."""
 
     def __init__(self, accounts: Accounts, permissions: Permissions, settings: Settings) -> None:
         self._accounts, self._permissions, self._settings = accounts, permissions, settings
@@ -32,8 +32,8 @@ class Eligibility:
     def default_approvers(self, risk: str, task_owner: str | None, needs: Sequence[str] = ()) -> Approvers:
         """Return the default approvers for a request that names none.
 
-        If the risk is low or medium and members have all of the permissions `needs`, all members and admins may decide.
-        Otherwise, only admins may decide, and `task_owner`, the owner of the task, if the owner has these permissions.
+        If the risk is low or medium and members have all permissions in `needs`, all members and admins may decide.
+        Otherwise, admins may decide, and also the user `task_owner` if that user has these permissions.
         """
         if RISKS.index(risk) < HIGH and self._permissions.held_by("member").issuperset(needs):
             return Approvers(roles=["admin", "member"])
@@ -96,9 +96,10 @@ class Eligibility:
         return not self._is_own(row, by.user_id) and _needs_of(row) <= by.permissions
 
     def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
-        """Return the subset of `user_ids` whose users may still decide an approval.
+        """Return the ids from `user_ids` of the users who may still decide an approval request.
 
-        They are active, have the necessary permissions, are among the approvers, and are not excluded by `_is_own`.
+        These users are active, have the necessary permissions, are among the approvers, and are not excluded by
+        `_is_own`.
         """
         found = self._accounts.get_many(user_ids)
         return {
@@ -133,7 +134,7 @@ class Eligibility:
         return self._settings.get(REQUIRE_SECOND_PERSON) and user_id in (row.on_behalf_of, row.agent_owner_id)
 
     def assigned_to(self, by: Principal) -> Any:
-        """Return an SQL condition that selects the approvals that the caller may decide, like `can_decide`."""
+        """Return an SQL condition that selects the approval requests for which `can_decide` is true."""
         if by.kind != "user" or not by.may(DECIDE):
             return NO_ROWS
         own = (Approval.requester_type == "user") & (Approval.requester_id == by.user_id) & ~Approval.allow_self

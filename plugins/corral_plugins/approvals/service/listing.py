@@ -70,7 +70,7 @@ class ApprovalListing:
         return self.view_of(rows.find_readable(approval_id, by), by)
 
     def count(self, by: Principal) -> ApprovalCount:
-        """Return how many approvals are pending, how many of them the caller may decide, and how many expire soon."""
+        """Count the pending approval requests, those that the caller may decide, and those that expire soon."""
         pending = rows.readable(by) & _status_is_any(["pending"])
         found: Any = Approval.select(Approval.risk, peewee.fn.COUNT(Approval.id)).where(pending).group_by(Approval.risk)
         by_risk: dict[str, int] = {**dict.fromkeys(RISKS, 0), **dict(found.tuples())}

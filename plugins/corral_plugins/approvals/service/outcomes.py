@@ -40,9 +40,9 @@ class ApprovalOutcomes:
         self.wake(row)
 
     def causes_of(self, row: Approval) -> tuple[str, ...] | None:
-        """Return the chain of causes of the task or run that asked, with which triggers recognise loops.
+        """Return the cause chain of the task or run that requested the approval, so that triggers can detect loops.
 
-        Return None if a person asked.
+        Return None if a person requested the approval.
         """
         if row.requester_type == "user":
             return None

@@ -1,4 +1,4 @@
-"""Reads, locks and changes rows of approvals, and publishes their events.
+"""Reads, locks and changes the rows of approvals, and publishes events about approvals.
 
 Every status change is one conditional UPDATE, which has no effect if another unit of work changed the row first.
 """
@@ -72,7 +72,7 @@ def update_if_open(row: Approval, **changes: Any) -> None:
 
 
 def already_decided(status: str) -> Conflict:
-    """Return the error for a decision on an approval that is already resolved."""
+    """Return the error for a decision on an approval request that is already resolved."""
     return Conflict(f"The approval is already {status}.", code="already_decided", current_status=status)
 
 

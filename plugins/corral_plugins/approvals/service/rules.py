@@ -1,4 +1,4 @@
-"""Rules that approve requests of low or medium risk without a person."""
+"""Rules that approve requests with low or medium risk without a person."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENTRY = UnitContext(label="job approvals.auto_approve", actor=SYSTEM)
 
 
 class RuleInput(msgspec.Struct, frozen=True):
-    """The rules that may apply to an approval, and the data for their conditions."""
+    """The rules that may apply to an approval request, and the data for evaluating their conditions."""
 
     rules: list[AutoApproveRule]
     data: dict[str, Any]
@@ -38,8 +38,8 @@ class RuleInput(msgspec.Struct, frozen=True):
 class AutoApproval:
     """Applies automatic approval rules.
 
-    Rules never apply to tainted runs, to requests of high or critical risk, or to requests on which two people must
-    agree.
+    Rules never apply to tainted runs, to requests with high or critical risk, or to requests that two people must
+    approve.
     """
 
     agents: Agents | None
@@ -95,8 +95,8 @@ class AutoApproval:
     def _may_be_tainted(self, row: Approval, task: dict[str, Any]) -> bool:
         """Return whether the request may contain content from an untrusted source.
 
-        This is also assumed of a request of an agent or a worker that names no task, because the requester could leave
-        out a tainted task.
+        Also return true for a request by an agent or a worker that names no task, because the requester could leave out
+        a tainted task.
         """
         if task.get("tainted") or (row.tool_call is not None and row.tool_call["tainted"]):
             return True

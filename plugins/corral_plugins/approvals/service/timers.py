@@ -1,4 +1,4 @@
-"""Reminders, escalation and expiry of undecided approvals."""
+"""Reminders, escalation and expiry of undecided approval requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH_SIZE = 100
 
 
 class ApprovalTimers:
-    """Ends overdue approvals, and reminds people of open ones. Every method runs in the caller's unit of work."""
+    """Ends overdue requests, and reminds people of open ones. Every method runs in the caller's unit of work."""
 
     def __init__(self, settings: Settings, outcomes: ApprovalOutcomes) -> None:
         self._settings, self._outcomes = settings, outcomes
@@ -31,9 +31,9 @@ class ApprovalTimers:
         return list(found.order_by(Approval.expires_at).limit(BATCH_SIZE).tuples())
 
     def expire(self, approval_id: str, task_id: str | None) -> None:
-        """Escalate, approve or expire an overdue approval, as its `on_timeout` setting says.
+        """Escalate, approve or expire an overdue approval request, as its `on_timeout` field says.
 
-        An approval is escalated only once.
+        A request is escalated only once.
         """
         row = self._outcomes.lock(approval_id, task_id)
         if row is None or not rows.is_overdue(row):
@@ -53,7 +53,7 @@ class ApprovalTimers:
             self._outcomes.resolve(row, "expired", by="timeout", note="Nobody decided in time.")
 
     def remind(self) -> int:
-        """Publish reminders for a batch of approvals that have been open for a while.
+        """Publish reminders for a batch of approval requests that have been open for a while.
 
         Return the number of reminders.
         """

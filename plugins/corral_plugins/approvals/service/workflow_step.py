@@ -104,7 +104,7 @@ class ApprovalStep:
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
         """Return the result of the step when its approval is resolved, or None while the approval is open.
 
-        If people did not approve, follow the path of `on_reject` or `on_timeout`.
+        If the request was not approved, the run follows the path in `on_reject` or `on_timeout`.
         """
         row = rows.lock(event.object_id)
         if row is None or row.status in OPEN:
@@ -124,7 +124,7 @@ class ApprovalStep:
         raise StepFailure(facts.status, message, kind="rejected", retryable=False)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Cancel the approval of a cancelled step."""
+        """Cancel the approval request of a cancelled step."""
         row = rows.lock(context.waits_for) if context.waits_for is not None else None
         if row is not None and row.status in OPEN:
             self._outcomes.resolve(row, "cancelled", by=None, note=reason or "The run was cancelled.")
@@ -146,13 +146,13 @@ def check_config(config: Json) -> list[FieldError]:
 
 
 def gotos_of(config: Json) -> Mapping[str, str]:
-    """Return the later step to which a rejection makes the run jump, keyed by the JSON pointer of `on_reject`."""
+    """Return the later step to which the run jumps after a rejection, keyed by the JSON pointer of `on_reject`."""
     found = GOTO.fullmatch(str(config.get("on_reject", "")))
     return {"/on_reject": found[1]} if found else {}
 
 
 class ApprovalStepType:
-    """The step type that the plugin contributes. The plugin creates it before the services are available."""
+    """The step type `approval`. The plugin creates this object before the services are available."""
 
     implementation: ApprovalStep | None = None
 

@@ -1,1 +1,1 @@
-"""The business logic of files, and the stores for their content."""
+"""The business logic of the `files` plugin, and the stores for the content of files."""

@@ -1,4 +1,4 @@
-"""Downloads of whole files, which are checked before the first byte is sent, and of byte ranges."""
+"""Downloads of byte ranges and of whole files. Whole files are checked before the first byte is sent."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Downloads:
         return await self._report(alert, "The stored bytes of this file are damaged; the admins have been notified.")
 
     async def report_missing(self, row: File) -> Problem:
-        """Alert admins that a file's bytes are missing from this machine's store, and return the client's error."""
+        """Alert admins that this machine's store lacks a file's bytes, and return the error for the client."""
         place, remedy = self._missing_text()
         alert = FileMissing(
             kind="file_missing",
@@ -149,7 +149,7 @@ class Downloads:
         await self._work(lambda: raise_alert(alert, ("files", "store")))
 
     def _missing_text(self) -> tuple[str, str]:
-        """Return where the bytes of a file are missing, and what to do if several machines share the database."""
+        """Return two texts: where bytes are missing, and what to do if several machines share the database."""
         place, remedy = "The object store does not have", ""
         if self._storage.object_store is None:  # the folder may be one that the other machines do not see
             place = "This machine does not have"

@@ -1,4 +1,4 @@
-"""Metrics of files."""
+"""Metrics of the `files` plugin."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The database rows of files, and the rules about who may read and change files.
 
-Only this module and `uploads` write to the table.
+Only this module and the module `uploads` write to the table.
 """
 
 from __future__ import annotations
@@ -159,9 +159,10 @@ class FileRegistry:
     # -- uploads
 
     def earlier_upload(self, upload_key: str | None, *, sha256: str, name: str) -> File | None:
-        """Return the file that an earlier upload with the same idempotency key created, or None.
+        """Return the file that an earlier upload with the same idempotency key created.
 
-        Raise `Invalid` (`idempotency_key_reused`) if the earlier upload had different content or a different name.
+        Return None if there was no such upload. Raise `Invalid` (`idempotency_key_reused`) if the earlier upload had
+        different content or a different name.
         """
         if upload_key is None:
             return None

@@ -1,4 +1,4 @@
-"""A blob store in a bucket of S3 or an S3-compatible server, such as MinIO.
+"""A blob store in an S3 bucket, or in a bucket of an S3-compatible server such as MinIO.
 
 The URL is `s3://bucket[/prefix]?endpoint=https://host:port&region=NAME`. boto3 finds the credentials, for example in
 `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`. They can also be part of the URL: `s3://ID:SECRET@bucket`.
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class CallGuard(Protocol):
-    """Makes or rejects calls to the object store, as a circuit breaker does."""
+    """A function that makes a call to the object store, or rejects the call as a circuit breaker does."""
 
     async def __call__(self, call: Callable[[], Awaitable[Any]]) -> Any: ...
 

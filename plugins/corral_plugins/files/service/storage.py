@@ -45,7 +45,7 @@ class FileStorage:
         return self._blobs if isinstance(self._blobs, S3Blobs) else None
 
     def guard_object_store(self) -> None:
-        """Guard calls to the object store with the circuit breaker. Does nothing if either of them does not exist."""
+        """Guard calls to the object store with the circuit breaker, if both of them exist."""
         breakers, store = self.breakers, self.object_store
         if breakers is None or store is None:
             return

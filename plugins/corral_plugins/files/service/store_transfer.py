@@ -41,7 +41,7 @@ class StoreTransfer:
     async def run(self, target: BlobStore) -> TransferReport:
         """Copy every blob that is missing or different in the target store.
 
-        Each blob is compared with the hash of its file.
+        Each blob is checked against the stored hash of its file.
         """
         report = TransferReport()
         there = {blob.key: blob.size async for blob in target.scan()}

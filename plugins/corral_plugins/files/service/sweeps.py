@@ -1,4 +1,4 @@
-"""Sweeps that delete the remains of interrupted uploads, expired files, purged accounts and deleted tasks."""
+"""Sweeps that delete expired files and whatever interrupted uploads, purged accounts and deleted tasks leave behind."""
 
 from __future__ import annotations
 

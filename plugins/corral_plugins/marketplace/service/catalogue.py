@@ -61,7 +61,7 @@ KIND_PLUGINS = {
     "notification_rule": "notifications",
     "collaboration": "collaboration",
 }
-"""The plugin that defines each kind of resource."""
+"""Maps each kind of resource to the plugin that defines it."""
 _COLUMNS = ("slug", "template_version", "source", "sha256", "created_at")
 
 
@@ -141,7 +141,7 @@ class TemplateCatalogue:
         return self._contributed
 
     async def find(self, name: str, version: str | None = None) -> Template:
-        """Return a template with this slug or id, in the given version, or else in its latest version.
+        """Return the template with this slug or id. The default is the latest version.
 
         Raise `NotFound` if the template or the version does not exist.
         """
@@ -221,8 +221,8 @@ class TemplateCatalogue:
     ) -> Template:
         """Convert a manifest to a template. `sha256` is the hash that the manifest's source states.
 
-        The conversion searches all strings for credentials, which takes long for a large manifest. Therefore, call this
-        method in a thread.
+        The conversion searches all strings for credentials, which takes a long time for a large manifest. Therefore,
+        call this method in a thread.
         """
         if sha256 is not None and sha256 != manifest.sha256:
             detail = f"The source announces the hash {sha256}, but the content has the hash {manifest.sha256}."

@@ -98,7 +98,7 @@ class Installations:
         return await self._work(lambda: self._uninstall(installation_id, body, parts, by), entry=entry)
 
     async def delete(self, installation_id: str, *, by: Principal, entry: UnitContext) -> UninstallResult:
-        """Uninstall an installation without `force`. Raise `NotFound` if it has already been removed."""
+        """Uninstall an installation without `force`. Raise `NotFound` if the installation has already been removed."""
         parts = self._catalogue.parts()
 
         def remove() -> UninstallResult:

@@ -85,7 +85,7 @@ class RemoteIndex:
     async def _rows(self, entries: list[Json]) -> list[Json]:
         """Return the column values of the index entries that can be stored.
 
-        These entries have a valid manifest, and a slug that no template of this release or of a plugin has.
+        These entries have a valid manifest, and a slug that is not used by any template from this release or a plugin.
         """
         others, rows = await self._catalogue.contributed(), {}
         for entry in entries:

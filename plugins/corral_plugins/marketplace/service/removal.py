@@ -79,7 +79,7 @@ def _require_permissions(
 ) -> None:
     """Raise `Forbidden` unless the caller may write the objects.
 
-    Whoever installed them may have lost this right.
+    Even the user who installed the objects may have lost this permission in the meantime.
     """
     for needed in sorted({installers[each.kind].write for each in objects}):
         if not by.may(needed):

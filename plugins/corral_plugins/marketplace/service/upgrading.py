@@ -201,7 +201,7 @@ def _merge_object(
 ) -> tuple[ChangedObject, EditedObject, list[str]]:
     """Update the fields of an object that the new template changes and that nobody has edited.
 
-    Return the updated fields, the edited fields that the new template changes but that were left as they are, and the
+    Return the updated fields, the edited fields that keep their values although the new template changes them, and the
     tools that the caller may not grant.
     """
     fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}

@@ -1,4 +1,4 @@
-"""The tables of messages, receipts, subscriptions and channels."""
+"""Creates the tables for messages, receipts, subscriptions and channels."""
 
 from __future__ import annotations
 

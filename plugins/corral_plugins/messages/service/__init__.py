@@ -1,1 +1,1 @@
-"""The business rules of messages. Only these modules write to the tables of messages."""
+"""The business rules of messages. Only the modules in this package write to the plugin's tables."""

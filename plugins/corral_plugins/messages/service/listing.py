@@ -88,7 +88,7 @@ class MessageListing:
         return paginate(found, query, by, scope=scope, order=_OLDEST_FIRST, make=rows.item_of)
 
     def _taint_run(self, messages: Sequence[Message], by: Principal) -> None:
-        """Taint the run that receives the messages, unless the requester of its task wrote all of them."""
+        """Taint the run that receives the messages, unless the requester of the run's task wrote all of them."""
         run = None if self.tasks is None or by.task_id is None else self.tasks.find_run(by.task_id)
         if self.tasks is None or run is None or by.lease_id is None:
             return

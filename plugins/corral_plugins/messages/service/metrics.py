@@ -1,4 +1,4 @@
-"""Metrics of messages. Values are recorded only when the unit of work commits."""
+"""Metrics of the `messages` plugin. Values are recorded only when the unit of work commits."""
 
 from __future__ import annotations
 

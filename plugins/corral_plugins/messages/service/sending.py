@@ -109,7 +109,7 @@ class MessageSending:
         return agent
 
     def check_agents(self, fields: Mapping[str, Any], *, by: Principal) -> None:
-        """Raise a `Problem` if the fields of a message contain agents that the caller cannot use.
+        """Raise a `Problem` if the fields of a message name agents that the caller cannot use.
 
         The agents must exist, and the caller must be allowed to send on behalf of the sender agent.
         """
@@ -265,7 +265,7 @@ class MessageSending:
 def acknowledge_by_reply(reply: Message, cause: tuple[str, ...] | None) -> None:
     """Acknowledge, with the result `done`, the requests that the sender of the reply received in the same thread.
 
-    `cause` is the chain of causes of the reply.
+    `cause` is the cause chain of the reply.
     """
     by_agent = reply.sender_agent_id is not None
     if not by_agent and reply.sender_user_id is None:  # the system is no recipient, and NULL would match every agent's

@@ -61,7 +61,7 @@ class MessageTriggerAction:
         return {"message_id": row.id}
 
     def _check(self, caller: Principal, fields: Json) -> None:
-        """Raise a `Problem` if the action contains agents that the caller cannot use.
+        """Raise a `Problem` if the action names agents that the caller cannot use.
 
         The agents must exist, and the caller must be allowed to send on behalf of the sender agent.
         """

@@ -29,8 +29,8 @@ OUTCOMES = ("ok", "refused", "expired", "failed")
 class UsageTracker:
     """Tracks the use of secrets in this process.
 
-    The tracker contains use counters for each kind of consumer, and the times of last use that have not yet been
-    written to the database.
+    The tracker counts uses for each kind of consumer, and keeps the times of last use that have not yet been written to
+    the database.
     """
 
     def __init__(self) -> None:

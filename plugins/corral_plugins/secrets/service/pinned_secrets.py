@@ -49,11 +49,11 @@ class PinnedSecrets:
         return list(self._by_key.values())
 
     def find_by_name(self, name: str) -> PinnedSecret | None:
-        """Return the pinned secret with the given name, or None. The case of the name is ignored."""
+        """Return the pinned secret with the given name, ignoring case, or None if there is none."""
         return self._by_key.get(name.lower())
 
     def find_by_id(self, id: str) -> PinnedSecret | None:
-        """Return the pinned secret with the given id, or None."""
+        """Return the pinned secret with the given id, or None if there is none."""
         return self._by_id.get(id)
 
     def refuse_pinned(self, *, id: str = "", name: str = "") -> None:

@@ -45,7 +45,8 @@ class RedactorValues(TableRedactorValues[SecretVersion]):
     def expect(self, row: SecretRow) -> None:
         """Refresh the copy at once if the redactor does not yet know the current value of this secret.
 
-        The value can be used up to two seconds before the event about it reaches this process. Runs in a unit of work.
+        A new value can be used up to two seconds before the event about the change reaches this process. Runs in a unit
+        of work.
         """
         if self._loop is not None and redactor_label(row.name, row.id, row.version) not in self.known:
             self._loop.call_soon_threadsafe(self._changed.set)

@@ -35,7 +35,7 @@ def get_secret_row(id: str, *, deleted: bool = False) -> SecretRow:
 
 
 def find_by_name(name: str) -> SecretRow | None:
-    """Return the secret with this name, or None. The case of the name and deleted secrets are ignored."""
+    """Return the secret with this name, ignoring case, or None if there is none. Deleted secrets are not returned."""
     return SecretRow.get_or_none((SecretRow.name_key == name.lower()) & SecretRow.deleted_at.is_null())
 
 

@@ -1,4 +1,4 @@
-"""Create the tables of SSH connections."""
+"""Creates the tables for SSH connections and executed commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from peewee import SQL, BigIntegerField, BooleanField, CharField, Database, Inte
 
 
 def up(migrator: Any, db: Database) -> None:
-    """Create the tables of SSH connections and their indexes."""
+    """Create the tables for SSH connections and executed commands, and their indexes."""
 
     class Connection(Model):
         id = CharField(primary_key=True, max_length=36)

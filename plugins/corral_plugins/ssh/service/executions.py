@@ -26,7 +26,7 @@ STORED_BYTES = 64 * 1024
 ALIVE_SECONDS = 20.0
 """The number of seconds after which a running command counts as abandoned.
 
-The period restarts whenever the command's process reports that it is alive.
+The period restarts whenever the process that runs the command reports that it is still alive.
 """
 BATCH_ROWS = 500
 RUNNING = Execution.status == "running"
@@ -147,7 +147,10 @@ class SshExecutions:
         return self.get(connection_id, execution_id)
 
     def interrupt_abandoned(self) -> int:
-        """Mark running commands as interrupted if their process has died. Return the number of commands examined."""
+        """Mark running commands as interrupted if the process that ran them has died.
+
+        Return the number of commands examined.
+        """
         is_abandoned = RUNNING & (Execution.alive_until < clock.now())
         found = Execution.select(Execution.id).where(is_abandoned).limit(BATCH_ROWS)
         error = "The process that ran the command ended; whether the command ended is unknown."
@@ -162,7 +165,7 @@ class SshExecutions:
         return len(ids)
 
     def _announce(self, row: Execution, name: str) -> None:
-        """Emit the event about the end of a command, and record it in the audit log."""
+        """Emit the event about the end of a command, and record the end in the audit log."""
         duration = row.duration_ms or 0
         event = SshExecuted(
             execution_id=row.id,

@@ -1,4 +1,4 @@
-"""The metrics of SSH."""
+"""The metrics of the `ssh` plugin."""
 
 from __future__ import annotations
 
