@@ -1,4 +1,4 @@
-"""The public interface of triggers: events, and the trigger kinds and actions that other plugins contribute."""
+"""The public interface of the `triggers` plugin: events, and the trigger kinds and actions that plugins contribute."""
 
 from __future__ import annotations
 

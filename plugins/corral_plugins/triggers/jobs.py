@@ -1,4 +1,4 @@
-"""Background jobs of triggers."""
+"""Background jobs of the `triggers` plugin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEASE_SECONDS = 60  # after a crash, the sweep fires the slots of the job much e
 
 
 async def fire_slots(ids: list[str], firing: TriggerFiring) -> None:
-    """Run the actions of triggers for pending slots. A slot is one occasion on which a trigger fires."""
+    """Run the triggers' actions for pending slots. A slot is one occasion on which a trigger fires."""
     await firing.fire(ids)
 
 

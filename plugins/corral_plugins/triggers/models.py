@@ -1,4 +1,4 @@
-"""The database tables of triggers, their history, and the events that absence triggers expect."""
+"""The database tables for triggers, their history, and the events that absence triggers expect."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class Fire(Model):
     """A row of a trigger's history, which records one slot: a time, an event or a delivery that fires the trigger.
 
     A trigger can have only one row for each value of `slot`, so each slot fires at most once. A row is `pending` until
-    a job has evaluated the filter and run the action. For a pending row, `stage` is the step for which it waits, and
-    `due_at` is the time at which the wait ends. `payload`, `event` and `cause` are kept until the outcome of the slot
-    is decided.
+    a job has evaluated the filter and run the action. For a pending row, `stage` is the condition for which it waits,
+    and `due_at` is the time at which the wait ends. `payload`, `event` and `cause` are kept until the outcome of the
+    slot is decided.
     """
 
     id = IdField(primary_key=True)

@@ -1,4 +1,4 @@
-"""The HTTP routes of triggers, and the public route that receives webhook deliveries."""
+"""The HTTP routes for triggers, and the public route that receives webhook deliveries."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ def toggle_trigger(
 ) -> TriggerDetails:
     """Enable or disable a trigger.
 
-    When a trigger is enabled, its next time is computed from now, and missed times are not made up.
+    When a trigger is enabled, the time at which it is next due is computed from the current time. Missed times are not
+    made up.
     """
     return triggers.toggle(id, None if body.enabled is UNSET else body.enabled, match, by=caller)
 

@@ -1,4 +1,4 @@
-"""Settings of triggers."""
+"""Settings of the `triggers` plugin."""
 
 from __future__ import annotations
 

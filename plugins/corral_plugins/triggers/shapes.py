@@ -36,9 +36,9 @@ class NewTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields of a new trigger.
 
     `config` depends on `type`, and the fields of `action` depend on the action's `type`. `GET /triggers/types` returns
-    the schemas of both. `filter` is a CEL expression over `payload`, `event` and `trigger`. `overlap` determines what
-    happens while work that the trigger started earlier is unfinished. Its default is `skip` for triggers that fire at
-    set times, and `allow` for all others.
+    the schemas of both. `filter` is a CEL expression that can refer to `payload`, `event` and `trigger`. `overlap`
+    determines what happens while work that the trigger started earlier is unfinished. Its default is `skip` for
+    triggers that fire at set times, and `allow` for all others.
     """
 
     name: Name
@@ -73,7 +73,7 @@ class TriggerView(msgspec.Struct, kw_only=True):
     """A trigger.
 
     `schedule_text` describes the times at which the trigger fires. `fires_24h` is the number of times that it fired in
-    the last 24 hours. `disabled_reason` says why Corral disabled it.
+    the last 24 hours. `disabled_reason` says why Corral disabled the trigger.
     """
 
     id: str
@@ -102,7 +102,7 @@ class TriggerView(msgspec.Struct, kw_only=True):
 
 
 class TriggerDetails(TriggerView, kw_only=True):
-    """A trigger with up to five next times, and warnings about problems that would make its action fail now."""
+    """A trigger, up to five of its next fire times, and warnings about problems that would make its action fail now."""
 
     next_fires: list[Instant]
     warnings: list[str]
@@ -164,7 +164,7 @@ class HistoryView(msgspec.Struct, kw_only=True):
 
 
 class TestTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The input of a test: a payload, a number of past days, or a number of next times. At most one may be set."""
+    """The input of a test: a payload, a number of past days, or a number of next fire times. At most one may be set."""
 
     payload: dict[str, Any] | UnsetType = UNSET
     days: Annotated[int, Meta(ge=1, le=30)] | UnsetType = UNSET
@@ -196,7 +196,7 @@ class TriggerTest(msgspec.Struct, kw_only=True):
 
 
 class RotateSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The request to replace a secret or URL. `overlap_seconds` is the time for which the old one remains valid."""
+    """The request to replace a secret or URL. The old one remains valid for `overlap_seconds` seconds."""
 
     overlap_seconds: Annotated[int, Meta(ge=0, le=259_200)] = 86_400
 

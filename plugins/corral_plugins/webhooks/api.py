@@ -1,4 +1,4 @@
-"""The public interface of webhooks: the service that signs requests, and the events."""
+"""The public interface of the `webhooks` plugin: events, and the service that signs requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ declare_codes({"batch_in_progress": (409, "Another run is in progress", "Wait un
 
 
 class Signer(Protocol):
-    """Signs requests as defined by Standard Webhooks 1.0.0. Its method requires no unit of work."""
+    """Signs requests as defined by Standard Webhooks 1.0.0. No unit of work is required."""
 
     def sign(self, secret: str, *further: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
         """Return the headers `webhook-id`, `webhook-timestamp` and `webhook-signature` for a request.

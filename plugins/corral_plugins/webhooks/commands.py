@@ -142,7 +142,7 @@ def edit_webhook(
     events: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Change a webhook. Absent fields stay unchanged."""
+    """Change a webhook. Fields that are not given stay unchanged."""
     given = {"url": url, "events": list(events) or None}
     body = {**read_body(input_path, fields), **{name: value for name, value in given.items() if value is not None}}
     changed = client.send("PUT", f"/webhooks/{_id(client, webhook)}", body=body)
@@ -264,7 +264,7 @@ def list_deliveries(
 def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
     """Show a delivery with its payload and attempts.
 
-    DELIVERY is an id, or the name of an event, which stands for the newest delivery of that event.
+    DELIVERY is an id, or an event name that stands for the newest delivery of that event.
     """
     row = _find(client, webhook)
     delivery = _delivery_id(client, webhook, row["id"], delivery)
@@ -292,7 +292,7 @@ def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bo
 def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
     """Resend a delivery under the same id.
 
-    DELIVERY is an id, or the name of an event, which stands for the newest delivery of that event.
+    DELIVERY is an id, or an event name that stands for the newest delivery of that event.
     """
     found = _find(client, webhook)
     delivery = _delivery_id(client, webhook, found["id"], delivery)

@@ -1,4 +1,4 @@
-"""Background jobs of webhooks."""
+"""Background jobs of the `webhooks` plugin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DELETE_JOB = "webhooks.delete_deliveries"
 
 
 async def reap(database: Database, claims: DeliveryClaims, fan_out: WebhookFanOut) -> None:
-    """Release deliveries whose process has died, and advance the event log position past events that nobody follows."""
+    """Release the deliveries of dead processes, and advance the event log position past events that nobody follows."""
     entry = UnitContext(label="job webhooks.reap", actor=SYSTEM)
     if await database.read(claims.has_expired, entry):
         await database.work(claims.release_expired, entry=entry)

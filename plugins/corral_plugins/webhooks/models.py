@@ -1,4 +1,4 @@
-"""The database tables of webhooks, their event subscriptions, and their deliveries."""
+"""The database tables for webhooks, their event subscriptions, and their deliveries."""
 
 from __future__ import annotations
 

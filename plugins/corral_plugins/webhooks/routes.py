@@ -1,4 +1,4 @@
-"""The HTTP routes of webhooks and their deliveries."""
+"""The HTTP routes for webhooks and their deliveries."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_webhook(
 def rotate_webhook_secret(
     id: str, body: RotateWebhookSecret, match: IfMatch, webhooks: WebhookManagement, caller: Principal
 ) -> RotatedWebhookSecret:
-    """Replace the secret of a webhook. For `overlap_seconds`, messages are also signed with the old secret."""
+    """Replace the secret of a webhook. For `overlap_seconds` seconds, messages are also signed with the old secret."""
     secret = check_new_secret(body.secret) or new_secret()
     return webhooks.rotate_secret(id, secret, body.overlap_seconds, match, by=caller)
 
@@ -157,6 +157,6 @@ def redeliver_webhook_delivery(
 def recover_webhook_deliveries(
     id: str, body: RecoverDeliveries, deliveries: WebhookDeliveries, caller: Principal
 ) -> Answer[RecoveredDeliveries]:
-    """Resend the deliveries that have failed or were cancelled since the given time."""
+    """Resend the deliveries that have failed or been cancelled since the given time."""
     found = deliveries.recover(id, body, by=caller)
     return Answer(body=found, headers={"Location": f"/api/v1/webhooks/{id}/deliveries"})

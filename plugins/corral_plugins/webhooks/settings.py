@@ -1,4 +1,4 @@
-"""Settings of webhooks."""
+"""Settings of the `webhooks` plugin."""
 
 from __future__ import annotations
 

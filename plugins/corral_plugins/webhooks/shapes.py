@@ -97,7 +97,7 @@ class WebhookQuery(PageQuery, kw_only=True):
 
 
 class TestWebhook(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The event whose example is sent as a test message. If it is absent, the message has the type `webhook.test`."""
+    """The event whose example is sent as a test message. Without an event, the message has the type `webhook.test`."""
 
     event: Pattern | UnsetType = UNSET
 
@@ -130,8 +130,8 @@ class WebhookEventTypes(msgspec.Struct, kw_only=True):
 class RotateWebhookSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The request to replace a secret.
 
-    If `secret` is absent, a new secret is generated. For `overlap_seconds`, messages are also signed with the old
-    secret.
+    If `secret` is absent, a new secret is generated. For `overlap_seconds` seconds, messages are also signed with the
+    old secret.
     """
 
     secret: Secret | UnsetType = UNSET
@@ -183,7 +183,7 @@ class DeliveryView(msgspec.Struct, kw_only=True):
 
 
 class DeliveryDetails(DeliveryView, kw_only=True):
-    """A delivery, with its payload and at most 20 of its most recent attempts."""
+    """A delivery, with its payload and its most recent attempts, at most 20."""
 
     payload: dict[str, Any]
     attempts: list[DeliveryAttemptView]

@@ -31,7 +31,7 @@ def _is_failing(webhook: Any) -> bool:
 
 
 def _describe(webhook: Any, *, is_named: bool) -> str:
-    """Describe a webhook. `is_named` says whether its host identifies it uniquely."""
+    """Describe a webhook. `is_named` says whether the host is enough to identify the webhook."""
     host = webhook["host"]
     name = host if is_named else webhook["id"]
     if webhook["is_active"]:

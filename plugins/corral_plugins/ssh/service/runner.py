@@ -237,7 +237,7 @@ class SshRunner:
         return stdout, stderr
 
     async def _watch(self, execution_id: str, task: asyncio.Task[Any] | None, context: RunContext) -> None:
-        """Regularly record that the command is alive, and stop it if it was cancelled through another process."""
+        """Regularly record that this process is alive. Stop the command if it was cancelled through another process."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             with contextlib.suppress(Unavailable):  # an overloaded database does not end a command

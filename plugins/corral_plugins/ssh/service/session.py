@@ -47,7 +47,7 @@ HOST_KEY_ALGORITHMS = (
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """The address and user of a connection.
+    """The machine of a connection: its address, and the user to log in as.
 
     If `host_key` is None, the connection ends as soon as the machine has presented its host key.
     """
@@ -62,7 +62,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OtherHostKey(ExpectedFailure):
-    """The machine presented a host key other than the accepted one, or no key has been accepted.
+    """Raised if a machine presented a host key other than the accepted one, or if no key has been accepted.
 
     No credential was sent to the machine.
     """

@@ -1,4 +1,4 @@
-"""The tables of triggers, their history and the events that absence triggers expect."""
+"""Creates the tables for triggers, their history, and the events that absence triggers expect."""
 
 from __future__ import annotations
 

@@ -30,7 +30,10 @@ CURSOR = LogCursor("triggers.consume")
 TRIGGERS_AT_ONCE = 200
 READ_AT_ONCE = 100
 FIRES_AT_ONCE = 200
-"""The number of fires after which a unit of work ends. The limit keeps units short if many triggers follow an event."""
+"""The number of recorded slots after which a unit of work ends.
+
+The limit keeps units of work short if many triggers follow an event.
+"""
 ENTRY = UnitContext(label="job triggers.consume", actor=SYSTEM)
 MAX_EXPECTATIONS = 10_000
 Owners = dict[str | None, Principal | None]

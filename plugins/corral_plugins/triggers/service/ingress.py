@@ -38,7 +38,7 @@ _DELIVERY_HEADERS = ("x-github-delivery", "webhook-id", "idempotency-key")
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified delivery. `id` is the hash of the delivery id that the sender provided, or None."""
+    """A verified delivery. `id` is the hash of the sender's delivery id, or None if the sender provided none."""
 
     payload: Any
     facts: dict[str, Any]
@@ -73,7 +73,10 @@ class TriggerIngress:
         return await self._work(lambda: self._record(trigger, delivery), entry=entry)
 
     def _record(self, trigger: Trigger, delivery: Delivery) -> DeliveryAnswer:
-        """Insert a history row for a delivery. Return its id, or the id of an earlier row for the same delivery."""
+        """Insert a history row for a delivery.
+
+        Return the row's id, or the id of an earlier row for the same delivery.
+        """
         slot = f"delivery:{delivery.id or new_id()}"
         fields = {"payload": delivery.payload, "event": delivery.facts, "is_tainted": True}
         made = self._slots.record(trigger, slot, body_sha256=delivery.sha256, **fields)

@@ -223,7 +223,7 @@ class TriggerManagement:
     ) -> RotatedSecret:
         """Replace the secret of a webhook trigger, or its token if its deliveries are not signed.
 
-        The old secret or token remains valid for `seconds`.
+        The old secret or token remains valid for `seconds` seconds.
         """
         row = find_writable_trigger(trigger_id, by)
         match.check(row.version)
@@ -243,7 +243,7 @@ class TriggerManagement:
     # -- parts
 
     def _apply(self, row: Trigger, changes: dict[str, Any], by: Principal) -> None:
-        """Save changes to a trigger, and update everything that depends on them, such as its next time."""
+        """Save changes to a trigger, and update dependent values, such as the time at which it is next due."""
         after = {**row.__data__, **changes}
         if "action" in changes or changes.get("enabled"):
             self._check_action(after["action"], by)

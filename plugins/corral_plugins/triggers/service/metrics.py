@@ -1,4 +1,4 @@
-"""Metrics of triggers."""
+"""Metrics of the `triggers` plugin."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TriggerMetrics:
         self._lag = Histogram(LONG_SECONDS)
 
     def observe(self, type: str, status: str, lag_seconds: float) -> None:
-        """Record a decided slot. Call this method after the unit of work that decided it has committed."""
+        """Record a decided slot. Call this method after the unit of work that decided the slot has committed."""
         self._decided[type, status] += 1
         if status == "fired":
             self._lag.observe(max(0.0, lag_seconds))

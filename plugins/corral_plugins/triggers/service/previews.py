@@ -1,4 +1,4 @@
-"""Tests triggers without starting anything, by rendering the action, searching the event log or listing next times."""
+"""Tests triggers without starting anything: renders actions, searches the event log, or lists the next fire times."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def find_writable_trigger(trigger_id: str, caller: Principal) -> Trigger:
 
 
 def count_fires_since(trigger_ids: Sequence[str], seconds: float) -> dict[str, int]:
-    """Return how often each trigger fired within the last `seconds`. Triggers that did not fire are omitted."""
+    """Return how often each trigger fired within the last `seconds` seconds. Triggers that did not fire are omitted."""
     where = Fire.trigger_id.in_(list(trigger_ids)) & (Fire.status == "fired") & (Fire.fired_at > clock.now(-seconds))
     found: Any = Fire.select(Fire.trigger_id, peewee.fn.COUNT(Fire.id)).where(where).group_by(Fire.trigger_id)
     return {str(trigger_id): int(count) for trigger_id, count in found.tuples()}

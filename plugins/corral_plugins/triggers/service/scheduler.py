@@ -1,4 +1,4 @@
-"""Records slots for triggers that fire at set times, and computes their next times.
+"""Records slots for triggers that fire at set times, and computes when each trigger is next due.
 
 Each change applies only if the trigger's next slot has not changed since it was read, so any number of processes may
 run the scheduler at the same time.
@@ -65,7 +65,7 @@ class DueTrigger(NamedTuple):
 
 
 class TriggerTimes:
-    """Computes the times of triggers."""
+    """Computes the times at which triggers are due."""
 
     def __init__(self, types: TriggerTypeRegistry, settings: Settings) -> None:
         self._types, self._settings = types, settings
@@ -76,7 +76,7 @@ class TriggerTimes:
         return self._settings.get(TIMEZONE)
 
     def rule(self, row: Trigger) -> TimeRule:
-        """Return the data from which a trigger's kind computes its times."""
+        """Return the data from which a trigger's kind computes when the trigger is due."""
         return TimeRule(config=row.config, since=clock.parse_instant(row.since), zone=self.zone)
 
     def kind(self, row: Trigger) -> TriggerKind | None:
@@ -111,7 +111,7 @@ class TriggerTimes:
         """Determine which slots of due triggers fire.
 
         A trigger whose times cannot be computed is omitted, so that it does not stop the others. Call this method in a
-        thread, because it may take long after a long downtime.
+        thread, because it may take a long time after a long downtime.
         """
         found: list[DueTrigger] = []
         for row in rows:
@@ -177,8 +177,8 @@ class TriggerScheduler:
     async def end_waits(self) -> None:
         """Record slots for absence triggers whose expected event did not arrive in time.
 
-        A wait ends only after all earlier events have been read. Otherwise, after a time in which no process ran jobs,
-        a wait could end although its event had already arrived.
+        A wait ends only after all earlier events have been read. Otherwise, after a period in which no process ran
+        jobs, a wait could end although its event had already arrived.
         """
         while await self._database.read(_has_ended_waits, ENTRY):
             if await self._work(self._record_absences, entry=ENTRY) < BATCH_SIZE:

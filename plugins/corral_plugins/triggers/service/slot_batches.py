@@ -56,7 +56,7 @@ class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The state that determines whether the slots in a batch fire.
 
     `owners` is keyed by user id, and contains either the principal of each owner, or the reason why the owner has lost
-    their rights. All other mappings are keyed by trigger id. `live` contains each trigger's earlier fires whose work is
+    their rights. All other mappings are keyed by trigger id. `live` contains each trigger's earlier slots whose work is
     unfinished.
     """
 
@@ -145,9 +145,9 @@ def _owner(accounts: Accounts, user_id: str | None) -> Principal | RightsLost:
 
 
 def live_fires(actions: Mapping[str, TriggerAction], *, mark: bool = True) -> dict[str, list[Fire]]:
-    """Return each trigger's newest fires whose work is unfinished. `actions` contains the action of each trigger.
+    """Return each trigger's newest slots whose work is unfinished. `actions` contains the action of each trigger.
 
-    If `mark` is set, the fires whose work is finished are marked, so that they are not read again.
+    If `mark` is set, slots whose work is finished are marked, so that they are not read again.
     """
     watched = {trigger_id: action for trigger_id, action in actions.items() if action.are_live is not None}
     if not watched:

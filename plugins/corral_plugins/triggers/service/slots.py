@@ -22,7 +22,7 @@ from corral_plugins.triggers.settings import MAX_CHAIN
 FIRE_JOB = "triggers.fire"
 BATCH_SIZE = 20  # slots that a job, and a unit of work, fires
 UNIT_SECONDS = 0.2
-"""The time after which a unit of work leaves its remaining slots to the next unit, in seconds.
+"""The number of seconds after which a unit of work leaves its remaining slots to the next one.
 
 A unit of work that takes too long is rolled back completely. Without this limit, every unit with many slots could be
 rolled back on a busy machine.

@@ -135,7 +135,7 @@ def _values(row: Trigger) -> Json:
 def _schema() -> Json:
     """Return the JSON Schema of a new trigger.
 
-    It omits `enabled`, because templates always create disabled triggers.
+    The schema omits `enabled`, because templates always create disabled triggers.
     """
     schema = msgspec.json.schema(NewTrigger)
     fields: Json = schema["$defs"]["NewTrigger"]["properties"]

@@ -1,4 +1,4 @@
-"""The tables of webhooks, their event subscriptions, and their deliveries."""
+"""Creates the tables for webhooks, their event subscriptions, and their deliveries."""
 
 from __future__ import annotations
 

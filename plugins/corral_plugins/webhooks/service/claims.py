@@ -1,4 +1,4 @@
-"""Claims deliveries for attempts, fairly among webhooks and within the limits of the installation.
+"""Claims deliveries for attempts, dividing them fairly among webhooks and respecting the installation's limits.
 
 A claim is a lease with a fencing token. Every method runs in the caller's unit of work.
 """
@@ -68,9 +68,9 @@ class _Load:
     def admits(self, row: Webhook) -> bool:
         """Return whether another attempt for a webhook may start now.
 
-        If the webhook's last attempt failed, or none has ever succeeded, it is limited to one attempt at a time. A
-        second attempt to the same host starts only if enough slots remain free for other hosts. Therefore, unresponsive
-        hosts delay other hosts only if there are very many of them.
+        If the webhook's last attempt failed, or none has ever succeeded, the webhook is limited to one attempt at a
+        time. A second attempt to the same host starts only if enough slots remain free for other hosts. Therefore,
+        unresponsive hosts delay other hosts only if there are very many of them.
         """
         running = self.hosts[row.host]
         limit = self.limit if running == 0 else self.limit - self.limit // RESERVED

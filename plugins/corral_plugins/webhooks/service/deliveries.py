@@ -56,7 +56,7 @@ class WebhookDeliveries:
         return delivery_view(Delivery.get_by_id(delivery.id))
 
     def recover(self, webhook_id: str, body: RecoverDeliveries, *, by: Principal) -> RecoveredDeliveries:
-        """Resend the deliveries that have failed or were cancelled since the requested time.
+        """Resend the deliveries that have failed or been cancelled since the requested time.
 
         The caller's unit of work queues the first batch of deliveries, and a job queues the rest.
         """
@@ -80,7 +80,7 @@ class WebhookDeliveries:
 
 
 def recover_batch(webhook_id: str, since: str, until: str) -> int:
-    """Resend a batch of the failed and cancelled deliveries. Return the number of deliveries.
+    """Resend a batch of failed and cancelled deliveries. Return the number of resent deliveries.
 
     If the webhook has been disabled or deleted in the meantime, nothing is resent, because no process would claim the
     deliveries.

@@ -34,7 +34,10 @@ def disable_webhooks(which: Any, reason: str) -> None:
 
 
 def disable_webhook(row: Webhook, reason: str) -> bool:
-    """Disable a webhook for a reason other than its owner's request. Return False if it is no longer active."""
+    """Disable a webhook for a reason other than its owner's request.
+
+    Return False if the webhook is no longer active.
+    """
     changes = {"is_active": False, "disabled_reason": reason, "version": Webhook.version + 1, "updated_at": clock.now()}
     if not Webhook.update(changes).where((Webhook.id == row.id) & Webhook.is_active).execute():
         return False
@@ -53,16 +56,17 @@ def cancel_deliveries(webhook_id: str) -> None:
 
 
 def cancel_batch(webhook_id: str, until: str) -> int:
-    """Cancel a batch of the open deliveries that were created up to `until`. Return the number of deliveries."""
+    """Cancel a batch of the open deliveries created up to `until`. Return the number of cancelled deliveries."""
     mine = IS_OPEN & (Delivery.webhook_id == webhook_id) & (Delivery.created_at <= until)
     some = Delivery.select(Delivery.id).where(mine).limit(AT_ONCE)
     return int(Delivery.update(**ended("cancelled")).where(Delivery.id.in_(some) & IS_OPEN).execute())
 
 
 def cancel_stranded() -> int:
-    """Cancel a batch of open deliveries whose webhook is disabled or deleted. Return the number of deliveries.
+    """Cancel a batch of open deliveries whose webhook is disabled or deleted.
 
-    Such deliveries are inserted by units of work that have not yet seen that the webhook was disabled or deleted.
+    Return the number of cancelled deliveries. Such deliveries are inserted by units of work that had not yet seen that
+    the webhook was disabled or deleted.
     """
     active = Webhook.select(Webhook.id).where(Webhook.is_active)
     some = Delivery.select(Delivery.id).where(Delivery.due_at.is_null(False) & Delivery.webhook_id.not_in(active))

@@ -35,9 +35,9 @@ ENTRY = UnitContext(label="webhooks.fan_out", actor=SYSTEM)
 EVENTS_AT_ONCE, ROWS_AT_ONCE = 100, 500
 WINDOW = 20_000  # positions of the log that one unit searches
 RECORDED_REASONS = ("failing", "gone")
-"""The reasons for disabling a webhook after which events are still recorded, as cancelled deliveries.
+"""Events for a webhook that was disabled for one of these reasons are still recorded, as cancelled deliveries.
 
-The owner can resend these deliveries after enabling the webhook.
+The webhook's owner can resend these deliveries after enabling the webhook.
 """
 RECORDED_SECONDS = 14 * 86_400.0  # since the webhook was disabled
 
@@ -123,7 +123,7 @@ class WebhookFanOut:
         return bool(events) and CURSOR.count_failure(position, events[0], reason)
 
     def _deliveries(self, events: Sequence[LoggedEvent]) -> tuple[list[dict[str, Any]], int]:
-        """Return the rows of new deliveries, and the number of events that these rows cover, counted from the first."""
+        """Return the rows of new deliveries, and how many events these rows cover, counted from the first event."""
         followers = _followers({pattern for event in events for pattern in matching_patterns(event.type)})
         people = {each.user_id for found in followers.values() for each in found}
         owners = self._accounts.principals_of(people) if people else {}

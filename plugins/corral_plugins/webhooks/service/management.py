@@ -143,7 +143,7 @@ class WebhookManagement:
     def rotate_secret(
         self, webhook_id: str, secret: str, seconds: int, match: IfMatch, *, by: Principal
     ) -> RotatedWebhookSecret:
-        """Replace the secret. For `seconds`, messages are also signed with the old secret."""
+        """Replace the secret. For `seconds` seconds, messages are also signed with the old secret."""
         row = find_webhook(webhook_id, by)
         match.check(row.version)
         until = clock.now(seconds) if seconds else None

@@ -1,4 +1,4 @@
-"""Metrics of webhooks."""
+"""Metrics of the `webhooks` plugin."""
 
 from __future__ import annotations
 

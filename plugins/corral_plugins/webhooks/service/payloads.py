@@ -85,8 +85,8 @@ def _describe(kind: EventType) -> WebhookEventType:
 def _example(schema: Mapping[str, Any], shared: Mapping[str, Any], depth: int) -> Any:
     """Return a value that conforms to a `msgspec` JSON Schema.
 
-    Down to the nesting depth `depth`, objects contain all of their properties. Below it, they contain only the required
-    ones.
+    Down to the nesting depth `depth`, objects contain all of their properties. Below that depth, they contain only the
+    required properties.
     """
     while "$ref" in schema:
         schema = shared[schema["$ref"].rpartition("/")[2]]

@@ -27,7 +27,7 @@ PRIVATE_FIELDS = ("url", "events", "description", "headers", "filter")
 
 
 def find_webhook(webhook_id: str, caller: Principal) -> Webhook:
-    """Return a webhook of the caller. Raise `NotFound` if the caller has no such webhook."""
+    """Return one of the caller's webhooks. Raise `NotFound` if the caller has no such webhook."""
     row: Webhook | None = Webhook.get_or_none((Webhook.id == webhook_id.lower()) & visible(Webhook, caller))
     if row is None:
         raise NotFound("There is no webhook with this id.")

@@ -39,7 +39,10 @@ RETRY_AFTER_STATUSES = (429, 503)
 
 
 class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of an attempt. `retry_after` is the number of seconds that the receiver asked to wait, or None."""
+    """The result of an attempt.
+
+    `retry_after` is the number of seconds that the receiver asked Corral to wait, or None if it asked for no delay.
+    """
 
     status_code: int | None = None
     error: AttemptError | None = None
@@ -161,7 +164,10 @@ def _response_start(content: bytes) -> str:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the number of seconds that the receiver asks to wait, limited to one day, or None."""
+    """Return the number of seconds that the receiver asks Corral to wait, limited to one day.
+
+    Return None if the receiver asks for no delay.
+    """
     told = response.headers.get("retry-after", "").strip()
     if response.status_code not in RETRY_AFTER_STATUSES or not told:
         return None

@@ -81,7 +81,7 @@ class WebhookTriggerAction:
 
 
 def _check(caller: Principal, fields: Json) -> None:
-    """Raise `Invalid` unless the action refers to an active webhook of the caller."""
+    """Raise `Invalid` unless the action refers to one of the caller's active webhooks."""
     if "webhook_id" in fields:
         _find(fields["webhook_id"], caller)
 
