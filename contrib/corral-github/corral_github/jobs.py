@@ -18,7 +18,7 @@ BATCH_SIZE = 500
 
 
 async def work_on_thread(thread_id: str, worker: ThreadWorker) -> None:
-    """Process the pending deliveries and posts of a pull request or an issue."""
+    """Process the pending deliveries and posts for a pull request or an issue."""
     await worker.run(thread_id)
 
 

@@ -85,7 +85,7 @@ def retry_github_repository(id: str, repositories: Repositories, caller: Princip
 def list_github_deliveries(
     id: str, query: PageQuery, repositories: Repositories, caller: Principal
 ) -> Page[GitHubDeliveryView]:
-    """List the deliveries of a repository, newest first."""
+    """List the webhook deliveries for a repository, newest first."""
     return repositories.deliveries(id, query, by=caller)
 
 

@@ -29,7 +29,7 @@ _NAME = re.compile(r"\{([a-z_]+)\}")
 class ApiTool(msgspec.Struct, frozen=True, kw_only=True):
     """An API operation as a tool.
 
-    Its arguments are the path parameters, the query parameters and the fields of the body.
+    The tool's arguments are the path parameters, the query parameters and the fields of the request body.
     """
 
     name: str
@@ -105,7 +105,7 @@ def _resolved(document: Json, schema: Json) -> Json:
 
 
 def _with_components(document: Json, schema: Json) -> Json:
-    """Return a schema that contains the components to which it refers."""
+    """Return the schema together with the components to which it refers."""
     definitions: Json = {}
     new = set(_references(schema))
     while new:

@@ -14,7 +14,7 @@ from corral_plugins.tools.api import McpResult, McpTool
 
 
 class CommandSession:
-    """A session with a server that was started as a command."""
+    """A session with an MCP server that was started as a command."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -32,7 +32,7 @@ class CommandSession:
 async def start_command(
     command: str, arguments: Sequence[str], variables: Mapping[str, str]
 ) -> AsyncIterator[CommandSession]:
-    """Start a server command, open a session with it, and stop the server when the context ends.
+    """Start an MCP server as a command, open a session with the server, and stop the server when the context ends.
 
     The server gets the given environment variables, and a few from this process, such as PATH and HOME.
     """

@@ -154,7 +154,7 @@ class Agents(Protocol):
 
 
 class AttemptStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Statistics of an agent's newest attempts, at most 10,000.
+    """Statistics about an agent's newest attempts, at most 10,000.
 
     Null means unknown. The success rate and the durations are null if no attempt has ended.
     """
@@ -172,17 +172,17 @@ class AttemptStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentStatistics(Protocol):
-    """Statistics of agents, provided by the `tasks` plugin, which stores attempts.
+    """Statistics about agents, provided by the `tasks` plugin, which stores attempts.
 
     Every method runs in the caller's unit of work.
     """
 
     def for_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
-        """Return the statistics of the agent's attempts that were created at or after `since`."""
+        """Return statistics about the agent's attempts that were created at or after `since`."""
         ...
 
     def for_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
-        """Return the statistics of the attempts with each of these configuration versions, keyed by version.
+        """Return statistics about the attempts that used each of these configuration versions, keyed by version.
 
         Sends a single query.
         """

@@ -73,7 +73,7 @@ def get_agent(id: str, agents: AgentManagement, caller: Principal) -> AgentView:
 def update_agent(id: str, body: AgentPatch, match: IfMatch, agents: AgentManagement, caller: Principal) -> AgentView:
     """Change an agent.
 
-    A change of the configuration creates a new version. Running attempts keep the version with which they started.
+    A change to the configuration creates a new version. Running attempts keep the version with which they started.
     """
     return agents.update(id, body, match, by=caller)
 
@@ -150,7 +150,7 @@ def list_agent_versions(
 def compare_agent_versions(id: str, query: CompareQuery, versions: AgentVersions, caller: Principal) -> Comparison:
     """Compare two versions.
 
-    The response contains the fields that differ, and statistics of the attempts of both versions.
+    The response contains the fields that differ, and statistics about the attempts that used each version.
     """
     return versions.compare(id, query.before, query.after, by=caller)
 

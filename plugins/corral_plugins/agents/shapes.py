@@ -207,7 +207,7 @@ class VersionQuery(PageQuery, kw_only=True):
 
 
 class AgentVersionView(msgspec.Struct, kw_only=True):
-    """A version of the configuration, with statistics of the attempts that used it.
+    """A version of the configuration, with statistics about the attempts that used it.
 
     The statistics cover only the newest 10,000 attempts of the agent. They are null if the `tasks` plugin is not
     active, or if there are older attempts and none of the newest 10,000 used this version.
@@ -244,7 +244,7 @@ class FieldDifference(msgspec.Struct, kw_only=True):
 
 
 class ComparedStatistics(msgspec.Struct, kw_only=True):
-    """Statistics of the attempts of both versions. They are null if the `tasks` plugin is not active."""
+    """Statistics about the attempts that used each version. They are null if the `tasks` plugin is not active."""
 
     before: AttemptStatistics | None = msgspec.field(name="from")
     after: AttemptStatistics | None = msgspec.field(name="to")
@@ -264,7 +264,7 @@ class AgentStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AgentStats(AttemptStatistics, frozen=True, kw_only=True):
-    """Statistics of the newest attempts of the last `days` days, at most 10,000."""
+    """Statistics about an agent's newest attempts in the last `days` days, at most 10,000."""
 
     days: int
 

@@ -35,7 +35,7 @@ SourceType = Literal["user", "worker", "agent", "export", "step"]
 class FileSource(msgspec.Struct, frozen=True, kw_only=True):
     """The origin of a file: a person, a worker, an agent, an export, or a workflow step.
 
-    `attempt_id` is the task attempt that created the file, or None if no task created it.
+    `attempt_id` is the id of the task attempt that created the file, or None if no task created it.
     """
 
     type: SourceType
@@ -77,11 +77,11 @@ class Files(Protocol):
         limit: int | None = None,
         cause: tuple[str, ...] = (),
     ) -> FileFacts:
-        """Store a stream as a new file of a user. The file is either stored completely or not at all.
+        """Store a stream as a new file that belongs to a user. The file is either stored completely or not at all.
 
-        `cause` is the cause chain of the upload, which triggers use to detect loops. A file of a task has the cause
-        chain of the task. Raise `TooLarge` if the file is larger than `limit` bytes (by default, the setting
-        `files.max_upload_bytes`), and `TooMany` (`quota_exceeded`) if the file would exceed the owner's quota.
+        `cause` is the cause chain of the upload, which triggers use to detect loops. For a file that belongs to a task,
+        the task's cause chain is used. Raise `TooLarge` if the file is larger than `limit` bytes (by default, the
+        setting `files.max_upload_bytes`), and `TooMany` (`quota_exceeded`) if the file would exceed the owner's quota.
         """
         ...
 

@@ -109,8 +109,8 @@ async def update_connection(
 ) -> ConnectionView:
     """Change an SSH connection. Absent fields stay unchanged.
 
-    After a change of the host name or port, the host key must be accepted again. After a change of `auth_method`, the
-    credential must be submitted again.
+    If the host name or port changes, the host key must be accepted again. If `auth_method` changes, the credential must
+    be submitted again.
     """
     stored = await work(lambda: connections.find(id), read=True)
     policy = stored.host_key_policy if body.host_key_policy is UNSET else body.host_key_policy

@@ -66,7 +66,7 @@ class NewConnection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ConnectionPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields of a connection to change. Absent fields stay unchanged.
 
-    After a change of `hostname` or `port`, the machine's host key must be accepted again.
+    If `hostname` or `port` changes, the machine's host key must be accepted again.
     """
 
     name: Name | UnsetType = UNSET

@@ -1,1 +1,1 @@
-"""Triggers, which start work at a set time, on an event, on an external call, or when an expected event is missing."""
+"""Triggers, which start work at a set time, on an event, on a webhook request, or when an expected event is missing."""

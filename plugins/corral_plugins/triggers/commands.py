@@ -106,7 +106,7 @@ def _with_options(command: F, *options: Callable[[F], F]) -> F:
 
 @click.group("triggers")
 def triggers_command_group() -> None:
-    """Manage triggers, which start work at a set time, on an event or on an external call."""
+    """Manage triggers, which start work at a set time, on an event or on a webhook request."""
 
 
 @triggers_command_group.command("list")

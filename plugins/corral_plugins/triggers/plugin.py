@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class TriggersPlugin(Plugin):
-    """Triggers, which start work at a set time, on an event, on an external call, or when an expected event is missing.
+    """Triggers, which start work at a set time, on an event or webhook request, or when an expected event is missing.
 
     Each slot of a trigger (an occasion on which it is due) fires only once, even if several processes run. The history
     contains every slot that fired, was skipped or failed.

@@ -135,7 +135,10 @@ class PullRequests:
             self._open_review(item, pull, patch)
 
     def _open_review(self, item: WorkItem, pull: Pull, patch: PreparedPatch) -> None:
-        """Open the code review, or add a revision to it. The thread's row is updated in the same unit of work."""
+        """Open a code review, or add a revision to the existing one.
+
+        The thread's row is updated in the same unit of work.
+        """
         thread, repository = hold(item.claimed), item.repository
         by = self._accounts.principal_of(repository.owner_id, "code_reviews.write")
         facts = self._reviews.find(thread.review_id) if thread.review_id is not None else None

@@ -149,12 +149,12 @@ class Repositories:
         return GitHubRetry(deliveries=counts[Delivery], posts=counts[Post])
 
     def deliveries(self, repository_id: str, query: PageQuery, *, by: Principal) -> Page[GitHubDeliveryView]:
-        """Return the deliveries of a repository, newest first."""
+        """Return the webhook deliveries for a repository, newest first."""
         mine = Delivery.repository_id == _find(repository_id, by).id
         return _with_threads(Delivery, mine, query, by, _delivery_view)
 
     def posts(self, repository_id: str, query: PageQuery, *, by: Principal) -> Page[GitHubPostView]:
-        """Return the posts of a repository, newest first."""
+        """Return the posts to a repository, newest first."""
         mine = Post.repository_id == _find(repository_id, by).id
         return _with_threads(Post, mine, query, by, _post_view)
 

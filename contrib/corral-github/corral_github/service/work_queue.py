@@ -126,7 +126,7 @@ def next_work(claimed: ThreadLease, *, holds_posts: bool) -> WorkItem | None:
 def finish(item: WorkItem, status: str, detail: str | None, **changes: Any) -> None:
     """Record the outcome of a delivery or a post.
 
-    Runs in the unit of work that made the changes and that has locked the thread.
+    Runs in the caller's unit of work, which must have locked the thread and made all related changes.
     """
     ended = {"status": status, "detail": detail, "finished_at": clock.now(), **changes}
     if item.delivery is not None:

@@ -124,7 +124,7 @@ class AgentManagement:
         return self._insert_agent(name, {column: getattr(source, column) for column in COPIED}, by)
 
     def update(self, agent_id: str, patch: AgentPatch, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
-        """Change an agent. A change of the configuration creates a new version.
+        """Change an agent. A change to the configuration creates a new version.
 
         Raises a `Problem` with the code `duplicate` if the new name is taken, or `unknown_reference` if a provider or
         worker does not exist.

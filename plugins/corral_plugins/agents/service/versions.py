@@ -64,7 +64,7 @@ class AgentVersions:
         return AgentVersionDetail(**_view_fields(row, statistics), configuration=row.configuration)
 
     def compare(self, agent_id: str, before: int, after: int, *, by: Principal) -> Comparison:
-        """Return the fields that differ between two versions, sorted by name, and statistics of both versions.
+        """Return the fields that differ between two versions, sorted by name, and statistics about both versions.
 
         Raise `NotFound` if the agent or one of the versions does not exist.
         """
@@ -99,7 +99,7 @@ class AgentVersions:
         return view
 
     def get_statistics(self, agent_id: str, days: int, *, by: Principal) -> AgentStats:
-        """Return statistics of the agent's attempts in the last `days` days.
+        """Return statistics about the agent's attempts in the last `days` days.
 
         Raise `NotFound` if the agent does not exist.
         """

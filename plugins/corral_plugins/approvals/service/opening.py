@@ -122,9 +122,10 @@ class ApprovalsService:
             raise Invalid.at("/run_id", "not_allowed", f"The run is {run.status}; nothing waits for a decision.")
 
     def _named_agent(self, agent_id: str | None, by: Principal) -> AgentFacts | None:
-        """Return the agent for which the caller requests an approval, or None.
+        """Return the agent for which the caller requests an approval.
 
-        This is the agent named by `agent_id`, which must belong to the caller, or else the calling agent itself.
+        This is the agent named by `agent_id`, which must belong to the caller, or else the calling agent itself. Return
+        None if there is neither.
         """
         wanted = agent_id.lower() if agent_id is not None else by.agent_id if by.kind == "agent" else None
         if wanted is None or self.agents is None:

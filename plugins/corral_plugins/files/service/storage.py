@@ -36,7 +36,7 @@ class FileStorage:
 
     @property
     def blob_store(self) -> BlobStore:
-        """The file store itself, which sweeps access directly."""
+        """The underlying file store, for code such as sweeps that accesses it directly."""
         return self._blobs
 
     @property

@@ -76,7 +76,7 @@ class StoreTransfer:
         """Return whether the target store contains the correct bytes of a blob.
 
         If the blob belongs to a file, its size and hash are compared with those of the file. Otherwise, the bytes are
-        compared with those in this store.
+        compared with those in the source store.
         """
         try:
             return await _measured(target, key) == (self._expected(key) or await _measured(self._source, key))

@@ -28,7 +28,7 @@ from corral_plugins.workflows.api import Workflows
 
 MAX_SUBSCRIBERS = 500
 MAX_PER_MINUTE = 600
-"""The maximum number of messages that a sender may send in a minute to all recipients together."""
+"""The maximum number of messages that a sender may send to all recipients together in one minute."""
 SHORTEST_SECONDS, LONGEST_SECONDS = 60, 90 * 86_400
 EXPECT_ACK = ("request", "handoff")
 RECIPIENTS = ("recipient_agent_id", "recipient_user_id", "channel")

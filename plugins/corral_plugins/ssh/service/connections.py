@@ -271,7 +271,7 @@ def check_policy(policy: str, host_key: str | None, *, has_key: bool) -> None:
 
 
 def _host_key_columns(row: Connection, changed: dict[str, Any], host_key: str | None) -> dict[str, Any]:
-    """Return the host key columns to change. After a change of the address, a host key must be accepted again."""
+    """Return the host key columns to change. If the address changes, a host key must be accepted again."""
     if host_key is not None:
         return {"host_key": host_key, "host_key_state": "trusted", "seen_key": None}
     if changed.keys() & {"hostname", "port"}:

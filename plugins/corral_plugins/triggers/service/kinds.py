@@ -1,4 +1,4 @@
-"""The kinds of triggers that fire on events and external calls, and the registry of all kinds and actions."""
+"""The kinds of triggers that fire on events and webhook requests, and the registry of all kinds and actions."""
 
 from __future__ import annotations
 
