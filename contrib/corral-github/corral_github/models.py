@@ -1,4 +1,4 @@
-"""The database tables. Only the modules in the `service` package write to them."""
+"""The plugin's database tables. Only the modules in the `service` package write to them."""
 
 from __future__ import annotations
 

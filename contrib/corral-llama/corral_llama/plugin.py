@@ -26,7 +26,7 @@ IDLE_CHECK_SECONDS = 30.0
 class LlamaConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Configuration of the `llama` plugin.
 
-    `warm_up` loads the model when the server starts instead of at its first use.
+    `warm_up` loads the model when the server starts, instead of when the model is first used.
     """
 
     warm_up: bool = False

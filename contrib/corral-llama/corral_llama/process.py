@@ -36,7 +36,7 @@ class ModelProcessFailed(Exception):
 class ModelProcess:
     """A child process with a loaded model.
 
-    `client` is an HTTP client for the OpenAI-compatible API of the process. Its URLs are relative to `/v1`.
+    `client` is an HTTP client for the OpenAI-compatible API of the process. The client's URLs are relative to `/v1`.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, model: LocalModel, context_tokens: int) -> None:
@@ -118,7 +118,7 @@ class ModelProcesses:
 
     @property
     def child(self) -> ModelProcess | None:
-        """The running child process, or None."""
+        """The running child process, or None if none is running."""
         return self._child if self._child is not None and self._child.is_running else None
 
     @contextlib.asynccontextmanager
@@ -135,7 +135,7 @@ class ModelProcesses:
             self._last_used = time.monotonic()
 
     async def stop_if_idle(self, seconds: float) -> bool:
-        """Stop the child process if it has been idle for `seconds`. Return whether it was stopped.
+        """Stop the child process if it has been idle for `seconds` seconds. Return whether it was stopped.
 
         If `seconds` is 0, the process is never stopped.
         """

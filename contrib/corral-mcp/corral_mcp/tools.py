@@ -27,7 +27,7 @@ _NAME = re.compile(r"\{([a-z_]+)\}")
 
 
 class ApiTool(msgspec.Struct, frozen=True, kw_only=True):
-    """An API operation as a tool.
+    """An API operation that is offered as a tool.
 
     The tool's arguments are the path parameters, the query parameters and the fields of the request body.
     """

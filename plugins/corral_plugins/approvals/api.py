@@ -114,7 +114,7 @@ class HeldToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for an approval from another plugin.
+    """A request for an approval, made by another plugin.
 
     Unlike `NewApproval`, it may concern a tool call or a workflow step. `payload_sha256` is the hash of the content to
     execute, by default the hash of `payload`. If `approvers` is None, the default approvers for the given risk decide.

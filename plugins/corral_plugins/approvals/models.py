@@ -1,4 +1,4 @@
-"""The database tables of approvals. Only the service layer of this plugin writes to them."""
+"""The database tables for approvals. Only the service layer of this plugin writes to them."""
 
 from __future__ import annotations
 

@@ -50,8 +50,8 @@ def create_approval(
 ) -> Answer[ApprovalView]:
     """Request an approval.
 
-    If the same content for the same task is already awaiting a decision, or was rejected recently, the response is 200
-    with the existing approval.
+    If the same content for the same task is already awaiting a decision, or was rejected recently, the response has the
+    status 200 and contains the existing approval.
     """
     made = approvals.request(body, by=caller)
     return Answer(body=listing.get(made.id, caller), status=201 if made.is_new else 200)
@@ -67,7 +67,7 @@ def count_approvals(listing: ApprovalListing, caller: Principal) -> ApprovalCoun
 async def decide_many(
     body: BulkDecision, decisions: ApprovalDecisions, caller: Principal, request: Request, work: Work
 ) -> BulkResult:
-    """Decide many approval requests with one call. Each of them is decided independently.
+    """Decide many approval requests with one call. Each request is decided independently.
 
     Requests with high or critical risk are skipped.
     """

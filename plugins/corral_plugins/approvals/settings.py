@@ -1,4 +1,4 @@
-"""Run-time settings of approvals."""
+"""Run-time settings of the `approvals` plugin."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from corral.schema.fields import Id, Slug
 class AutoApproveRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A rule that approves requests without a person.
 
-    The rule applies to calls of `tool` (a name, or a prefix such as `tasks.*`), to requests by the agent `agent_id`, up
-    to the risk `max_risk`, and while the task has cost at most `max_cost_usd`. The CEL expression `when`, which can
-    refer to `payload`, `agent` and `task`, must be true. Absent fields restrict nothing.
+    The request must be a call to `tool` (a name, or a prefix such as `tasks.*`), must come from the agent `agent_id`,
+    and must have at most the risk `max_risk`. Its task must have cost at most `max_cost_usd`. The CEL expression
+    `when`, which can refer to `payload`, `agent` and `task`, must be true. Absent fields restrict nothing.
     """
 
     id: Slug

@@ -415,7 +415,7 @@ REASONS = {
     "plugin_required": "the plugin for this kind of object is not active",
 }
 REPEATABLE = {"running", "in_use", "plugin_required"}
-"""The reasons for keeping an object that may disappear, after which the same command can be repeated."""
+"""Temporary reasons for keeping an object. When they no longer apply, the same command can be repeated."""
 ENDS = {
     "agent": "Stop it: corral agents stop",
     "workflow": "See what runs: corral workflows runs",

@@ -45,8 +45,8 @@ class MarketplacePlugin(Plugin):
     """The marketplace, which offers templates of agent teams.
 
     Before an installation, people see exactly what a template would create and which resources it may use. The template
-    is installed in one transaction. People can upgrade and remove it later, and can create templates from their own
-    objects.
+    is installed in one transaction. People can later upgrade or remove the installation, and can create templates from
+    their own objects.
     """
 
     name = "marketplace"

@@ -366,7 +366,8 @@ class ObjectRef(msgspec.Struct, kw_only=True):
 class UpgradeResult(msgspec.Struct, kw_only=True):
     """The changes that an upgrade made or would make.
 
-    `kept_local` lists edited fields that keep their local values. `warnings` says what the objects do not get.
+    `kept_local` lists edited fields that keep their local values. `warnings` lists problems such as missing
+    requirements and tools that agents do not get.
     """
 
     version: str

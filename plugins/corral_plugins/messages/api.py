@@ -102,7 +102,7 @@ class Messages(Protocol):
         ...
 
     def put_back(self, lease_id: str) -> None:
-        """Return the messages that were delivered under this lease to the queue, because its attempt did not complete.
+        """Put messages that were delivered under this lease back into the queue, because the attempt did not complete.
 
         Messages that were read or acknowledged in the meantime are not changed.
         """

@@ -98,7 +98,7 @@ def send_message(
     reply_to: str | None,
     as_json: bool,
 ) -> None:
-    """Send a message. TEXT is the body of the message. If it is -, the body is read from standard input."""
+    """Send a message. TEXT is the body of the message. If TEXT is -, the body is read from standard input."""
     if sum(each is not None for each in (to_agent, to_user, channel)) != 1:
         raise click.UsageError("give exactly one of --to-agent, --to-user and --channel")
     body = {

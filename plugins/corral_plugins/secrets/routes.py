@@ -1,4 +1,4 @@
-"""The HTTP routes of the vault."""
+"""The HTTP routes for the vault."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def create_secret(body: NewSecret, vault: Vault, listing: SecretListing, caller:
 
 @routes.get("/expiring", needs=READ)
 def list_expiring_secrets(query: ExpiringQuery, listing: SecretListing, caller: Principal) -> Page[SecretView]:
-    """List secrets that have expired or will expire within `days`, earliest expiry first."""
+    """List secrets that have expired or will expire within `days` days, earliest expiry first."""
     return listing.list_expiring(query, caller)
 
 

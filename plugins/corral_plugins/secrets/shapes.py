@@ -98,7 +98,7 @@ class SecretQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
 
 
 class ExpiringQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """The query for listing secrets that have expired or will expire within `days`."""
+    """The query for listing secrets that have expired or will expire within `days` days."""
 
     days: Annotated[int, Meta(ge=1, le=365)] = 30
 

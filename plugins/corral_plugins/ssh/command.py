@@ -28,7 +28,7 @@ connection_argument = click.argument("connection", shell_complete=complete_names
 
 @click.group("ssh")
 def ssh_command_group() -> None:
-    """Manage SSH connections, and run commands on machines. Only for admins. CONNECTION is a name or an id."""
+    """Manage SSH connections, and run commands on machines. Only admins may do this. CONNECTION is a name or an id."""
 
 
 @ssh_command_group.command("list")

@@ -157,7 +157,7 @@ async def execute_command(
 ) -> CommandResult:
     """Run a command over SSH, and wait until it ends.
 
-    The response is 200 even if the command itself fails. If the client disconnects, the command is stopped.
+    The status is 200 even if the command itself fails. If the client disconnects, the command is stopped.
     """
     context = RunContext(by=caller, entry=request.unit_context(caller))
     try:

@@ -1,4 +1,4 @@
-"""The settings of SSH connections."""
+"""Settings of the `ssh` plugin."""
 
 from __future__ import annotations
 

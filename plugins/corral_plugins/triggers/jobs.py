@@ -24,7 +24,7 @@ async def fire_slots(ids: list[str], firing: TriggerFiring) -> None:
 
 
 async def read_events(reader: TriggerLogReader) -> None:
-    """Read new events from the event log, and record slots for the triggers that wait for them."""
+    """Read new events from the event log, and record slots for the triggers that follow them."""
     await reader.read()
 
 
@@ -44,7 +44,7 @@ async def end_waits(scheduler: TriggerScheduler) -> None:
 
 
 async def prune_history(work: Work, settings: Settings) -> None:
-    """Delete old rows of the history, and deleted triggers without remaining history."""
+    """Delete old history rows, and deleted triggers that have no history left."""
     before = clock.now(-settings.get(HISTORY_DAYS) * DAY)
     while await work(lambda: _prune_batch(before)) == BATCH_SIZE:
         pass

@@ -162,7 +162,7 @@ def rotate_trigger_secret(
 ) -> RotatedSecret:
     """Replace the secret of a webhook trigger, or its URL if its deliveries are not signed.
 
-    The old secret or URL remains valid for `overlap_seconds`.
+    The old secret or URL remains valid for `overlap_seconds` seconds.
     """
     return triggers.rotate_secret(id, new_ingress_secrets(), body.overlap_seconds, match, by=caller)
 

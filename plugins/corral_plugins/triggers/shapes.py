@@ -180,11 +180,11 @@ class TestedEvent(msgspec.Struct, kw_only=True):
 
 
 class TriggerTest(msgspec.Struct, kw_only=True):
-    """What the trigger would do. A test starts nothing.
+    """The result of a test: what the trigger would do. A test starts nothing.
 
     For a payload, `would` is `fired`, `filtered`, `skipped_overlap`, `rate_limited` or `failed`, and `action` is the
     rendered action. For `days`, the result contains `events`, and `has_more` says whether there are more. For `next`,
-    it contains `times`.
+    the result contains `times`.
     """
 
     would: Status | None = None

@@ -314,7 +314,7 @@ def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) 
 )
 @client_command
 def recover(client: ApiClient, *, webhook: str, since: str | None, hours: int | None, as_json: bool) -> None:
-    """Resend the failed and cancelled deliveries of the given period."""
+    """Resend the failed and cancelled deliveries from the given period."""
     if since is not None and hours is not None:
         raise click.UsageError("give either --since or --hours")
     begin = since or (datetime.now(UTC) - timedelta(hours=hours or 24)).isoformat(timespec="seconds")

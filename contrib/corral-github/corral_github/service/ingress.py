@@ -179,7 +179,8 @@ def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
 def _insert(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
     """Insert the row of a delivery.
 
-    Return None if the row conflicts with the row of another delivery, or if its thread has just been deleted.
+    Return None if the row conflicts with the row of another delivery, or if the delivery's thread has just been
+    deleted.
     """
     thread_id = None
     if received.number is not None:
@@ -221,7 +222,7 @@ def _thread_of(repository_id: str, kind: str, number: int) -> str | None:
 def _duplicate(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
     """Return the receipt of the earlier, identical delivery, or None if there is no longer a conflicting delivery.
 
-    Deliveries with equal bodies are identical, because the signature covers only the body.
+    Deliveries with equal bodies count as identical, because the signature covers only the body.
     """
     mine = Delivery.repository_id == repository_id
     first: Delivery | None = Delivery.get_or_none(mine & (Delivery.body_sha256 == received.sha256))

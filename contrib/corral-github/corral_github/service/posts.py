@@ -101,9 +101,9 @@ def marker_of(post: Post) -> str:
 def review_forms(post: Post) -> list[Json]:
     """Return up to three versions of a review, best first.
 
-    There are several because the code host may refuse line comments or an approval. It refuses comments on lines that
-    its own diff does not show. If the owner of the token opened the pull request, the code host does not let this user
-    approve it or request changes, but accepts a review that only comments.
+    Several versions are needed because the code host may refuse line comments or an approval. It refuses comments on
+    lines that its own diff does not show. If the token's owner opened the pull request, the code host does not let this
+    user approve it or request changes, but accepts a review that only comments.
     """
     content = post.content
     event, title = SHOWN_LINES[content["decision"]]

@@ -45,7 +45,7 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, found: dict[str, Any]) -> Pull:
         """Build the pull request from the code host's response.
 
-        Text fields are cleaned, because they are used in titles and single lines.
+        Text fields are cleaned, because they are used in titles and in single-line texts.
         """
         base, head, author = [
             each if isinstance(each := found.get(name), dict) else {} for name in ("base", "head", "user")

@@ -70,7 +70,7 @@ class Repositories:
         return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_have_answered([row.id])))
 
     def create(self, new: NewGitHubRepository, *, by: Principal) -> GitHubRepositoryView:
-        """Connect a repository. Raise `Conflict` (`duplicate`) if it is already connected."""
+        """Connect a repository. Raise `Conflict` (`duplicate`) if the repository is already connected."""
         if Repository.select().count() >= MAX_REPOSITORIES:
             raise Invalid.at("/name", "not_allowed", f"There can be at most {MAX_REPOSITORIES} repositories.")
         now = clock.now()

@@ -1,4 +1,4 @@
-"""A client for the REST API of GitHub, or of a code host with a compatible API. Requests use the egress guard."""
+"""A client for the REST API of GitHub or a compatible code host. Requests use the egress guard."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class RepositoryClient:
         return self._object(await self._call("GET", f"/pulls/{number}"))
 
     async def diff(self, number: int) -> str:
-        """Return the diff of a pull request. Raise `DiffTooLarge` if it is too large."""
+        """Return the diff of a pull request. Raise `DiffTooLarge` if the diff is too large."""
         try:
             answer = await self._call("GET", f"/pulls/{number}", accept="application/vnd.github.diff")
         except HostRefusal as refusal:

@@ -1,8 +1,8 @@
 """The work queue, which assigns pull requests and issues (threads) to processes, and selects the next delivery or post.
 
-The holder of a thread's lease processes its deliveries and posts in order. New work wakes the thread in the unit of
-work that stores it. The holder checks for more work while it holds a lock on the thread's row. Therefore, work that
-arrives at the last moment is either found by the holder or wakes the thread again.
+The holder of a thread's lease processes the thread's deliveries and posts in order. A unit of work that stores a new
+delivery or post also wakes the thread. The holder checks for more work while it holds a lock on the thread's row.
+Therefore, work that arrives at the last moment is either found by the holder or wakes the thread again.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def finish(item: WorkItem, status: str, detail: str | None, **changes: Any) -> N
 def fail(item: WorkItem, detail: str) -> None:
     """Record the permanent failure of a delivery or a post. Runs in the caller's unit of work.
 
-    The facts of a delivery are kept, so that it can be retried.
+    The facts of a delivery are kept, so that the delivery can be retried.
     """
     hold(item.claimed)
     ended = {"status": "failed", "detail": detail, "finished_at": clock.now()}

@@ -110,7 +110,7 @@ def add_version(row: Agent, changed: list[str], by: Principal) -> None:
 
 
 class AgentViews:
-    """Builds API representations of agents. For a list of agents, each other plugin is queried only once."""
+    """Builds API representations of agents. For a list of agents, every other plugin is queried only once."""
 
     cost: Costs | None
     llm: LLM | None

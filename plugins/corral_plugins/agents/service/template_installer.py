@@ -143,7 +143,7 @@ class AgentTemplateInstaller:
     def export(self, agent_id: str, by: Principal) -> Json:
         """Return the configuration of an agent as a template.
 
-        The template omits the worker, because workers exist only in this installation.
+        The template omits the worker, because each worker exists in only one installation.
         """
         values = _values(find_readable_agent(agent_id, by))
         del values["worker_selector"]

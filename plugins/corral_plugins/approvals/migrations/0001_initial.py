@@ -1,4 +1,4 @@
-"""Creates the tables. The classes are frozen copies of the models in the first release."""
+"""Creates the plugin's tables. The classes are frozen copies of the models from the first release."""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ class Eligibility:
     def require_decider(self, row: Approval, by: Principal) -> None:
         """Raise `Forbidden` unless the caller may decide.
 
-        The error code is `forbidden`, `self_approval` or `reauth_required`. The conditions are checked in this order.
+        The error code is `forbidden`, `self_approval` or `reauth_required`. The corresponding conditions are checked in
+        this order.
         """
         if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
             raise Forbidden("Only the approvers of this request and admins may decide it.")
@@ -96,7 +97,7 @@ class Eligibility:
         return not self._is_own(row, by.user_id) and _needs_of(row) <= by.permissions
 
     def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
-        """Return the ids from `user_ids` of the users who may still decide an approval request.
+        """Return the subset of `user_ids` that belongs to users who may still decide an approval request.
 
         These users are active, have the necessary permissions, are among the approvers, and are not excluded by
         `_is_own`.

@@ -1,4 +1,4 @@
-"""Metrics of approvals since the start of this process. Changes are counted when their unit of work commits."""
+"""Metrics about approvals since the start of this process. Changes are counted when their unit of work commits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ApprovalMetrics:
             after_commit(lambda: self._seconds.observe(seconds))
 
     def definitions(self) -> Iterable[Metric]:
-        """Return the definitions of all metrics of approvals."""
+        """Return the definitions of all approval metrics."""
         return [
             Metric(
                 name="corral_approvals",

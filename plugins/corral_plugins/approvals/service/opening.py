@@ -165,7 +165,7 @@ class ApprovalsService:
         return None if run is None else run.cause_chain or None
 
     def _find_same_request(self, task_id: str, sha256: str) -> Approval | None:
-        """Return an approval for the same task and content that is open or was rejected recently, or None."""
+        """Return an open or recently rejected approval for the same task and content, or None if there is none."""
         cooled = clock.now(-self._settings.get(REJECT_COOLDOWN))
         is_rejected = (Approval.status == "rejected") & (Approval.resolved_at > cooled)
         is_waiting = Approval.status.in_(OPEN) & (Approval.expires_at > clock.now())

@@ -123,7 +123,7 @@ class AutoApproval:
 
 
 def _may_apply(rule: AutoApproveRule, row: Approval, data: dict[str, Any]) -> bool:
-    """Return whether the rule may apply to the approval. This function does not evaluate the rule's condition."""
+    """Return whether the rule may apply to the request. This function does not evaluate the rule's condition."""
     tool = None if row.tool_call is None else row.tool_call["tool"]
     if row.required_approvals > 1:
         return False

@@ -24,7 +24,7 @@ class ApprovalTimers:
 
     @staticmethod
     def overdue() -> list[tuple[str, str | None]]:
-        """Return the ids and task ids of at most `BATCH_SIZE` overdue approvals, starting with the longest overdue."""
+        """Return the ids and task ids of at most `BATCH_SIZE` overdue approval requests, longest overdue first."""
         found: Any = Approval.select(Approval.id, Approval.task_id).where(
             IS_OPEN & (Approval.expires_at <= clock.now())
         )

@@ -1,4 +1,4 @@
-"""The workflow step `approval`. The run waits until people decide, and each outcome follows the configured path."""
+"""The workflow step `approval`. The run waits until people decide, and then follows the path for the outcome."""
 
 from __future__ import annotations
 

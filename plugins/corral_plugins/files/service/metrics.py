@@ -31,7 +31,7 @@ class FileMetrics:
         self._storage.observe(seconds, (op,))
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of all metrics of files."""
+        """Return the definitions of all file metrics."""
         return [
             Metric(name="corral_files_bytes", help="Size of all stored files, in bytes.", collect=stored_bytes),
             Metric(

@@ -22,8 +22,8 @@ _HEADERS_END = b"\r\n\r\n"
 class UploadBody:
     """The body of an upload. Call `begin`, read `file_chunks` to its end, and then read `fields`.
 
-    `size` is the size of the file according to the `Content-Length` header, or None. If text parts follow the file, the
-    value is slightly too large.
+    `size` is the size of the file according to the `Content-Length` header, or None if this header is missing. If text
+    parts follow the file, the value is slightly too large.
     """
 
     def __init__(self, request: Request, chunks: AsyncIterator[bytes]) -> None:
@@ -79,7 +79,7 @@ class UploadBody:
     async def _is_file(self, event: Any) -> bool:
         """Handle the start of a part. Return whether the part is the file.
 
-        If it is a text part, read it completely.
+        A text part is read completely.
         """
         if event.name == "file":
             if not event.filename:

@@ -27,7 +27,7 @@ def clean_name(given: str) -> str:
 def content_disposition(name: str) -> str:
     """Return the `Content-Disposition` header for a download.
 
-    The header contains an ASCII version of the name, and the full name in the encoding of RFC 6266.
+    The header contains an ASCII version of the name, and the full name in the encoding that RFC 6266 specifies.
     """
     from urllib.parse import quote
 

@@ -29,7 +29,7 @@ class FileQuota:
         self.grow(upload_id, owner_id, size)
 
     def grow(self, upload_id: str, owner_id: str, more: int) -> None:
-        """Reserve more bytes for an upload, and record that it is still running.
+        """Reserve more bytes for an upload, and record that the upload is still running.
 
         Raise a problem (`quota_exceeded`) if the owner's quota would be exceeded, or `Unavailable` if the upload was
         declared abandoned.

@@ -1,4 +1,4 @@
-"""The database rows of files, and the rules about who may read and change files.
+"""The database rows for files, and the rules about who may read and change files.
 
 Only this module and the module `uploads` write to the table.
 """
@@ -37,7 +37,7 @@ _FIRST_OF_TASK = Statement(lambda p: File.select(File.id).where(File.task_id == 
 
 
 class FileRegistry:
-    """Reads and changes the database rows of files. All methods run in the caller's unit of work."""
+    """Reads and changes the database rows for files. All methods run in the caller's unit of work."""
 
     tasks: Tasks | None = None
     audit: Audit | None = None

@@ -17,7 +17,7 @@ from corral_plugins.files.models import File
 class TransferReport(msgspec.Struct):
     """The result of a transfer.
 
-    It contains the number and size of the copied files, the number of files that already existed, and the keys of
+    It contains the number and total size of the copied files, the number of files that already existed, and the keys of
     damaged files.
     """
 
@@ -39,7 +39,7 @@ class StoreTransfer:
         self._run = run
 
     async def run(self, target: BlobStore) -> TransferReport:
-        """Copy every blob that is missing or different in the target store.
+        """Copy every blob that is missing from the target store or different there.
 
         Each blob is checked against the stored hash of its file.
         """

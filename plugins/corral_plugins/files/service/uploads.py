@@ -1,6 +1,7 @@
 """Uploads, which first store the bytes of a file and then insert its row.
 
-If the process crashes between these steps, the sweep deletes the bytes. Therefore, a row without bytes cannot occur.
+Because of this order, a row without bytes cannot occur. If the process crashes between the two steps, a later sweep
+deletes the bytes.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class TemplateCatalogue:
         return self._contributed
 
     async def find(self, name: str, version: str | None = None) -> Template:
-        """Return the template with this slug or id. The default is the latest version.
+        """Return the template with this slug or id. `version` defaults to the latest version.
 
         Raise `NotFound` if the template or the version does not exist.
         """

@@ -1,4 +1,4 @@
-"""Finds risks that users should know before installing a template: credentials, dangerous tools and refused URLs."""
+"""Finds risks to know about before installing a template: credentials, dangerous tools and refused URLs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics of the marketplace."""
+"""Metrics of the `marketplace` plugin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MarketplaceMetrics:
         self._installs[outcome,] += 1
 
     def definitions(self) -> Iterable[Metric]:
-        """Return the definitions of all metrics of the marketplace."""
+        """Return the definitions of all marketplace metrics."""
         return [
             Metric(
                 name="corral_marketplace_templates",

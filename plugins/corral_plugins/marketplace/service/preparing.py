@@ -147,7 +147,7 @@ def faults_below(invalid: Invalid, prefix: str) -> list[FieldError]:
 def require_permissions(
     resources: Iterable[PreparedResource], installers: Mapping[str, Installer], by: Principal
 ) -> None:
-    """Raise `Forbidden` unless the caller may create objects of every kind that the resources have."""
+    """Raise `Forbidden` unless the caller may create objects of every kind that occurs in the resources."""
     for needed in sorted({installers[each.kind].write for each in resources}):
         if not by.may(needed):
             raise Forbidden(f"Installing this template needs the permission {needed}.")

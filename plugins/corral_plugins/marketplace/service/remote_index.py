@@ -43,7 +43,7 @@ class RemoteIndex:
         self._work, self._settings, self._egress, self._catalogue = work, settings, egress, catalogue
 
     async def refresh(self) -> None:
-        """Replace the stored templates from the remote index.
+        """Replace the stored remote templates with the templates that the remote index lists now.
 
         If the index cannot be read, the stored templates are kept.
         """

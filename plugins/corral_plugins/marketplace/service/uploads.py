@@ -34,7 +34,7 @@ class TemplateUploads:
         self._work, self._catalogue, self._egress = work, catalogue, egress
 
     async def validate(self, data: Json) -> ManifestValidation:
-        """Check a manifest, and report risks that users should know before installing it."""
+        """Check a manifest, and report risks that users should know about before installing the template."""
         _, faults, findings = await self._check(data)
         return ManifestValidation(
             valid=not faults and all(each.severity != "error" for each in findings),
@@ -147,7 +147,7 @@ def stored_row(manifest: Manifest, source: str, sha256: str, user_id: str | None
 
 
 def store_remote(rows: Sequence[Json]) -> None:
-    """Replace the stored templates from the remote index."""
+    """Replace the stored templates of the remote index with these rows."""
     StoredTemplate.delete().where(StoredTemplate.source == "remote").execute()
     known: Any = StoredTemplate.select(StoredTemplate.slug).where(StoredTemplate.source == "uploaded").tuples()
     taken = {row[0] for row in known}

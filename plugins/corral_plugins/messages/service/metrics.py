@@ -35,7 +35,7 @@ class MessageMetrics:
         return {(type,): float(count) for type, count in self._sent.items()}
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of all metrics of messages."""
+        """Return the definitions of all message metrics."""
         return [
             Metric(
                 name="corral_messages_total",

@@ -45,7 +45,7 @@ class MessageReceipts:
     def acknowledge(self, message_id: str, asked: AcknowledgeMessage, *, by: Principal) -> MessageView:
         """Acknowledge a message for a recipient. A repeated call with the same result has no effect.
 
-        Raise `Conflict` with the code `already_decided` if the recipient has acknowledged the message with another
+        Raise `Conflict` with the code `already_decided` if the recipient has acknowledged the message with a different
         result.
         """
         row, receipt = self._lock_receipt(message_id, asked.agent_id, by)
@@ -145,8 +145,8 @@ class MessageReceipts:
     def expire_batch(self) -> int:
         """Expire up to 200 overdue receipts, and up to 200 that stayed unacknowledged after the last redelivery.
 
-        The sender of a request is told once that the request expired without an acknowledgement. Return the number of
-        expired receipts.
+        The sender of a request is notified once that the request expired without an acknowledgement. Return the number
+        of expired receipts.
         """
         now = clock.now()
         passed = SQL("status IN ('sent', 'delivered', 'read')") & (Receipt.expires_at <= now)

@@ -1,4 +1,4 @@
-"""Locks and updates rows of messages and receipts, publishes their events, and builds their API representations."""
+"""Locks and updates rows of messages and receipts, publishes message events, and builds API representations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_readable_message(message_id: str, caller: Principal) -> Message:
 
 
 def lock_messages(message_ids: Iterable[str]) -> dict[str, Message]:
-    """Lock the messages with these ids, in the order of their ids, and return the existing ones, keyed by id."""
+    """Lock the messages with these ids, in the order of their ids, and return those that exist, keyed by id."""
     ids = sorted(set(message_ids))
     if not ids:
         return {}

@@ -1,4 +1,4 @@
-"""Create the tables of the vault."""
+"""Creates the vault's tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import peewee
 
 
 def up(migrator: Any, db: peewee.Database) -> None:
-    """Create the tables of the vault and their indexes."""
+    """Create the vault's tables and their indexes."""
 
     class SecretRow(peewee.Model):
         id = peewee.CharField(max_length=36, primary_key=True)

@@ -75,7 +75,7 @@ class SecretListing:
         return Page(items=self._views_of(shown), total=total, limit=query.limit, offset=offset, next=following_cursor)
 
     def list_expiring(self, query: ExpiringQuery, by: Principal) -> Page[SecretView]:
-        """Return a page of secrets that have expired or will expire within `days`, earliest expiry first."""
+        """Return a page of secrets that have expired or will expire within `days` days, earliest expiry first."""
         soon = SecretRow.deleted_at.is_null() & (SecretRow.expires_at <= rows.reminder_period_end([query.days]))
         found: Page[Any] = paginate(
             SecretRow.select().where(SecretRow.expires_at.is_null(False) & soon),

@@ -97,7 +97,7 @@ class MasterKeyRotation:
         return remaining
 
     async def rewrap_rows(self, holder: str, *, seconds: float = RUN_SECONDS) -> bool:
-        """Rewrap rows for at most `seconds`.
+        """Rewrap rows for at most `seconds` seconds.
 
         Return False if rows remain because the time ran out, and True if no rows remain or the lease was lost.
         """

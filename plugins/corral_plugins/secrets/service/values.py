@@ -73,7 +73,7 @@ class SecretValues:
     def add_next_version(self, row: SecretRow, value: str, *, by: str | None, grace_seconds: int = 0) -> int:
         """Add the next version of a locked secret and return its number.
 
-        The previous value stays valid for `grace_seconds`.
+        The previous value stays valid for `grace_seconds` seconds.
         """
         n = row.version + 1
         self.add_version(row, n, value, by=by)

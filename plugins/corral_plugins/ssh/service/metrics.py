@@ -25,7 +25,7 @@ class SshMetrics:
             self._seconds.observe(seconds)
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of all metrics of SSH."""
+        """Return the definitions of all SSH metrics."""
         return [
             Metric(
                 name="corral_ssh_executions_total",

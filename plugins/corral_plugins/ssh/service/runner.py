@@ -270,8 +270,8 @@ class SshRunner:
     async def _connected(self, plan: _ConnectionPlan, context: RunContext) -> AsyncIterator[Any]:
         """Connect and log in, guarded by the circuit breaker.
 
-        If the host key is not accepted, record the key and raise an error. Error details are redacted, because they may
-        contain text from the machine, which knows the credential.
+        If the host key has not been accepted, record the key and raise an error. Error details are redacted, because
+        they may contain text from the machine, which knows the credential.
         """
         try:
             async with self._opened(plan, context) as opened:

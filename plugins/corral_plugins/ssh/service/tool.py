@@ -45,7 +45,7 @@ CONFIG_SCHEMA: Json = {
 
 
 class SshTool:
-    """The tool `ssh.execute`. `set_runner` must be called before the first call of the tool."""
+    """The tool `ssh.execute`. `set_runner` must be called before the first call to the tool."""
 
     def __init__(self) -> None:
         self._runner: SshRunner | None = None

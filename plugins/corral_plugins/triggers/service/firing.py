@@ -91,7 +91,7 @@ class FireOutcome(Exception):
 
 
 class Postponed(Exception):
-    """Raised to keep a slot pending for some seconds. `stage` states the condition for which the slot waits."""
+    """Raised to keep a slot pending for a number of seconds. `stage` states the condition for which the slot waits."""
 
     def __init__(self, stage: str, seconds: float, reason: str) -> None:
         self.stage, self.seconds, self.reason = stage, seconds, reason

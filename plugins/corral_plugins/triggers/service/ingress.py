@@ -94,7 +94,7 @@ class TriggerIngress:
         return DeliveryAnswer(execution_id=first.id, duplicate=True)
 
     def _verify(self, trigger: Trigger, body: bytes, request: Request) -> None:
-        """Raise `Unauthorized` unless one of the valid secrets signed the body.
+        """Raise `Unauthorized` unless the body is signed with one of the valid secrets.
 
         The error does not reveal the reason.
         """

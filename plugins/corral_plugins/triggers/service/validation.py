@@ -1,4 +1,4 @@
-"""Checks the configuration, the expressions and the action of a trigger when it is saved.
+"""Checks the configuration, the expressions and the action of a trigger when the trigger is saved.
 
 The checks run outside units of work. The objects to which an action refers are looked up in the unit of work that saves
 the trigger.

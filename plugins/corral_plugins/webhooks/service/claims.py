@@ -42,7 +42,7 @@ def breaker_name(host: str) -> str:
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery that this process may attempt until its lease ends.
 
-    A probe is an extra attempt that tests a failing webhook. Probes do not count as attempts of the retry schedule.
+    A probe is an extra attempt that tests a failing webhook. Probes do not count as attempts in the retry schedule.
     """
 
     webhook: Webhook
@@ -129,9 +129,10 @@ class DeliveryClaims:
         return bool(Delivery.select().where(Delivery.lease_until <= clock.now()).limit(1).exists())
 
     def release_expired(self) -> int:
-        """Release the deliveries of processes that ended without recording a result. Return the number of deliveries.
+        """Release the deliveries of processes that ended without recording a result.
 
-        If the attempt was a probe, the delivery keeps the time of its next regular attempt, and the probe is still due.
+        Return the number of released deliveries. If the attempt was a probe, the delivery keeps the time of its next
+        regular attempt, and the probe is still due.
         """
         waits = {"due_at": Delivery.next_attempt_at, "lease": None, "lease_until": None}
         return int(Delivery.update(waits).where(Delivery.lease_until <= clock.now()).execute())

@@ -163,7 +163,7 @@ class WebhookManagement:
         return webhook_view(Webhook.get_by_id(row.id), is_whole=False)
 
     def _change(self, row: Webhook, changes: dict[str, Any]) -> None:
-        """Save changes to a webhook, and update everything that depends on them."""
+        """Save changes to a webhook, and update its state, deliveries and subscriptions accordingly."""
         if not changes:
             return
         before = dict(row.__data__)
