@@ -65,8 +65,8 @@ class InstalledResource(Model):
 
     `position` is the object's position in the order of creation. `spec` is the spec with which the object was created
     or last upgraded, with references instead of ids. `fingerprint` contains the object's field values at that time. If
-    `reused` is true, the object already existed before the installation, so the object is never changed or removed with
-    the installation.
+    `reused` is true, the object already existed before the installation, so an upgrade or removal of the installation
+    leaves the object unchanged.
     """
 
     visibility = SHARED

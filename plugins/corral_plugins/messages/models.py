@@ -19,8 +19,8 @@ class Message(Model):
     """A message. `sender` and `recipient` are `agent:<id>`, `user:<id>` or `channel:<name>`.
 
     `status` is the least advanced status of the message's receipts. Code that changes a receipt must first lock the
-    message's row, and must update `status` afterwards. `reported_expiry` is true after the sender has been told that an
-    acknowledgement is missing.
+    message's row, and must update `status` afterwards. `reported_expiry` is true after the sender has been notified
+    that an acknowledgement is missing.
     """
 
     visibility = SHARED

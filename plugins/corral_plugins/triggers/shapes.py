@@ -72,8 +72,8 @@ class TriggerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class TriggerView(msgspec.Struct, kw_only=True):
     """A trigger.
 
-    `schedule_text` describes the times at which the trigger fires. `fires_24h` is the number of times that it fired in
-    the last 24 hours. `disabled_reason` says why Corral disabled the trigger.
+    `schedule_text` describes the times at which the trigger fires. `fires_24h` is the number of times that the trigger
+    fired in the last 24 hours. `disabled_reason` says why Corral disabled the trigger.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""A client for the REST API of GitHub or a compatible code host. Requests use the egress guard."""
+"""A client for the REST API of GitHub or a compatible code host. Requests pass through the egress guard."""
 
 from __future__ import annotations
 

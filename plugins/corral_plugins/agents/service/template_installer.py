@@ -162,7 +162,7 @@ class AgentTemplateInstaller:
         return []
 
     def _limited(self, fields: Json, by: Principal, known: Sequence[str] = ()) -> tuple[Json, list[str]]:
-        """Remove the tools that the caller may not grant. Return the remaining fields, and the removed tools.
+        """Return an agent's fields without the tools that the caller may not grant, and the removed tools.
 
         The tools in `known`, which the agent already has, are kept.
         """

@@ -135,7 +135,10 @@ class Eligibility:
         return self._settings.get(REQUIRE_SECOND_PERSON) and user_id in (row.on_behalf_of, row.agent_owner_id)
 
     def assigned_to(self, by: Principal) -> Any:
-        """Return an SQL condition that selects the approval requests for which `can_decide` is true."""
+        """Return an SQL condition that selects the approval requests that the caller may decide.
+
+        Unlike `can_decide`, the condition ignores the permissions that a held tool call requires of approvers.
+        """
         if by.kind != "user" or not by.may(DECIDE):
             return NO_ROWS
         own = (Approval.requester_type == "user") & (Approval.requester_id == by.user_id) & ~Approval.allow_self

@@ -19,7 +19,7 @@ class SshMetrics:
         self._seconds = Histogram(LONG_SECONDS)
 
     def count(self, outcome: str, seconds: float | None = None) -> None:
-        """Count a command by its outcome. `seconds` is the time for which the command ran."""
+        """Count a command by its outcome. `seconds` is the number of seconds for which the command ran."""
         self._outcomes[(outcome,)] += 1
         if seconds is not None:
             self._seconds.observe(seconds)

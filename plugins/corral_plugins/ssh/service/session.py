@@ -106,7 +106,7 @@ class _Client(asyncssh.SSHClient):
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
         """Limit the bytes that the machine sends before its version string.
 
-        This is necessary because asyncssh does not limit their total.
+        This is necessary because asyncssh does not limit their total number.
         """
         receive: Any = conn.data_received
 

@@ -134,7 +134,7 @@ def _read_delivery(trigger: Trigger, body: bytes, request: Request) -> Delivery:
 
 
 def _media_type(request: Request) -> str:
-    """Return the media type of the body. Raise a `Problem` unless it is uncompressed JSON or form data in UTF-8."""
+    """Return the body's media type. Raise a `Problem` unless the body is uncompressed JSON or form data in UTF-8."""
     media, _, parameters = (request.header("content-type") or "").lower().partition(";")
     charset = parameters.partition("charset=")[2].strip(' "')
     is_encoded = request.header("content-encoding") not in (None, "identity")

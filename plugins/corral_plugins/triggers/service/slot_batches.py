@@ -34,7 +34,7 @@ OVERLAPS_WITHOUT_WORK = "allow"
 class PreparedFire(msgspec.Struct, frozen=True, kw_only=True):
     """A slot whose filter has been evaluated and whose action has been rendered.
 
-    `outcome` is set if the slot must not fire. `seconds` is the duration of this preparation.
+    `outcome` is set if the slot must not fire. `seconds` is the number of seconds that the preparation took.
     """
 
     fields: Json

@@ -69,7 +69,7 @@ class TriggerChecks:
             _refuse(self._expressions.check_expression(text, roots=FILTER_ROOTS, pointer="/filter"))
 
     def check_action(self, action: Json) -> TriggerAction:
-        """Check the fields of an action and the expressions in them. Return the action with this type."""
+        """Check the fields of an action and the expressions in them. Return the `TriggerAction` for its type."""
         found = self._types.require_action(action.get("type"))
         fields = action_fields(action)
         faults = self._expressions.check_template(fields, roots=ACTION_ROOTS, pointer="/action")
