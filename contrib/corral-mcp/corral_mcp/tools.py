@@ -18,7 +18,7 @@ OPERATIONS = {
     ),
     "approvals": ("list_approvals", "get_approval", "approve_request", "reject_request", "request_revision"),
 }
-"""The ids of the offered operations, grouped by plugin.
+"""The ids of the operations that Corral offers to MCP clients, grouped by plugin.
 
 Operations that this installation does not serve are omitted.
 """

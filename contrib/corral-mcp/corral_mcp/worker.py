@@ -24,7 +24,7 @@ class CommandSession:
         return await list_tools(self._client)
 
     async def call_tool(self, tool: str, arguments: Mapping[str, Any]) -> McpResult:
-        """Call a tool of the server."""
+        """Call one of the server's tools."""
         return result_of(await self._client.call_tool(tool, dict(arguments)))
 
 
