@@ -183,7 +183,7 @@ class UserPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters for listing accounts. `search` matches substrings of the address and the name, ignoring case."""
+    """Filters for listing accounts. `search` matches substrings of the email address and the name, ignoring case."""
 
     role: list[Role] = msgspec.field(default_factory=list)
     is_active: bool | UnsetType = UNSET
@@ -191,7 +191,7 @@ class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class RightsLost(Forbidden):
-    """Raised when the user for whom work runs no longer exists, is deactivated, or lacks a required permission."""
+    """Raised when the user on whose behalf work runs does not exist, is deactivated, or lacks a required permission."""
 
 
 class Accounts(Protocol):
@@ -202,15 +202,15 @@ class Accounts(Protocol):
     ) -> str:
         """Check a new password against the policy and hash it. Raise `Invalid` (`weak_password`) if it breaks a rule.
 
-        Call this function before the unit of work begins. If `user_id` is given, the user's previous passwords are
-        rejected too; pass it only if the caller is authenticated as this user.
+        Call this function before beginning the unit of work that stores the hash. If `user_id` is given, the user's
+        previous passwords are rejected too; pass it only if the caller is authenticated as this user.
         """
         ...
 
     def create(self, new: NewUser, *, password_hash: str | None, by: Principal, how: str = "admin") -> UserView:
         """Create an active account, without a password if `password_hash` is None.
 
-        Raise `Conflict` (`duplicate`) if an account with this address exists.
+        Raise `Conflict` (`duplicate`) if an account with the same email address exists.
         """
         ...
 
@@ -238,7 +238,7 @@ class Accounts(Protocol):
         ...
 
     def required_action(self, user: UserView) -> str | None:
-        """Return the problem code of the action that this user must take first, or None.
+        """Return the problem code of an action that the user must take before using other routes, or None.
 
         The result is stored in the `limited` field of each principal that acts with the rights of this user.
         """
@@ -253,13 +253,13 @@ class Accounts(Protocol):
         ...
 
     def principals_of(self, user_ids: Iterable[str]) -> dict[str, Principal]:
-        """Return a principal for each of the given users who is active, keyed by user id. See `principal_of`."""
+        """Return a principal for each given user who is active, keyed by user id. See `principal_of`."""
         ...
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
         """Return a page of accounts, newest first. Purged accounts are omitted.
 
-        The caller's route must check permissions.
+        The calling route must check permissions.
         """
         ...
 
@@ -286,12 +286,15 @@ class Accounts(Protocol):
         ...
 
     def purge(self, user_id: str) -> None:
-        """Erase the personal data of a deactivated account and free its address. The row is kept as "deleted user"."""
+        """Erase the personal data of a deactivated account and free its address.
+
+        The account's row is kept, with the name "deleted user".
+        """
         ...
 
 
 class MailTestResult(msgspec.Struct, kw_only=True):
-    """The result of sending a test email. `error` is the error message of the egress guard or the mail server."""
+    """The result of sending a test email. `error` is the error message from the egress guard or the mail server."""
 
     delivered: bool
     duration_ms: int
@@ -339,7 +342,8 @@ class Mail(Protocol):
         """Send an email now.
 
         Raise `MailFailed` or `MailRefused` if the mail server does not accept it, or `ValueError` for an invalid
-        address. Call this function outside a unit of work. After `MailFailed`, the caller must try again later.
+        address. Call this function outside a unit of work. If `MailFailed` is raised, the caller must try again
+        later.
         """
         ...
 
@@ -367,7 +371,7 @@ class UserApiKeys(Protocol):
 
 
 class PasswordLinks(Protocol):
-    """Links that let users set a password. Every function runs in the caller's unit of work."""
+    """Creates links that let users set a password. Every function runs in the caller's unit of work."""
 
     def send_welcome_link(self, user_id: str) -> str | None:
         """Create a link that lets a new user set their first password, and email the link to the user.
@@ -430,7 +434,7 @@ class OwnerView(msgspec.Struct, kw_only=True):
 
 
 class UserSessionView(msgspec.Struct, kw_only=True):
-    """A session as shown to admins. `current` is true if this session made the request."""
+    """A session as shown to admins. `current` is true if the request was made in this session."""
 
     id: str
     user_id: str
@@ -456,7 +460,7 @@ class AllSessions(Protocol):
     """The live sessions of all users. Every function runs in the caller's unit of work."""
 
     def list(self, query: UserSessionQuery, caller: Principal) -> Page[UserSessionView]:
-        """Return a page of live sessions, newest first. The caller's route must check permissions."""
+        """Return a page of live sessions, newest first. The calling route must check permissions."""
         ...
 
     def end(self, session_id: str, reason: str) -> None:

@@ -89,7 +89,8 @@ def invite_user(email: str, role: Role, server: str | None, config_path: Path | 
     """Invite a person to create an account, and print the link to send to them.
 
     If a mail server is configured, the server also emails a link. The command creates the invitation in the local
-    installation. If there is none, or with --server, it sends the request to the server as the signed-in user.
+    installation. If there is no local installation, or if --server is given, the command sends the request to the
+    server as the signed-in user.
     """
     from corral_core.accounts.api import Invitations, Mail
 

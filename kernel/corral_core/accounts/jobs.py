@@ -71,7 +71,7 @@ def forgot_password(email: str, accounts: AccountsService, mail: MailService) ->
 
 
 def resend_verification(email: str, accounts: AccountsService, mail: MailService) -> None:
-    """Email another verification link if an active account has this address and has not verified it."""
+    """Email another verification link if an active account has this address and the address is not yet verified."""
     row = accounts.row_of(email)
     if row is not None and row.is_active and not row.email_verified:
         send_verification(row, mail)

@@ -73,7 +73,7 @@ def login_command(
 @server_option
 @json_option
 def logout_command(server: str | None, as_json: bool) -> None:
-    """Sign out of a server: end the session and forget it locally. An API key is forgotten too, but stays valid."""
+    """Sign out of a server: end the session and forget it locally. An API key is also forgotten, but stays valid."""
     sessions = user_sessions()
     found = sessions.find(server or os.environ.get("CORRAL_URL") or None)
     if found is None:

@@ -1,1 +1,1 @@
-"""Backups of all data of an installation in one archive, which can be restored into SQLite or PostgreSQL."""
+"""Backups of an installation's data, each in one archive that can be restored into SQLite or PostgreSQL."""

@@ -13,7 +13,7 @@ class RestoreStep(Protocol):
     def after_restore(self, by: Principal) -> str | None:
         """Adapt the restored rows to the new installation. For example, end all sessions.
 
-        This method runs in the transaction of the restore, so either all steps take effect or nothing is restored.
+        This method runs in the restore transaction, so either all steps take effect or nothing is restored.
         Return a message if the operator must know about a problem with the restored data, otherwise None.
         """
         ...

@@ -69,7 +69,7 @@ def backup_command(
     """Write all data of this installation to FILE. The server may be running.
 
     FILE must not exist. The backup contains secrets only in encrypted form, and no keys: back up the master key
-    separately, in another place. Only the server's user can read FILE.
+    separately, in another place. Only the user that runs this command can read FILE.
     """
     from corral.config.reader import load as load_config
 
@@ -168,7 +168,10 @@ async def _write_files(writer: ArchiveWriter, store: BlobStore) -> None:
 
 
 def _record_backup(session: CommandSession, manifest: Manifest, *, with_files: bool) -> None:
-    """Record the time of the backup for the metric, and record in the audit log that all data was exported."""
+    """Store the time of the backup, and record in the audit log that all data was exported.
+
+    The metric `corral_last_backup_age_seconds` is computed from the stored time.
+    """
     from corral import clock
     from corral.plugin import Audit, AuditEntry
     from corral_core.backup.models import ROW, LastBackupRow

@@ -13,4 +13,4 @@ hookspec = pluggy.HookspecMarker("corral")
 
 @hookspec
 def corral_restore_steps() -> Iterable[type[RestoreStep]]:  # type: ignore[empty-body]
-    """Return services that adapt restored rows. The plugin must also provide each of them through `corral_services`."""
+    """Return services that adapt restored rows. The plugin must also provide each service through `corral_services`."""

@@ -145,7 +145,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
     """
 
     what: ClassVar[str]
-    """The name of the delivered objects in log lines."""
+    """The name by which log lines refer to the delivered objects."""
 
     def __init__(self, work: Work, feed: Feed, runner: JobRunner) -> None:
         self._work, self._feed, self._runner = work, feed, runner
@@ -238,7 +238,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
 
 
 class TableRedactorValues(abc.ABC, Generic[Row]):
-    """Registers the credentials in a table with the redactor, at start and after every change.
+    """Passes the credentials stored in a table to the redactor, at start and after every change.
 
     A subclass specifies the table, which must have the columns `id` and `version`, and the events that announce changes
     to its rows.
@@ -264,7 +264,8 @@ class TableRedactorValues(abc.ABC, Generic[Row]):
         """Return the decrypted credentials of a row, keyed by names that are unique among all rows. Called in a thread.
 
         Raise `Unavailable` if a key is not loaded. The next refresh tries the row again, because another process may
-        have re-encrypted it. Until a refresh succeeds, this process cannot reveal the credentials either.
+        have re-encrypted it. Until a refresh succeeds, this process cannot decrypt the credentials, so it cannot reveal
+        them either.
         """
 
     def _fixed_values(self) -> Mapping[str, str]:

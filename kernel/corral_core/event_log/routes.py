@@ -118,7 +118,7 @@ def _event_type_view(kind: EventType) -> EventTypeView:
 
 
 def _expand_patterns(patterns: list[str], types: EventTypes) -> list[str] | None:
-    """Return the names of the requested event types, or None for all.
+    """Return the names of the requested event types, or None if all types are requested.
 
     Raise `Invalid` (`unknown_event`) for an unknown pattern.
     """

@@ -1,4 +1,4 @@
-"""The table of the last known states of health checks."""
+"""The table that stores the last known state of each health check."""
 
 from __future__ import annotations
 

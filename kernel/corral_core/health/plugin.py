@@ -67,7 +67,7 @@ class HealthPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         """Acquire the single-machine lock if the database is a file, and start the background tasks of this process.
 
-        Before that, ensure that this process's clock is not behind the last time that the installation has recorded.
+        Before that, ensure that this process's clock is not behind the latest time recorded by the installation.
         """
         clock.continue_from(await runtime.service(Work)(last_recorded_time, read=True))
         if runtime.service(Database).is_file:

@@ -1,1 +1,1 @@
-"""The `local_storage` plugin, which stores files in a folder of this machine."""
+"""The `local_storage` plugin, which stores files in a folder on this machine."""

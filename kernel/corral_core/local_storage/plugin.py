@@ -13,7 +13,7 @@ SCHEME = "file://"
 class LocalStoragePlugin(Plugin):
     """Local storage: stores files in a folder, by default in the data folder.
 
-    With `[storage] url`, files are stored in another folder or, if another plugin supports the URL, elsewhere.
+    If `[storage] url` is set, files are stored in another folder or, if another plugin supports the URL, elsewhere.
     """
 
     name = "local_storage"

@@ -1,4 +1,4 @@
-"""The blob store that uses a folder of this machine."""
+"""The blob store that uses a folder on this machine."""
 
 from __future__ import annotations
 

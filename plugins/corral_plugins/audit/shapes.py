@@ -22,7 +22,8 @@ Seq = Annotated[int, Meta(ge=1, le=2**62)]
 class AuditFilters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters for listing and exporting audit rows.
 
-    `actor` matches the actor, or the user on whose behalf it acted. `action` is a name, or a prefix such as `auth.*`.
+    `actor` matches the actor, or the user on whose behalf the actor acted. `action` is a name, or a prefix such as
+    `auth.*`.
     """
 
     actor: list[Named] | UnsetType = UNSET

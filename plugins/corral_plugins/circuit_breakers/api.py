@@ -1,4 +1,4 @@
-"""The public interface of circuit breakers: the `Breakers` service, the error of an open breaker, and the events."""
+"""The public interface of circuit breakers: the `Breakers` service, the `CircuitOpen` error, and the events."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ class Breakers(Protocol):
     def declare(
         self, prefix: str, names: Callable[[], Iterable[str]] | None = None, *, slow_call_seconds: int | None = None
     ) -> None:
-        """Declare that the plugin guards calls under names that begin with `<prefix>:`. Call this method in `start`.
+        """Declare that the calling plugin guards calls under names that begin with `<prefix>:`.
 
-        `names()` returns the guarded names; it is called in a unit of work. Without `names`, every name with the prefix
-        is guarded. `slow_call_seconds` replaces the default of `slow_call_duration_seconds` for circuit breakers with
-        this prefix.
+        Call this method when the plugin starts. `names()` returns the guarded names; it is called in a unit of work.
+        Without `names`, every name with the prefix is guarded. `slow_call_seconds` replaces the default of
+        `slow_call_duration_seconds` for circuit breakers with this prefix.
         """
         ...
 

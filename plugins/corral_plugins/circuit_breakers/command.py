@@ -1,4 +1,4 @@
-"""The command group `corral circuit-breakers`, which lists, configures and forces the circuit breakers of a server."""
+"""The command group `corral circuit-breakers`, which manages the circuit breakers of a server."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def show_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
 def set_breaker(
     client: ApiClient, *, name: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
-    """Configure a circuit breaker. Only the given fields change, such as -f wait_open_seconds:=10."""
+    """Configure a circuit breaker. Only the given fields change, for example with -f wait_open_seconds:=10."""
     _print_change(client.post(BREAKERS, {**read_body(input_path, fields), "name": name}), as_json=as_json)
 
 
@@ -110,7 +110,7 @@ def set_breaker(
 @reason_option
 @client_command
 def force_open_breaker(client: ApiClient, *, name: str, reason: str, as_json: bool) -> None:
-    """Open a circuit breaker until force-close or reset closes it."""
+    """Open a circuit breaker, and keep it open until force-close or reset closes it."""
     _act(client, name, "force-open", {"reason": reason}, as_json=as_json)
 
 

@@ -13,7 +13,7 @@ class BreakerRow(Model):
     """A circuit breaker, whose state all processes share.
 
     `config` contains the fields that an admin has configured, or null. `version` increases with each change by an
-    admin, and `generation` with each transition. `revision` increases with every change of the row, so that all
+    admin, and `generation` with each transition. `revision` increases with every change to the row, so that all
     processes notice the change. The first revision is the creation time in milliseconds, so that a new row never looks
     older than a deleted one. `window` contains the counted calls in the format of `window_shape`. `opened_at` is the
     time at which the breaker last left the closed state. The `probe_` columns count the probes of the current half-open

@@ -26,7 +26,7 @@ routes = Routes("/circuit-breakers", tag="Circuit Breakers")
 def list_circuit_breakers(
     query: BreakerQuery, administration: BreakerAdministration, caller: Principal
 ) -> Page[BreakerView]:
-    """List circuit breakers by name, with their states and counts. The counts are at most a second old."""
+    """List circuit breakers, sorted by name, with their states and counts. The counts are at most a second old."""
     return administration.list_breakers(query, caller)
 
 
@@ -63,7 +63,7 @@ def delete_circuit_breaker(name: str, administration: BreakerAdministration, mat
 def force_open_circuit_breaker(
     name: str, body: ReasonBody, administration: BreakerAdministration, match: IfMatch
 ) -> BreakerView:
-    """Open a circuit breaker until an admin closes it. All processes reject calls within 1 second."""
+    """Open a circuit breaker, and keep it open until an admin closes it. All processes reject calls within 1 second."""
     return administration.force_open(name, body.reason, match)
 
 

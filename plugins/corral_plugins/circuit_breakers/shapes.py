@@ -44,7 +44,7 @@ class ReasonBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class BreakerQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
     """Filters for listing circuit breakers.
 
-    `guarded` selects breakers with which a plugin guards calls, or all others.
+    If `guarded` is true, only breakers with which a plugin guards calls match; if it is false, only the others match.
     """
 
     state: list[State] = msgspec.field(default_factory=list)
@@ -64,7 +64,7 @@ class BreakerView(msgspec.Struct, kw_only=True):
     """A circuit breaker. `source` is `configured` if an admin has configured it.
 
     `opened_at` is the time at which the breaker last left the closed state. The first call after `retry_at` makes it
-    half open; null means that an admin forced it open until an admin closes it.
+    half open; null means that an admin forced it open, so it stays open until an admin closes it.
     """
 
     name: str

@@ -25,7 +25,7 @@ REASONS: tuple[Reason, ...] = ("max_attempts", "crash_loop", "non_retryable", "e
 
 
 class DeadTask(msgspec.Struct, frozen=True, kw_only=True):
-    """The data about a permanently failed task that its dead letter stores.
+    """The data that a dead letter stores about its task, which failed for good.
 
     `error` is the `error` of the task. `snapshot` contains the title, instructions, input, priority and policies of the
     task as JSON text. `fence` is the number of times that workers have claimed the task so far. `first_failed_at` is
@@ -50,7 +50,7 @@ class DeadTask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadLetters(Protocol):
-    """The service for dead letters. Every method runs in the caller's unit of work.
+    """Adds and closes dead letters. Every method runs in the caller's unit of work.
 
     The caller must lock the task before calling a method.
     """

@@ -86,7 +86,7 @@ def show_letter(client: ApiClient, *, letter: str, as_json: bool) -> None:
 @field_option
 @client_command
 def retry_letter(client: ApiClient, *, letter: str, from_start: bool, fields: tuple[str, ...], as_json: bool) -> None:
-    """Retry the task of a dead letter. --field changes a field of the task, such as --field priority=high."""
+    """Retry the task of a dead letter. --field changes a field of the task, for example --field priority=high."""
     body: dict[str, Any] = {"from_checkpoint": not from_start}
     if fields:
         body["overrides"] = parse_fields(fields)
@@ -175,7 +175,7 @@ def _letter_id(client: ApiClient, letter: str) -> str:
 
 
 def _letters_of(client: ApiClient, title: str, is_meant: Callable[[Any], bool]) -> list[Any]:
-    """Return the open dead letters with this title, newest first. If none are open, return the closed ones."""
+    """Return the open dead letters of tasks with this title, newest first. If none are open, return the closed ones."""
     found = [each for each in client.get(PATH, search=title, status="all", limit=200)["items"] if is_meant(each)]
     return [each for each in found if each["status"] == "open"] or found
 

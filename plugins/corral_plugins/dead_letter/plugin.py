@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class DeadLetterPlugin(Plugin):
     """The dead letter queue, which contains the tasks that failed for good.
 
-    Each such task remains visible with the reason and the errors of its attempts. Admins can retry tasks one by one, or
-    in batches at a rate that the workers can handle.
+    Each failed task remains visible with the reason and the errors of its attempts. Admins can retry tasks one by one,
+    or in batches at a rate that the workers can handle.
     """
 
     name = "dead_letter"

@@ -93,7 +93,7 @@ async def discard_dead_letters(
 
 @routes.get("/{id}", needs=READ, raises=("not_found",))
 def get_dead_letter(id: str, queue: DeadLetterQueue) -> DeadLetterView:
-    """Get a dead letter with its attempts, and with a snapshot of the task from when it failed."""
+    """Get a dead letter with its attempts, and with a snapshot that was taken when the task failed."""
     return queue.get(id)
 
 

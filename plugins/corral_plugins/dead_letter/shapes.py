@@ -52,7 +52,7 @@ class DeadAttempt(msgspec.Struct, kw_only=True):
 
 
 class DeadLetterView(DeadLetterItem, kw_only=True):
-    """A dead letter with the attempts since the last retry, and a snapshot of the task from when it failed."""
+    """A dead letter with the attempts since the last retry, and a snapshot that was taken when the task failed."""
 
     attempts: list[DeadAttempt]
     task_snapshot: dict[str, Any]

@@ -7,7 +7,7 @@ from corral.cli.status_parts import StatusPart, read_if_allowed
 
 
 def letter_status(client: ApiClient) -> StatusPart:
-    """Report to admins the number of open dead letters."""
+    """Report the number of open dead letters to admins."""
     found = read_if_allowed(client, "/dead-letter", limit=1)
     if found is None or not found["total"]:
         return StatusPart(found)

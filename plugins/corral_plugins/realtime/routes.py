@@ -24,7 +24,7 @@ routes = Routes("/events", tag="Events")
 
 
 class StreamQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Filters for the stream.
+    """Filters for the event stream.
 
     `types` accepts event names or patterns such as `task.*` and `*`, either repeated or separated by commas. `after` is
     the `seq` or the id of an event.

@@ -44,7 +44,7 @@ ApiKeyRow.add_index(
 
 
 class IpRuleRow(Model):
-    """An IP rule. `position` is the rule's place in the admin's list."""
+    """An IP rule. `position` is the rule's place in the list of rules."""
 
     id = IdField(primary_key=True)
     position = peewee.IntegerField()

@@ -122,7 +122,7 @@ def reset_setting(client: ApiClient, *, setting: str, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of changes")
 @client_command
 def list_history(client: ApiClient, *, setting: str | None, limit: int, as_json: bool) -> None:
-    """List the changes of one setting, or of all settings, newest first."""
+    """List the changes to one setting, or to all settings, newest first."""
     query: dict[str, Any] = {"limit": limit}
     if setting is not None:
         found = _find(client, setting)
@@ -223,6 +223,6 @@ def _value_text(value: Any, *, limit: int | None = None) -> str:
 def _person(names: ObjectNames, by: str | None) -> str:
     """Return the email address of a user.
 
-    If the text does not identify a user (but an operator on the machine, for example), return the text unchanged.
+    If `by` does not identify a user (but an operator on the machine, for example), return it unchanged.
     """
     return names.user(USERS_PATH, by)

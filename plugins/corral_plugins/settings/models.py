@@ -26,7 +26,7 @@ class ValueRow(Model):
 
 
 class ChangeRow(Model):
-    """One change of a setting. For a secret setting, neither the old value nor the new value is stored."""
+    """A change to a setting. For a secret setting, neither the old value nor the new value is stored."""
 
     id = IdField(primary_key=True)
     category = peewee.CharField(max_length=64)

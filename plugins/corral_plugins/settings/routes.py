@@ -77,7 +77,7 @@ def read_schema(views: SettingViews) -> SettingsSchema:
 
 @routes.get("/history", needs="settings.read")
 def list_history(query: HistoryQuery, caller: Principal, views: SettingViews) -> Page[ChangeView]:
-    """List changes of settings, newest first."""
+    """List changes to settings, newest first."""
     return views.list_changes(query, caller)
 
 

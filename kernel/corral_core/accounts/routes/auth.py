@@ -34,7 +34,7 @@ Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
 class LoginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The credentials for a sign-in. With a second-factor code in `mfa_code`, a single request completes the sign-in.
 
-    If `cookie` is true, the refresh token is returned in a cookie instead of the body.
+    If `cookie` is true, the refresh token is returned in a cookie instead of the response body.
     """
 
     email: Address
@@ -60,7 +60,7 @@ class PasswordChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class SignInResponse(msgspec.Struct, kw_only=True):
     """The tokens and the account of a signed-in user.
 
-    `refresh_token` is absent if the cookie contains it, and while the vault is sealed.
+    `refresh_token` is absent if the refresh cookie contains it, and while the vault is sealed.
     """
 
     access_token: str
@@ -81,7 +81,7 @@ class MfaChallenge(msgspec.Struct, kw_only=True):
 class MeView(UserView, kw_only=True):
     """The user's own account, its permissions and the current session.
 
-    `limited` is the problem code of an action that the user must take first, or null.
+    `limited` is the problem code of an action that the user must take before the API accepts other requests, or null.
     """
 
     permissions: list[str]
@@ -247,9 +247,9 @@ def require_user_id(caller: Principal) -> str:
 def sign_in_response(
     tokens: SessionTokens, user: UserView, request: Request, installation: InstallationConfig, *, cookie: bool
 ) -> Answer[SignInResponse]:
-    """Return the response with the tokens.
+    """Return the response to a successful sign-in, which contains the tokens.
 
-    If `cookie` is true, the refresh token is returned in the cookie instead of the body.
+    If `cookie` is true, the refresh token is returned in a cookie instead of the response body.
     """
     view = SignInResponse(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
     if tokens.refresh is None:
@@ -270,7 +270,7 @@ def login_response(
 ) -> Answer[SignInResponse] | Answer[MfaChallenge]:
     """Return the response to a sign-in: the tokens, or an `mfa_token` if a second factor is required.
 
-    If `cookie` is true, the refresh token is returned in the cookie instead of the body.
+    If `cookie` is true, the refresh token is returned in a cookie instead of the response body.
     """
     if isinstance(found, PendingSignIn):
         return Answer(body=MfaChallenge(mfa_token=found.mfa_token))

@@ -15,7 +15,7 @@ NAME, PATH = "corral_refresh", "/api/v1/auth"
 
 
 def cookie_token(request: Request) -> str | None:
-    """Return the refresh token in the request's cookie, or None."""
+    """Return the refresh token from the request's refresh cookie, or None if the request has no such cookie."""
     try:
         found = SimpleCookie(request.header("cookie") or "").get(NAME)
     except CookieError:
@@ -24,7 +24,7 @@ def cookie_token(request: Request) -> str | None:
 
 
 def check_origin(request: Request, installation: InstallationConfig, allowed: Iterable[str]) -> None:
-    """Raise `Forbidden` unless the `Origin` header names this host, the public URL or an allowed origin."""
+    """Raise `Forbidden` unless `Origin` names the host in the `Host` header, the public URL or an allowed origin."""
     origin = request.header("origin") or ""
     own = {f"{scheme}://{request.header('host')}" for scheme in ("http", "https")}
     if origin not in {*own, _origin_of_url(installation.public_url or ""), *allowed} or not origin:
@@ -40,12 +40,12 @@ def _origin_of_url(url: str) -> str:
 
 
 def cookie_headers(refresh: str, seconds: int, request: Request, installation: InstallationConfig) -> dict[str, str]:
-    """Return the response headers that set the cookie for the lifetime of the refresh token."""
+    """Return the response headers that set the refresh cookie for the lifetime of the refresh token."""
     return {"Set-Cookie": _set_cookie_header(refresh, seconds, request, installation)}
 
 
 def cookie_deletion_headers(request: Request, installation: InstallationConfig) -> dict[str, str]:
-    """Return the response headers that delete the cookie, if the client sent one."""
+    """Return the response headers that delete the refresh cookie, if the client sent one."""
     return {} if cookie_token(request) is None else {"Set-Cookie": _set_cookie_header("", 0, request, installation)}
 
 

@@ -54,20 +54,20 @@ PastedLink = Annotated[str, Meta(min_length=1, max_length=2000)]
 
 
 class PasswordForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A new password, and either the token of the link or the whole link."""
+    """A new password, and either the token from a link for setting a password or the whole link."""
 
     token: PastedLink
     new_password: Password
 
 
 class TokenForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Either the token of the link or the whole link."""
+    """Either the token from the verification link or the whole link."""
 
     token: PastedLink
 
 
 class InvitationForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The name and the password for a new account, and either the token of the link or the whole link."""
+    """The name and the password for a new account, and either the token from the invitation link or the whole link."""
 
     token: PastedLink
     full_name: FullName
@@ -84,7 +84,7 @@ class FormInput(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A page with one form. `done` is the text that the page shows after accepting the form."""
+    """A page with one form. `done` is the text that the page shows after the form has been accepted."""
 
     title: str
     inputs: Sequence[FormInput]
@@ -117,7 +117,7 @@ ACCEPT = Page(
 
 @routes.get("/reset-password", needs=PUBLIC)
 async def show_password_reset() -> Text:
-    """Show the form for setting a new password with a link."""
+    """Show the form on which a person who opened a link sets a new password."""
     return _form(SET_PASSWORD)
 
 
@@ -125,7 +125,7 @@ async def show_password_reset() -> Text:
 async def submit_password_reset(
     body: PasswordForm, request: Request, recovery: PasswordRecovery, links: SingleUseLinks
 ) -> Text:
-    """Set a new password with a link, and show the result as a page."""
+    """Set a new password with the token from a link, and show the result as a page."""
     token = _token_of(body.token)
     return await _result(
         SET_PASSWORD,
@@ -137,7 +137,7 @@ async def submit_password_reset(
 
 @routes.get("/verify-email", needs=PUBLIC)
 async def show_verification() -> Text:
-    """Show the form for verifying an address with a link."""
+    """Show the form on which a person who opened a link verifies an address."""
     return _form(VERIFY)
 
 
@@ -145,7 +145,7 @@ async def show_verification() -> Text:
 async def submit_verification(
     body: TokenForm, request: Request, registrations: AccountRegistration, links: SingleUseLinks, work: Work
 ) -> Text:
-    """Verify an address with a link, and show the result as a page."""
+    """Verify an address with the token from a link, and show the result as a page."""
     token = _token_of(body.token)
     entry = request.unit_context()
     return await _result(

@@ -26,7 +26,7 @@ class NewRegistration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request to create an account. The settings or the invitation determine its role.
 
     `setup_token` is the token that the server printed when it started. It is required for the first account of an
-    installation if the server does not listen on the loopback interface only.
+    installation, unless the server listens only on the loopback interface.
     """
 
     email: Address
@@ -37,7 +37,7 @@ class NewRegistration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class VerificationSent(msgspec.Struct, kw_only=True):
-    """The response if registration requires verification. It is the same whether or not the address is taken."""
+    """The response if registration requires verification. It does not reveal whether the address is already taken."""
 
     status: Literal["verification_sent"] = "verification_sent"
 
@@ -55,13 +55,13 @@ class AddressOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TokenOnly(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The token of an emailed link."""
+    """The token from an emailed link."""
 
     token: Token
 
 
 class PasswordReset(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The token of an emailed link, and the new password. For `cookie`, see `/auth/login`."""
+    """The token from an emailed link, and the new password. For `cookie`, see `/auth/login`."""
 
     token: Token
     new_password: Password
@@ -111,7 +111,7 @@ async def forgot_password(body: AddressOnly, request: Request, recovery: Passwor
 async def reset_password(
     body: PasswordReset, request: Request, recovery: PasswordRecovery, installation: InstallationConfig
 ) -> Answer[SignInResponse] | Answer[MfaChallenge]:
-    """Set a new password with the token of a link, and sign in.
+    """Set a new password with the token from a link, and sign in.
 
     All other links and sessions of the user become invalid, and any lockout ends. A second factor is still required.
     """
@@ -121,7 +121,7 @@ async def reset_password(
 
 @routes.post("/verify-email", needs=PUBLIC, raises=("link_expired", "duplicate", "invalid_state"))
 def verify_email(body: TokenOnly, registrations: AccountRegistration) -> UserView:
-    """Verify an address with the token of a link.
+    """Verify an address with the token from an emailed link.
 
     If the user is changing their address, the new address takes effect.
     """

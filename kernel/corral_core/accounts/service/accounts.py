@@ -384,7 +384,7 @@ class AccountsService:
         return {name: value for name, value in wanted.items() if getattr(row, name) != value}
 
     def _publish_changes(self, row: UserRow, changes: dict[str, Any]) -> None:
-        """Emit events, record audit entries, and end the sessions of the account if it lost rights."""
+        """Emit events and record audit entries for the changes, and end the account's sessions if it lost rights."""
         if "email_key" in changes:
             self._links.end_links(row.id, (*PASSWORD_LINKS, *EMAIL_LINKS))
             self._mail.notify(row.email, "email_changed", new=changes["email"])
@@ -474,6 +474,7 @@ RIGHTS = frozenset({"role", "is_active", "must_change_password", "email_verified
 def audited_values(row: UserRow, changes: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     """Return a column's old and new values for the audit log.
 
-    For personal data, return `SECRET_CHANGE` instead, so that the audit log contains only the ids of purged accounts.
+    For personal data, return `SECRET_CHANGE` instead, so that the audit log contains no personal data of purged
+    accounts, only their ids.
     """
     return (getattr(row, name), changes[name]) if name in RIGHTS else SECRET_CHANGE

@@ -1,4 +1,4 @@
-"""The normal form of email addresses, used to find accounts, to compare addresses and to count attempts."""
+"""The normal form of email addresses, used to find accounts, to compare addresses and to count sign-in attempts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def normalize_address(address: str) -> str:
 
 
 def validate_email(address: str, pointer: str = "/email") -> str:
-    """Return the normal form of an address before it is stored. Raise `Invalid` if the text is not an address."""
+    """Validate an address to be stored, and return its normal form. Raise `Invalid` if the text is not an address."""
     key = normalize_address(address)
     if not _FORM.fullmatch(key) or len(key) > MAX_LENGTH or any(not letter.isprintable() for letter in key):
         raise Invalid.at(pointer, "bad_format", "Give an email address such as name@example.org.")

@@ -56,9 +56,9 @@ class SingleUseLinks:
         self._port = urlsplit(address).port
 
     def bind_to(self, place: str) -> None:
-        """Set the `host:port` of a server that runs in another process, which may differ from `server.bind`.
+        """Set the `host:port` at which a server in another process accepts connections.
 
-        Commands use this method.
+        Commands use this method, because the address may differ from `server.bind`.
         """
         self._bind = place
 
@@ -95,7 +95,7 @@ class SingleUseLinks:
         return token if armed else None
 
     def invalidate_token(self, link_id: str) -> None:
-        """Invalidate the token of a link whose email was not sent. The next attempt generates a new token."""
+        """Invalidate the token of a link whose email was not sent. The next sending attempt generates a new token."""
         mine = (LinkRow.id == link_id) & LinkRow.used_at.is_null()
         LinkRow.update(hash=None, expires_at=clock.now(UNSENT_SECONDS)).where(mine).execute()
 

@@ -64,7 +64,7 @@ class Lockout:
 
     @contextlib.asynccontextmanager
     async def reserve_attempt(self, email: str, entry: UnitContext) -> AsyncIterator[str]:
-        """Reserve an attempt to sign in with this address. Yield the key that identifies the attempt.
+        """Reserve an attempt to sign in with this address. Yield the key with which to report the outcome.
 
         Inside the context, the caller must report the outcome in a unit of work, with `release_attempt`,
         `settle_success` or `settle_failure`. If the context raises an exception, nothing was verified, so the attempt

@@ -1,4 +1,4 @@
-"""Actions of users on their own account: re-authentication, second-factor setup, and profile changes."""
+"""Actions that users perform on their own accounts: re-authentication, second-factor setup, and profile changes."""
 
 from __future__ import annotations
 

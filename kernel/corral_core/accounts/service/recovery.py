@@ -44,7 +44,7 @@ class PasswordRecovery:
     async def reset_password(
         self, token: str, password: str, device: Device, entry: UnitContext
     ) -> SignedIn | PendingSignIn:
-        """Set a new password with the token of a link, and sign in.
+        """Set a new password with the token from a link, and sign in.
 
         All other links and sessions of the user become invalid, and any lockout ends. A second factor is still
         required.
@@ -53,7 +53,7 @@ class PasswordRecovery:
         return await self._work(lambda: self._sign_in.create_session(self._redeem(token, hashed), device), entry=entry)
 
     async def set_password(self, token: str, password: str, entry: UnitContext) -> None:
-        """Set a new password with the token of a link, like `reset_password`, but do not sign in."""
+        """Set a new password with the token from a link, like `reset_password`, but do not sign in."""
         hashed = await self._hash_password(token, password)
         await self._work(lambda: self._redeem(token, hashed), entry=entry)
 

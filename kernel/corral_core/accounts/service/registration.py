@@ -67,7 +67,7 @@ class AccountRegistration:
         """Create an account and return it. If the address must be verified, send an email and return None.
 
         When verification is required, the result is None even if the address is already taken. Raise `Forbidden`
-        (`registration_closed`) unless the settings, the set-up token or the invitation allow this registration.
+        (`registration_closed`) unless the settings, the set-up token or the invitation allows this registration.
         """
         if invitation is not None:
             return await self.accept_invitation(invitation, new.full_name, password, entry, email=new.email)
@@ -114,8 +114,8 @@ class AccountRegistration:
     def _notify_owner(self, email: str) -> None:
         """Notify the owner of an existing account that someone tried to register with their address.
 
-        If the account was neither verified nor used, somebody else may have chosen its password. In this case, the
-        password is deleted, and the email contains a link for setting a new one.
+        If the address was never verified and the account was never used, somebody else may have chosen the password.
+        In this case, the password is deleted, and the email contains a link for setting a new one.
         """
         row = self._accounts.row_of(email, hold=True)
         if row is None:
@@ -151,7 +151,7 @@ class AccountRegistration:
         return await self._work(unit, entry=entry)
 
     def verify_address(self, token: str) -> UserView:
-        """Verify an address with the token of a link. Runs in the caller's unit of work.
+        """Verify an address with the token from an emailed link. Runs in the caller's unit of work.
 
         Raise `Gone` (`link_expired`) for an invalid link, or `Conflict` (`duplicate`) if another account has the
         address.

@@ -52,7 +52,7 @@ class SecondFactor:
     def start_setup(self, user: UserRow) -> NewSeed:
         """Generate a seed, which takes effect when `activate` receives its first code.
 
-        It replaces any unfinished setup. Raise `Conflict` if the second factor is already enabled.
+        The new seed replaces that of any unfinished setup. Raise `Conflict` if the second factor is already enabled.
         """
         if user.mfa_enabled:
             raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
@@ -139,7 +139,7 @@ class SecondFactor:
         return self._settings.get(REQUIRE_MFA) and role in self._settings.get(REQUIRE_MFA_ROLES)
 
     def required_action(self, role: str, *, must_change_password: bool, mfa_enabled: bool) -> str | None:
-        """Return the problem code of the action that the user must take first, or None.
+        """Return the problem code of an action that the user must take before using other routes, or None.
 
         Until the user takes this action, almost every route returns this problem.
         """

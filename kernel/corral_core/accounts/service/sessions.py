@@ -45,7 +45,7 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class SessionView(msgspec.Struct, kw_only=True):
-    """A session as shown to its owner. `current` is true if this session made the request."""
+    """A session as shown to its owner. `current` is true if the request was made in this session."""
 
     id: str
     user_id: str
@@ -208,7 +208,7 @@ class Sessions:
     def live_sessions(self, user_id: str, current_id: str | None) -> list[SessionView]:
         """Return the user's live sessions, newest first.
 
-        `current_id` is the id of the session that made the request.
+        `current_id` is the id of the session in which the request was made.
         """
         mine = (SessionRow.user_id == user_id) & SessionRow.ended_at.is_null() & ~self._is_expired()
         rows = SessionRow.select().where(mine).order_by(SessionRow.created_at.desc(), SessionRow.id.desc())
@@ -235,7 +235,7 @@ class Sessions:
         return {user_id: int(number) for user_id, number in rows.group_by(SessionRow.user_id).tuples()}
 
     def end_session(self, session_id: str, user_id: str, reason: str) -> bool:
-        """End one session of the user. Return False if it has already ended or belongs to another user."""
+        """End one of the user's sessions. Return False if it has already ended or belongs to another user."""
         return bool(self._end_sessions((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
 
     def end_all(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
@@ -255,7 +255,7 @@ class Sessions:
 
     @staticmethod
     def delete_addresses(user_id: str) -> None:
-        """Erase the IP addresses and user agents in the user's sessions."""
+        """Erase the IP addresses and user agents stored with the user's sessions."""
         SessionRow.update(ip="", user_agent="").where(SessionRow.user_id == user_id).execute()
 
     # -- helpers

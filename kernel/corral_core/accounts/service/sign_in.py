@@ -89,7 +89,7 @@ class SignIn:
 
     @contextlib.asynccontextmanager
     async def reserve_attempt(self, email: str, entry: UnitContext, *, action: str) -> AsyncIterator[str]:
-        """Reserve an attempt to verify a password or code for this address. Yield the key of the attempt.
+        """Reserve an attempt to verify a password or code for this address. Yield the key of the reservation.
 
         In the audit log, the attempt is recorded as rejected if the address is locked, and as failed if the stored
         second factor cannot be decrypted.
@@ -178,9 +178,9 @@ class SignIn:
         return Unauthorized(detail, code="invalid_credentials")
 
     def consume_factor(self, row: UserRow, proof: FactorProof) -> bool:
-        """Verify a second-factor code or a recovery code, which then cannot be used again. Return whether it was valid.
+        """Verify a second-factor code or a recovery code. Return whether it is valid.
 
-        Runs in the caller's unit of work.
+        A valid code cannot be used again. Runs in the caller's unit of work.
         """
         if proof.recovery_code is None:
             return proof.code is not None and self._second.consume_code(row.id, proof.code)

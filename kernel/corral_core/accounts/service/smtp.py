@@ -97,7 +97,7 @@ def _talk(
 class _GuardedSmtp(smtplib.SMTP):
     """An SMTP client on a socket opened by the egress guard.
 
-    TLS verifies that the certificate is valid for the host.
+    With TLS, the client verifies that the certificate is valid for the host name of the mail server.
     """
 
     def __init__(self, server: MailServer, connect: Callable[[], socket.socket], context: ssl.SSLContext) -> None:

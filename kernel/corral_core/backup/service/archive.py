@@ -47,7 +47,7 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class _HashingStream:
-    """A stream into the archive that counts and hashes the bytes written to it."""
+    """A stream that writes to the archive, and counts and hashes the written bytes."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._digest, self._size = stream, hashlib.sha256(), 0

@@ -40,10 +40,10 @@ class EvaluationError(Exception):
 
 @functools.cache
 def _library() -> Any:
-    """Return the library's extension module.
+    """Return the extension module of the CEL library.
 
-    The extension is loaded by its path, because its package imports a terminal interface, which takes 0.3 s and is not
-    needed here.
+    The extension is loaded by its path, because its package also imports a terminal interface, which takes 0.3 s and
+    is not needed here.
     """
     package = importlib.util.find_spec("cel")
     folders = package.submodule_search_locations if package is not None else None
@@ -144,7 +144,7 @@ def _syntax_fault(text: str, message: str) -> Fault:
 
 
 def _evaluation_error(found: Analysis, error: Exception) -> EvaluationError:
-    """Convert an error of the library, which does not report where in the expression the error occurred.
+    """Convert an error from the CEL library, which does not report where in the expression the error occurred.
 
     The offset is that of the first token that can be the cause, or the beginning of the expression.
     """

@@ -1,6 +1,6 @@
 """Additional functions for expressions. They raise `ValueError` with a message for users.
 
-The library passes and accepts JSON values, and uses `datetime` and `timedelta` for timestamps and durations.
+The CEL library passes and accepts JSON values, and uses `datetime` and `timedelta` for timestamps and durations.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scans CEL expressions token by token to find the names and functions they use and any forbidden constructs.
 
-The library parses the syntax, but does not report the positions of names, the variables that macros bind, or whether
-macros are nested. All of these can be determined from the tokens.
+The CEL library parses the syntax, but does not report the positions of names, the variables that macros bind, or
+whether macros are nested. All of these can be determined from the tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FUNCTIONS = frozenset(
     }
 )
 REPLACED = {"size": "Size", "string": "String"}
-"""Functions of the library that Corral replaces, mapped to names of the same length, so that offsets do not change.
+"""Functions of the CEL library that Corral replaces, mapped to names of the same length, so that offsets do not change.
 
 The library counts the bytes of a string instead of its characters, and cannot convert a boolean to a string. It does
 not allow replacing its built-in functions.
@@ -80,7 +80,7 @@ class Analysis:
     additions: int = 0
     steps: set[str] = field(default_factory=set)
     uses_all_steps: bool = False
-    """Whether the expression uses `steps` other than to select a step by a constant name, so it may read any step."""
+    """Whether the expression may read any step, because it uses `steps` without selecting one by a constant name."""
     secret: str | None = None
     """The name of the secret if the expression is exactly `secrets.NAME`."""
     faults: list[Fault] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Create the table of the last known states of health checks."""
+"""Create the table that stores the last known state of each health check."""
 
 from __future__ import annotations
 

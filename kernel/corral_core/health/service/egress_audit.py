@@ -1,4 +1,4 @@
-"""Records connections that the egress guard refused, and provides metrics of the guard and the redactor."""
+"""Records connections that the egress guard refused, and provides metrics about the guard and the redactor."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from corral.egress.resolver import Unresolved
 
 
 class Verdict(NamedTuple):
-    """The result of checking an address. `reason` is an `egress.*` code, `unresolved_host`, or None if it is allowed.
+    """The result of checking an address. `reason` is None if the address is allowed.
 
-    Show `addresses` only to admins.
+    Otherwise, `reason` is `unresolved_host` or a code of the form `egress.*`. Show `addresses` only to admins.
     """
 
     allowed: bool

@@ -65,7 +65,7 @@ async def read_docs_style() -> Text:
 
 @routes.get("/problems/{code}", needs=PUBLIC, root=True)
 async def read_problem(code: str) -> Text:
-    """Explain a problem code in plain text, and how to resolve the problem."""
+    """Explain in plain text what a problem code means and how to resolve the problem."""
     if code not in CODES:
         raise NotFound(f"No problem type has the code {code}.")
     status, title, remedy = CODES[code]

@@ -58,9 +58,9 @@ def describe_name(name: str, module: str) -> str | None:
 
 
 def _sentence_about(shape: type, field: str) -> str | None:
-    """Return the sentence in the docstring about the field, preferably one that begins with the field's name.
+    """Return a sentence about the field from the type's docstring, preferably one that begins with the field's name.
 
-    The first sentence describes the type itself, so it is used only if it begins with the field's name.
+    The first sentence of a docstring describes the type itself, so it is used only if it begins with the field's name.
     """
     name, (first, *others) = f"`{field}`", _sentences_of(shape)
     about = [sentence for sentence in others if name in sentence] + ([first] if first.startswith(name) else [])

@@ -1,4 +1,4 @@
-"""The routes of users and invitations.
+"""The routes for users and invitations.
 
 Routes that change data do not accept API keys. They require the session of a signed-in admin.
 """

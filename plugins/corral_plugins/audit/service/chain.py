@@ -109,7 +109,7 @@ class HashedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ts: str
 
     def digest(self) -> str:
-        """Compute the hash that the row should contain from all other fields."""
+        """Compute the correct value of `hash` from all other fields of the row."""
         return UnhashedRow(
             action=self.action,
             actor=self.actor,

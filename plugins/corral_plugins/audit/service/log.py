@@ -158,13 +158,16 @@ class RepeatedEntry(msgspec.Struct):
         return self.until <= clock.time_s()
 
     def summary_entry(self) -> AuditEntry:
-        """Return a copy of the entry whose details also contain the number of repetitions and when counting began."""
+        """Return a copy of the entry whose details also contain the number of repetitions and the start of counting."""
         details = {**self.entry.details, "count": self.count, "since": self.since}
         return msgspec.structs.replace(self.entry, details=details)
 
 
 class Deduplicator:
-    """Counts repeated audit entries in memory. A crash loses at most one minute of counts, but never a first entry."""
+    """Counts repeated audit entries in memory.
+
+    A crash loses at most one minute of counts, but never the first of several identical entries.
+    """
 
     def __init__(self) -> None:
         self._by_key: dict[Hashable, RepeatedEntry] = {}
@@ -223,7 +226,7 @@ DEDUPLICATED = frozenset({"audit.log.read"})
 
 
 def _head_query(p: Any) -> Any:
-    """Return the query that selects the head row. Locking this row serialises all appends."""
+    """Return the query that selects the only row of `audit_head`. Locking this row serialises all appends."""
     return locked(ChainHead.select(ChainHead.seq, ChainHead.hash).where(ChainHead.id == p("id")))
 
 

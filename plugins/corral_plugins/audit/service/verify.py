@@ -97,9 +97,9 @@ class Verification:
         return span, _verdict(checker, span, is_over=is_over)
 
     def after_restore(self, by: Principal) -> str | None:
-        """Verify the whole restored log in the transaction of the restore.
+        """Verify the whole restored log in the restore transaction.
 
-        Return a message if it is not intact, or None.
+        Return a message if the log is not intact, otherwise None.
         """
 
         async def within_transaction(fn: Callable[[], T], **_: Any) -> T:
@@ -205,7 +205,7 @@ def _verdict(checker: ChainChecker, span: _Range, *, is_over: bool) -> Verificat
 
 
 class UnreadableFile(ValueError):
-    """Raised if a file is neither an export nor a list of checkpoints. The message contains the file and the reason."""
+    """Raised if a file is neither an export nor a list of checkpoints. The message names the file and the reason."""
 
 
 class _CheckpointList(msgspec.Struct):

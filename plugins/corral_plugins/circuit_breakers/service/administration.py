@@ -127,10 +127,10 @@ class BreakerAdministration:
         return self._view(row, listed), is_new
 
     def force_open(self, name: str, reason: str, match: IfMatch) -> BreakerView:
-        """Open a circuit breaker until an admin closes it.
+        """Open a circuit breaker, and keep it open until an admin closes it.
 
         Raise `NotFound` if it does not exist, or `Conflict` if it is disabled. If an admin has already forced the
-        breaker open, a given reason replaces the earlier one.
+        breaker open, a non-empty `reason` replaces the earlier one.
         """
         row, listed = self._lock_known(name, match)
         if not self._transitions.config_of(row).enabled:

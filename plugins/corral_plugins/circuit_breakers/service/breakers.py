@@ -162,8 +162,8 @@ class BreakersService:
     async def _take_permit(self, breaker: LocalBreaker) -> str | None:
         """Return the id of a permit for a probe, or None if the circuit breaker has closed.
 
-        Raise `CircuitOpen` otherwise. Most calls are rejected without I/O: the number of calls that ask the database at
-        the same time is limited to the number of permits.
+        Raise `CircuitOpen` if the call is rejected. Most calls are rejected without I/O: the number of calls that ask
+        the database at the same time is limited to the number of permits.
         """
         if breaker.blocked_until(clock.time_s()) is not None or breaker.probing >= breaker.config.half_open_permits:
             self._reject(breaker)

@@ -69,7 +69,7 @@ class LocalBreaker:
     def count(self, outcome: Outcome | None, generation: int, last_error: dict[str, str] | None) -> bool:
         """Count a call. Return whether the circuit breaker has opened.
 
-        `outcome` is None for a neutral call. `generation` is the breaker's generation when the call began; calls of
+        `outcome` is None for a neutral call. `generation` is the breaker's generation when the call began; calls from
         earlier generations are ignored.
         """
         if generation != self.generation:
@@ -178,7 +178,9 @@ class LocalBreaker:
         return self.probing <= self.config.half_open_permits
 
     def decide_alone(self, outcome: Outcome | None) -> None:
-        """Count a probe while the database cannot be reached. Open or close the circuit breaker only in this process.
+        """Count a probe while the database cannot be reached.
+
+        If the results of the probes require it, open or close the circuit breaker in this process only.
 
         As soon as the database can be reached again, the row determines the state.
         """

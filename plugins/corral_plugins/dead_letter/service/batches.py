@@ -101,7 +101,7 @@ class DeadLetterBatches:
         """Cancel the running batch if its job has failed too often, so that another batch can start.
 
         A running batch always has a job, because each step enqueues the next step in its own transaction. If there is
-        no job, it has failed for good.
+        no job, the last job has failed for good.
         """
         jobs = JobRow.select(JobRow.id).where((JobRow.name == JOB) & JobRow.state.in_(("queued", "running")))
         changes = {"status": "cancelled", "reason": "error", "finished_at": clock.now()}

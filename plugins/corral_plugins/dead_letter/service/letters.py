@@ -85,7 +85,7 @@ class DeadLettersService:
 
 
 class DeadLetterQueue:
-    """The operations on dead letters for admins. Every method runs in the caller's unit of work."""
+    """Lists, adds, retries and discards dead letters for admins. Every method runs in the caller's unit of work."""
 
     audit: Audit | None
 

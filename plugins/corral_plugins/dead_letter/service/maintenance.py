@@ -62,7 +62,10 @@ class DeadLetterMaintenance:
     # -- growth
 
     def alert_about_growth(self) -> None:
-        """Alert admins, at most once an hour, if the tasks that failed for good exceed `dead_letter.alert_per_hour`."""
+        """Alert admins if more than `dead_letter.alert_per_hour` tasks failed for good in the last hour.
+
+        At most one alert is raised per hour.
+        """
         limit = self._settings.get(declared.ALERT_PER_HOUR)
         count = added_since(HOUR) if limit else 0
         if not limit or count <= limit:

@@ -18,7 +18,7 @@ from corral_plugins.tasks.api import Tasks
 HOUR, DAY = 3600, 86_400
 TOP = 20
 SAMPLE = 1000
-"""The success rate is computed from at most this number of the most recently retried tasks."""
+"""The maximum number of retried tasks, most recent first, from which the success rate is computed."""
 
 
 class DeadLetterMetrics:

@@ -1,7 +1,7 @@
 """Replays the event log from a cursor up to the point where live delivery begins, without gaps or duplicates.
 
-A replay is queued before all live events that arrive after the request for it. The replay reads the log only as fast as
-the viewer consumes the events, and ends where live delivery for its subscriptions began.
+A replay is queued before all live events that arrive after the replay was requested. The replay reads the log only as
+fast as the viewer consumes the events, and ends where live delivery for its subscriptions began.
 """
 
 from __future__ import annotations
@@ -89,9 +89,10 @@ class LogReplay:
     async def _find_start(self) -> Sequence[NoticeFrame]:
         """Find the position at which the replay starts.
 
-        Return a `gap` notice if events between the cursor and the start are skipped. The subscriptions are marked as
-        covered from the start on, so that later replays do not repeat events. If the client was previously connected to
-        a process that had read more of the log, it may already have received events that this process has not read.
+        Return a `gap` notice if events between the cursor and this position are skipped. The subscriptions are marked
+        as covered from that position on, so that later replays do not repeat events. If the client was previously
+        connected to a process that had read more of the log, it may already have received events that this process has
+        not read.
         """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)

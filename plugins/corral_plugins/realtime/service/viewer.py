@@ -50,7 +50,7 @@ class Subscription:
 
 
 class Replay(Protocol):
-    """A replay of the event log in the send queue.
+    """An entry in the send queue that replays the event log.
 
     All events of the replay are sent before the next entry in the queue.
     """

@@ -36,7 +36,7 @@ def read_security(policy: SecurityPolicies) -> PolicyView:
 
 @routes.put("/", needs=WRITE, own_session=True, raises=("setting_locked", "would_lock_out", "audit_unavailable"))
 def update_security(body: PolicyPatch, match: IfMatch, caller: Principal, policy: SecurityPolicies) -> PolicyView:
-    """Change the sign-in policy. Shortened lifetimes also apply to existing sessions."""
+    """Change the sign-in policy. Shortened session lifetimes also apply to existing sessions."""
     return policy.change_policy(body, match, by=caller)
 
 

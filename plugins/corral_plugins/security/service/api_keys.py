@@ -433,7 +433,7 @@ class ApiKeyAuthenticator:
     def _principal_of_token_hash(self, hashed: str | None, *row: Any) -> Principal:
         """Return the principal for the hash of a key's token.
 
-        During the overlap after a rotation, the old token counts too.
+        During the overlap after a rotation, the old token is accepted too.
         """
         *fields, present, former, until = row
         caller = self._principal_of_key(*fields)

@@ -351,7 +351,7 @@ class IpGate:
 class IpGateUpdater:
     """Keeps the IP rules in this process's gate up to date.
 
-    Rules are reloaded after an event about a change, or when polling detects a change.
+    Rules are reloaded when an event reports a change or polling detects one.
     """
 
     def __init__(self, database: Database, rules: IpRules, gate: IpGate) -> None:

@@ -1,4 +1,4 @@
-"""The sign-in policy and the password policy. The fields of each policy are the settings in one category."""
+"""The sign-in policy and the password policy. Their fields are settings in the categories `security` and `password`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SecurityPolicies:
     def change_policy(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
         """Change the sign-in policy.
 
-        Raise `Invalid` for an invalid value, `Conflict` (`setting_locked`) for a fixed setting, or `Conflict`
+        Raise `Invalid` for an invalid value, `Conflict` (`setting_locked`) if a setting is fixed, or `Conflict`
         (`would_lock_out`) if the change would lock out the caller.
         """
         self._change_section("security", patch, if_match, by)

@@ -20,7 +20,7 @@ UNREADABLE = "The stored value cannot be decrypted with the master keys of this 
 
 
 class SettingChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of one setting from the effective value `before` to `value`. For a reset, `is_set` is false."""
+    """A change to one setting, from the effective value `before` to `value`. For a reset, `is_set` is false."""
 
     setting: Setting[Any]
     before: Any

@@ -86,14 +86,14 @@ class SettingsSchema(msgspec.Struct, kw_only=True):
 
 
 class HistoryQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters for listing changes."""
+    """Filters for listing changes to settings."""
 
     category: str | UnsetType = UNSET
     key: str | UnsetType = UNSET
 
 
 class ChangeView(msgspec.Struct, kw_only=True):
-    """One change of a setting. For a secret setting, `from` and `to` do not contain the values."""
+    """A change to a setting. For a secret setting, `from` and `to` do not contain the values."""
 
     category: str
     key: str
@@ -104,7 +104,7 @@ class ChangeView(msgspec.Struct, kw_only=True):
 
 
 class SettingViews:
-    """Builds the responses of the routes. Every method runs in the caller's unit of work."""
+    """Builds the responses of the settings routes. Every method runs in the caller's unit of work."""
 
     def __init__(self, service: SettingsService) -> None:
         self._service = service
@@ -134,7 +134,7 @@ class SettingViews:
         )
 
     def list_changes(self, query: HistoryQuery, caller: Principal) -> Page[ChangeView]:
-        """Return a page of changes, newest first."""
+        """Return a page of changes to settings, newest first."""
         found: peewee.ModelSelect[Any] = ChangeRow.select()
         if isinstance(query.category, str):
             found = found.where(ChangeRow.category == query.category)
