@@ -127,7 +127,7 @@ class TicketRow(Model):
 class LockoutRow(Model):
     """The sign-in attempts for one address, which need not belong to an account.
 
-    `key` is the SHA-256 of the address in normal form. `failed` is a concatenation of the times of the last failures,
+    `key` is the SHA-256 of the address in normal form. `failed` contains the times of the last failures as one string,
     newest first. `in_flight` is the number of reserved attempts; it is ignored after `reserved_until`, so the
     reservations of a crashed process expire. `locks` is the number of consecutive lockouts.
     """

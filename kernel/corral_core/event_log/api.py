@@ -177,7 +177,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
         self._unwatch = self._feed.watch(self._on_events)
 
     def wake(self) -> None:
-        """Look for deliveries immediately. Call this method after storing deliveries outside the dispatcher."""
+        """Look for pending deliveries immediately. Call this method after storing deliveries outside the dispatcher."""
         self._wake_up.set()
 
     async def run(self) -> None:
@@ -261,7 +261,7 @@ class TableRedactorValues(abc.ABC, Generic[Row]):
 
     @abc.abstractmethod
     def _open(self, row: Row) -> Mapping[str, str]:
-        """Return the decrypted credentials of a row, keyed by names that are unique among all rows. Called in a thread.
+        """Return the decrypted credentials of a row, keyed by names that are unique among all rows. Runs in a thread.
 
         Raise `Unavailable` if a key is not loaded. The next refresh tries the row again, because another process may
         have re-encrypted it. Until a refresh succeeds, this process cannot decrypt the credentials, so it cannot reveal
@@ -271,7 +271,7 @@ class TableRedactorValues(abc.ABC, Generic[Row]):
     def _fixed_values(self) -> Mapping[str, str]:
         """Return additional credentials that are in no table and never change.
 
-        The keys must differ from those of all rows.
+        The keys of the returned mapping must differ from all keys that `_open` returns.
         """
         return {}
 

@@ -29,8 +29,8 @@ class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the kill switch.
 
     While the switch is `engaged`, no task is claimed and no model is called. While `hold_deliveries` is set, plugins
-    that deliver messages on their own, such as webhooks and notifications, keep their deliveries pending. Emails about
-    an account, such as a link for a new password, are still sent.
+    that deliver messages on their own, such as webhooks and notifications, keep their deliveries pending. Account
+    emails, such as those with a link for setting a password, are still sent.
     """
 
     engaged: bool

@@ -21,7 +21,7 @@ MARGIN_SECONDS = 5.0
 
 
 def run_batch_step(batch_id: str, batches: DeadLetterBatches) -> None:
-    """Retry the dead letters of a batch that are due now, and enqueue the batch's next step."""
+    """Retry the batch's dead letters that are due now, and enqueue the batch's next step."""
     batches.run_step(batch_id)
 
 

@@ -43,7 +43,7 @@ class IssuedKey(KeyView, kw_only=True):
 class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request to create an API key. `scopes` accepts permissions, `<plugin>.*`, `*.read` and `*`.
 
-    Without `expires_at`, the key expires after `security.api_key_default_days`.
+    If `expires_at` is omitted, the key expires after the number of days in `security.api_key_default_days`.
     """
 
     name: Name
@@ -61,7 +61,7 @@ class ApiKeyRotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class KeyQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters for listing keys. With `all`, admins see the keys of all users."""
+    """Filters for listing keys. If `all` is true, admins see the keys of all users."""
 
     status: list[KeyStatus] = msgspec.field(default_factory=list)
     all: bool = False

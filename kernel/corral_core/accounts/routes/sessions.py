@@ -27,7 +27,7 @@ AUDITED = ("audit_unavailable",)
 class LogoutRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The refresh token of the session to end.
 
-    Without it, the access token or the refresh cookie identifies the session.
+    Without this token, the access token or the refresh cookie identifies the session.
     """
 
     refresh_token: RefreshToken | UnsetType = UNSET

@@ -6,9 +6,9 @@ from corral.database.unit import current
 
 
 def is_own_change(user_id: str) -> bool:
-    """Return whether the actor of the unit of work is the user of this account.
+    """Return whether the actor of the current unit of work owns this account.
 
-    An anonymous actor counts as the user.
+    An anonymous actor counts as the owner.
     """
     actor = current().entry.actor
     return actor.type == "anonymous" or user_id in (actor.id, actor.on_behalf_of)

@@ -261,7 +261,7 @@ class PasswordHistory:
         FormerPasswordRow.delete().where(mine & FormerPasswordRow.id.not_in(keep)).execute()
 
     def require_change_of_expired(self, user: UserRow) -> None:
-        """Require the user to change a password that has expired under the policy. Called at each sign-in."""
+        """Require the user to change a password that has expired under the policy. Call this method at each sign-in."""
         days = self._settings.get(MAX_AGE_DAYS)
         if days is not None and (user.password_changed_at or "") <= clock.now(-days * DAY):
             due = (UserRow.id == user.id) & (UserRow.password_hash == user.password_hash)

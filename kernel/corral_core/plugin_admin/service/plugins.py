@@ -195,7 +195,7 @@ class PluginAdministration:
                 self._registry.change_state(loaded.name, "active")
 
     async def apply_changes(self) -> None:
-        """Apply the stored decisions, now and after each event about them, until cancelled.
+        """Apply the stored decisions, now and whenever an event reports that they changed, until cancelled.
 
         The kernel supervises this task in every process.
         """

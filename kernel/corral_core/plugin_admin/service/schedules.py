@@ -23,8 +23,8 @@ WAIT_SECONDS = 20.0  # a longer run continues after the response
 class ScheduleView(msgspec.Struct, kw_only=True):
     """A schedule of a plugin.
 
-    `timing` describes when the schedule runs, such as `every 60 s` or `at 07:30 Europe/Berlin on mon, fri`. `next_at`
-    is null until a process that runs schedules has started. `error` is the error of the last run.
+    `timing` describes when the schedule runs, for example `every 60 s` or `at 07:30 Europe/Berlin on mon, fri`.
+    `next_at` is null until a process that runs schedules has started. `error` is the error of the last run.
     """
 
     name: str
@@ -101,7 +101,7 @@ def _view(schedule: Schedule, row: ScheduleRow | None) -> ScheduleView:
 
 
 def timing_in_words(schedule: Schedule) -> str:
-    """Describe when a schedule runs, such as `every 60 s` or `at 07:30 Europe/Berlin on mon, fri`."""
+    """Describe when a schedule runs, for example `every 60 s` or `at 07:30 Europe/Berlin on mon, fri`."""
     if not isinstance(schedule.every, TimeOfDay):
         return f"every {schedule.every:g} s"
     days = "" if {*schedule.every.days} == {*WEEKDAYS} else f" on {', '.join(schedule.every.days)}"

@@ -29,7 +29,7 @@ class MessageBase(msgspec.Struct, tag_field="type", tag=str.lower, kw_only=True,
 
 
 class AuthMessage(MessageBase, tag="auth"):
-    """Signs the client in, or renews the credential of the connection with a new token of the same user."""
+    """Signs the client in, or renews the connection's credential with a new token of the same user."""
 
     token: Annotated[str, Meta(min_length=1, max_length=8192)]
 

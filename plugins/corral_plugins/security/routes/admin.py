@@ -50,7 +50,7 @@ def read_password_policy(policy: SecurityPolicies) -> PasswordPolicyView:
 def update_password_policy(
     body: PasswordPolicyPatch, match: IfMatch, caller: Principal, policy: SecurityPolicies
 ) -> PasswordPolicyView:
-    """Change the password policy. It applies when a user next changes their password."""
+    """Change the password policy. The new policy applies the next time that a user changes their password."""
     return policy.change_password_policy(body, match, by=caller)
 
 
@@ -64,9 +64,9 @@ def read_ip_rules(request: Request, rules: IpRules) -> RulesView:
 def replace_ip_rules(body: NewRules, request: Request, match: IfMatch, caller: Principal, rules: IpRules) -> RulesView:
     """Replace all IP rules.
 
-    If several rules match an address, the rule with the most specific network applies. For the same network, `block`
-    takes precedence over `allow`. The mode `allowlist` rejects every address that no rule allows. The mode `blocklist`
-    rejects only addresses that a rule blocks.
+    If several rules match an address, the rule with the most specific network applies. If two rules have the same
+    network, `block` takes precedence over `allow`. The mode `allowlist` rejects every address that no rule allows. The
+    mode `blocklist` rejects only addresses that a rule blocks.
     """
     return rules.replace_rules(body, client_ip=request.client_ip, if_match=match, by=caller)
 
@@ -91,7 +91,7 @@ def end_session(id: str, sessions: AllSessions) -> None:
 
 @routes.post("/users/{id}/revoke-sessions", needs=WRITE, own_session=True, raises=("audit_unavailable",))
 def revoke_sessions(id: str, body: SessionRevocation, accounts: Accounts, keys: ApiKeys) -> RevocationResult:
-    """End all sessions of a user. With `include_api_keys`, also revoke all of the user's API keys."""
+    """End all sessions of a user. If `include_api_keys` is true, also revoke all of the user's API keys."""
     accounts.get(id)
     return RevocationResult(
         sessions=accounts.end_sessions(id, "revoked"),

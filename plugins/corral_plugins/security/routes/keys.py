@@ -14,7 +14,7 @@ routes = Routes("/security", tag="Security", no_store=True)
 
 @routes.get("/api-keys", needs=SIGNED_IN)
 def list_api_keys(query: KeyQuery, caller: Principal, keys: ApiKeys) -> Page[KeyView]:
-    """List your own API keys. With `all`, admins can list the keys of all users."""
+    """List your own API keys. If `all` is true, admins get the keys of all users."""
     return keys.list(query, by=caller)
 
 

@@ -118,7 +118,7 @@ class ApiKeys:
         self._settings, self._credentials = settings, credentials
 
     def list(self, query: KeyQuery, *, by: Principal) -> Page[KeyView]:
-        """Return a page of the caller's keys, newest first. With `all`, include the keys of all users.
+        """Return a page of the caller's keys, newest first. If `query.all` is set, include all users' keys.
 
         Expired and revoked keys are included until they are deleted.
         """

@@ -58,8 +58,8 @@ class IpRule(NamedTuple):
 class IpRuleset:
     """The mode and the rules against which addresses are checked.
 
-    If several rules match an address, the rule with the most specific network applies. For the same network, `block`
-    takes precedence over `allow`.
+    If several rules match an address, the rule with the most specific network applies. If two rules have the same
+    network, `block` takes precedence over `allow`.
     """
 
     def __init__(self, mode: str, rules: Iterable[IpRule]) -> None:

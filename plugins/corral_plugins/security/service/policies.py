@@ -58,7 +58,7 @@ class SecurityPolicies:
     def change_password_policy(
         self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal
     ) -> PasswordPolicyView:
-        """Change the password policy. It applies when a user next changes their password."""
+        """Change the password policy. The new policy applies the next time that a user changes their password."""
         self._change_section("password", patch, if_match, by)
         return self.get_password_policy()
 
