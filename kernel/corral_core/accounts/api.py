@@ -457,7 +457,7 @@ class UserSessionQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class AllSessions(Protocol):
-    """The live sessions of all users. Every function runs in the caller's unit of work."""
+    """Lists and ends the live sessions of all users. Every function runs in the caller's unit of work."""
 
     def list(self, query: UserSessionQuery, caller: Principal) -> Page[UserSessionView]:
         """Return a page of live sessions, newest first. The calling route must check permissions."""
@@ -502,7 +502,7 @@ class Tickets(Protocol):
         ...
 
     def reread(self, caller: Principal) -> Principal:
-        """Return the principal of a long-lived connection with its current rights.
+        """Return the caller's principal with its current rights, for use by a long-lived connection.
 
         Raise `Unauthorized` if the session has ended.
         """

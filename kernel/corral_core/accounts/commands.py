@@ -381,7 +381,7 @@ def generate_master_key(label: str, as_json: bool) -> None:
 def rotate_jwt(config_path: Path | None, as_json: bool) -> None:
     """Create a new key for signing access tokens.
 
-    The old key still verifies tokens until its last token expires, so no user is signed out.
+    The old key can still verify tokens until the last token signed with it expires, so no user is signed out.
     """
     from corral_core.accounts.service.authentication import SigningKeys
 

@@ -41,7 +41,7 @@ async def send_mail(
 ) -> None:
     """Send one email. If it contains a link, generate the link's token and store the token's hash.
 
-    The link's lifetime begins when the email is sent, because the token does not exist before.
+    The link's lifetime begins when the email is sent, because the token does not exist before then.
     """
     if not mail.is_configured:
         log.warning("mail dropped because mail.host is no longer set", extra={"kind": kind})

@@ -98,7 +98,7 @@ RefreshRow.add_index(RefreshRow.used_at, where=RefreshRow.successor.is_null(Fals
 class SigningKeyRow(Model):
     """An encrypted key for signing access tokens.
 
-    A retired key can still verify tokens until its last token expires.
+    A retired key can still verify tokens until the last token signed with it expires.
     """
 
     id = IdField(primary_key=True)

@@ -1,4 +1,4 @@
-"""The commands `corral login`, `corral logout` and `corral whoami`, which manage the session with a server."""
+"""The commands `corral login`, `corral logout` and `corral whoami`, which manage the user's session on a server."""
 
 from __future__ import annotations
 

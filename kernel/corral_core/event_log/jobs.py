@@ -60,7 +60,7 @@ def consumer_lag(contributions: Contributions, types: EventTypes) -> dict[tuple[
 
 
 def _count_unread(cursor: int, last: int, types: Sequence[str]) -> int:
-    """Return the number of events after the cursor to which the consumer subscribes.
+    """Return the number of events of the given types after the cursor.
 
     If the cursor is far behind the end of the log, events of all types are counted.
     """

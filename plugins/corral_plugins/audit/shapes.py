@@ -86,7 +86,7 @@ class ObjectView(msgspec.Struct, kw_only=True):
 
 
 class FieldChange(msgspec.Struct, kw_only=True, rename={"from_": "from"}):
-    """A changed field with its previous and new value. For secrets, both values are omitted."""
+    """A changed field with its previous and new values. For secrets, both values are omitted."""
 
     field: str
     from_: Any

@@ -19,8 +19,8 @@ from corral_plugins.realtime.settings import SETTINGS
 class RealtimePlugin(Plugin):
     """Realtime: live events over WebSocket and server-sent events.
 
-    After a disconnect, a client resumes after its last event, without gaps or duplicates. Clients receive only events
-    that they may read.
+    A client that reconnects continues after the last event that it received, without gaps or duplicates. Clients
+    receive only events that they may read.
     """
 
     name = "realtime"

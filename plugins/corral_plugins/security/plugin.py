@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 class SecurityPlugin(Plugin):
     """Security: the sign-in policy, IP rules, rate limits and API keys.
 
-    Each change to a policy or to the IP rules is validated as a whole, and rejected if it would lock out its author. It
-    takes effect in all processes within 2 seconds.
+    Each change to a policy or to the IP rules is validated as a whole, and rejected if it would lock out its author. An
+    accepted change takes effect in all processes within 2 seconds.
     """
 
     name = "security"

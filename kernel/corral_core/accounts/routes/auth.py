@@ -139,7 +139,7 @@ async def login(
 async def refresh(
     body: RefreshRequest, request: Request, sign_in: SignIn, installation: InstallationConfig, settings: Settings
 ) -> Answer[SignInResponse]:
-    """Exchange a refresh token from the body or the cookie for new tokens."""
+    """Exchange a refresh token from the request body or the refresh cookie for new tokens."""
     token = body.refresh_token
     cookie = isinstance(token, UnsetType)
     if isinstance(token, UnsetType):
@@ -180,7 +180,7 @@ def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) ->
 async def update_me(
     body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: ProfileChanges
 ) -> UserView:
-    """Change the user's own profile. Changing the address requires the password."""
+    """Change the user's own profile. Changing the email address requires the password."""
     return await profile.update_profile(require_user_id(caller), body, if_match, request.unit_context(caller))
 
 

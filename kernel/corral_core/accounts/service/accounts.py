@@ -370,7 +370,10 @@ class AccountsService:
 
     @staticmethod
     def _changed_columns(row: UserRow, patch: UserPatch, verified: bool) -> dict[str, Any]:
-        """Return the columns that the patch changes. `verified` tells whether a new address counts as verified."""
+        """Return the columns that the patch changes, with their new values.
+
+        `verified` tells whether a new address counts as verified.
+        """
         wanted = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not msgspec.UNSET}
         if "email" in wanted:
             wanted["email"] = wanted["email"].strip()

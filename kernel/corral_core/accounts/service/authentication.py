@@ -116,7 +116,7 @@ class AccessTokens:
     def rotate_key(self) -> str:
         """Create a new signing key and return its id.
 
-        The old key still verifies tokens until its last token expires.
+        The old key can still verify tokens until the last token signed with it expires.
         """
         kid = new_id()
         SigningKeyRow.update(retired_at=clock.now()).where(SigningKeyRow.retired_at.is_null()).execute()
@@ -232,7 +232,8 @@ class SigningKeys:
     def rotate_key(self) -> str:
         """Replace the signing key and return the id of the new key. Runs in the caller's unit of work.
 
-        The old key still verifies tokens until its last token expires. Raise `Conflict` if `CORRAL_JWT_SECRET` is set.
+        The old key can still verify tokens until the last token signed with it expires. Raise `Conflict` if
+        `CORRAL_JWT_SECRET` is set.
         """
         if self._tokens.is_fixed:
             raise Conflict(
@@ -317,7 +318,7 @@ class SessionPrincipals:
     def _check_session(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
         """Return whether the session is live.
 
-        If the lifetime in the settings was shortened, existing sessions expire earlier.
+        If the session lifetime in the settings was shortened, existing sessions expire earlier.
         """
         get = self._settings.get
         in_time = created_at > clock.now(-get(REFRESH_ABSOLUTE)) and last_seen_at > clock.now(-get(REFRESH_IDLE))

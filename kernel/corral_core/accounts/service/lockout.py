@@ -129,7 +129,10 @@ class Lockout:
             self._record_audit(audit_action("unlock", user_id), user_id, {})
 
     def count_failures(self, emails: Iterable[str]) -> dict[str, int]:
-        """Return the number of failures within the window, keyed by address. Addresses without failures are omitted."""
+        """Return the number of failures within the lockout window, keyed by address.
+
+        Addresses without failures are omitted.
+        """
         keys = {digest(normalize_address(email)): email for email in emails}
         rows = LockoutRow.select().where(LockoutRow.key.in_(list(keys)) & (LockoutRow.failed != ""))
         counts = {keys[row.key]: len(self._failures_within_window(row.failed)) for row in rows}
@@ -192,9 +195,9 @@ class Lockout:
         return False
 
     def _failures_within_window(self, failed: str) -> list[str]:
-        """Return the times of the failures within the window, newest first.
+        """Return the times of the failures within the lockout window, newest first.
 
-        `failed` is a concatenation of all times.
+        `failed` contains the times of all failures as one string.
         """
         since = clock.now(-self._settings.get(LOCKOUT_WINDOW))
         instants = [failed[at : at + INSTANT] for at in range(0, len(failed), INSTANT)]

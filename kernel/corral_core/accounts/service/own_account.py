@@ -182,7 +182,7 @@ class ProfileChanges:
     async def update_profile(
         self, user_id: str, patch: ProfilePatch, if_match: IfMatch, entry: UnitContext
     ) -> UserView:
-        """Apply a patch to the user's own profile. Changing the address requires the password.
+        """Apply a patch to the user's own profile. Changing the email address requires the password.
 
         If addresses must be verified, a new address takes effect when the user opens the link sent to it.
         """

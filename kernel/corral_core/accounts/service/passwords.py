@@ -251,7 +251,7 @@ class PasswordHistory:
                 raise Invalid.at(pointer, "core.reused", detail, problem="weak_password")
 
     def add_password(self, user_id: str, hashed: str | None) -> None:
-        """Store the hash of a replaced password, and delete hashes that the policy no longer requires."""
+        """Store the hash of a replaced password, and delete hashes that the policy no longer needs."""
         kept = self._settings.get(HISTORY)
         mine = FormerPasswordRow.user_id == user_id
         if kept and hashed is not None:

@@ -75,7 +75,7 @@ class SessionTokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReusedToken(msgspec.Struct, frozen=True):
-    """The result of sending a used refresh token after the grace period. The session has ended.
+    """The result of sending a used refresh token after the grace period. The token's session has ended.
 
     This is a return value, not an exception, so that the caller can commit the end of the session before raising an
     error.
@@ -289,7 +289,7 @@ class Sessions:
     def _is_expired(self) -> Any:
         """Return the SQL condition for expired sessions.
 
-        If the lifetime in the settings was shortened, existing sessions expire earlier.
+        If the session lifetime in the settings was shortened, existing sessions expire earlier.
         """
         oldest, quiet = clock.now(-self._settings.get(REFRESH_ABSOLUTE)), clock.now(-self._idle_seconds())
         row = SessionRow
@@ -301,7 +301,7 @@ class Sessions:
     def _seconds_left(self, session: SessionRow) -> int:
         """Return the number of seconds until the session expires if it is not used.
 
-        If the lifetime in the settings was shortened, existing sessions expire earlier.
+        If the session lifetime in the settings was shortened, existing sessions expire earlier.
         """
         until = clock.parse_instant(session.created_at) + self._settings.get(REFRESH_ABSOLUTE)
         return min(self._idle_seconds(), int(until - clock.time_s()))

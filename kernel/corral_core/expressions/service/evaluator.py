@@ -1,4 +1,4 @@
-"""The helper process, which evaluates expressions that may take long or need much memory.
+"""The helper process, which evaluates expressions that may take a long time or need much memory.
 
 It reads requests from stdin and writes responses to stdout. A 4-byte length precedes each message. If an evaluation
 takes too long, the operating system ends the process, and the caller starts a new one.

@@ -103,7 +103,7 @@ def replace(text: str, old: str, new: str) -> str:
 
 
 def keys(value: dict[str, Any]) -> list[str]:
-    """Return the keys of an object, sorted because the library does not preserve their order."""
+    """Return the keys of an object, sorted because the CEL library does not preserve their order."""
     return sorted(_object(value, "keys"))
 
 

@@ -98,7 +98,7 @@ async def _send_text(writer: asyncio.StreamWriter, text: Text) -> None:
 async def _read_sibling(path: Path) -> str:
     """Read the metrics of a sibling process, or return an empty string on failure.
 
-    Remove the socket of a killed process.
+    If the process was killed, remove its socket.
     """
     try:
         async with asyncio.timeout(ANSWER_SECONDS):

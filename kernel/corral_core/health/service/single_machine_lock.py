@@ -32,7 +32,7 @@ class SingleMachineLock:
     async def acquire(self) -> None:
         """Acquire the lease. Raise `StartupError` if another machine holds it.
 
-        If the disk is full, the lease cannot be written. Unless another machine holds it, the next renewal tries again.
+        If the disk is full, the lease cannot be written; if no other machine holds it, the next renewal tries again.
         """
         try:
             other = await self._work(self._acquire_or_renew, entry=ENTRY)

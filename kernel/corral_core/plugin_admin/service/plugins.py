@@ -240,7 +240,7 @@ class PluginAdministration:
             self.audit.record(entry)
 
     def _required_by(self, name: str) -> list[str]:
-        """Return the names of the plugins in service that require the named plugin."""
+        """Return the names of the plugins that are in service and require the named plugin."""
         return [other.name for other in self._registry.all() if other.serves and name in other.requires]
 
     def _plugin_view(self, item: PluginRecord, stored: _StoredFacts) -> PluginView:

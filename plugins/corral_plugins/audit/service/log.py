@@ -317,7 +317,7 @@ class AuditLog:
         self._buffer_entry(current(), repeated.summary_entry())
 
     async def report_failures(self) -> None:
-        """Alert admins about rows that could not be written since the last alert, at most once an hour."""
+        """Alert admins, at most once an hour, about rows that could not be written since the last alert."""
         failures = self.failures
         if failures == self._reported_failures:
             return

@@ -170,7 +170,10 @@ class DeadLetterQueue:
         self._record_audit("discard", row)
 
     def discard_batch(self, chosen: LetterFilter, limit: int, *, by: Principal) -> int:
-        """Discard at most 500 open dead letters that match the filter, oldest first. Return how many were discarded."""
+        """Discard at most `limit` open dead letters that match the filter, oldest first. Never discard more than 500.
+
+        Return the number of discarded dead letters.
+        """
         found: Any = DeadLetter.select(DeadLetter.id).where(is_open(), *filter_conditions(chosen))
         some = found.order_by(DeadLetter.created_at, DeadLetter.id).limit(min(limit, DISCARD_BATCH_SIZE))
         ids = [row.id for row in some]

@@ -29,7 +29,7 @@ ROUNDING = 1e-6
 
 
 class BucketFull(Exception):
-    """Raised if a bucket is full. It accepts another request after `seconds` seconds."""
+    """Raised if a bucket is full. The bucket accepts another request after `seconds` seconds."""
 
     def __init__(self, limit: int, seconds: float, reset: float) -> None:
         self.limit, self.seconds, self.reset = limit, seconds, reset
