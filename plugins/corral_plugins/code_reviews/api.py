@@ -92,7 +92,7 @@ class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReviewPeople(msgspec.Struct, frozen=True, kw_only=True):
-    """The people involved in a review: reviewers, the task's owner, and the owner of the agent that made the diff."""
+    """The people involved in a review: its reviewers and the owners of its task and of the agent that made the diff."""
 
     reviewer_ids: tuple[str, ...]
     task_owner_id: str | None
@@ -158,8 +158,8 @@ class CommentFacts(msgspec.Struct, frozen=True, kw_only=True):
 class CodeReviews(Protocol):
     """The service for code reviews.
 
-    `open` and `prepare` open their own units of work; the other methods run in the caller's unit. If a review belongs
-    to a task, lock the task first.
+    `open` and `prepare` open their own units of work; the other methods run in the caller's unit of work. If a review
+    belongs to a task, callers lock the task before they call a method that locks the review.
 
     A plugin that stores the id of a review in one of its own rows first calls `prepare`, and then calls `add` or
     `revise` in the unit of work that writes the row. A crash then leaves either both the review and the row, or
@@ -184,8 +184,8 @@ class CodeReviews(Protocol):
     def revise(self, review_id: str, patch: PreparedPatch, *, by: Principal, note: str = "") -> ReviewFacts:
         """Add a prepared revision to an open review, as `POST /code-reviews/{id}/revisions` does.
 
-        Raise `Conflict` (`already_decided`) if the review is not open, and `Forbidden` if the caller is neither its
-        owner nor its author.
+        Raise `Conflict` (`already_decided`) if the review is not open, and `Forbidden` if the caller is neither the
+        owner of the review nor the agent that made the diff.
         """
         ...
 
@@ -200,13 +200,16 @@ class CodeReviews(Protocol):
     def open_for_task(self, diff: TaskDiff) -> ReviewFacts | None:
         """Open a review for a completed run, or add a revision to the existing review if changes were requested.
 
-        Return None if there is nothing to review. If changes were requested before the run ended, the status of the
-        review is `changes_requested`, and the task must run again with `feedback`.
+        Return None if there is nothing to review. If changes were requested before the run ended, the returned review
+        has the status `changes_requested`, and the task must run again with the result of `feedback`.
         """
         ...
 
     def feedback(self, review_id: str) -> dict[str, Any]:
-        """Return the feedback for the next run of a task: the reason and the unresolved comments."""
+        """Return the feedback for the next run of a review's task.
+
+        The feedback consists of the reason for the requested changes and the unresolved comments.
+        """
         ...
 
     def task_ended(self, review_id: str, *, status: str) -> None:
@@ -214,7 +217,7 @@ class CodeReviews(Protocol):
         ...
 
     def set_check(self, review_id: str, check: ReviewCheck) -> ReviewFacts:
-        """Store the outcome of a check, replacing any earlier outcome of the check with the same name."""
+        """Store the outcome of a check. It replaces any earlier outcome of a check with the same name."""
         ...
 
     def involved(self, review_id: str) -> ReviewPeople | None:
@@ -298,7 +301,7 @@ class CodeReviewRejected(CodeReviewEvent, kw_only=True):
 
 
 class CodeReviewSuperseded(CodeReviewEvent, kw_only=True):
-    """A newer review of the same task was opened."""
+    """A review was superseded, because a newer review of its task was opened."""
 
     event = "code_review.superseded"
 

@@ -111,7 +111,7 @@ def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
 def show_diff(
     client: ApiClient, *, review: str, revision: int | None, against: int | None, raw: bool, as_json: bool
 ) -> None:
-    """Show the diff in colour, with comments below the lines that they refer to."""
+    """Show the diff of a review in colour, with comments below the lines that they refer to."""
     found = _find(client, review, decided=True)
     query = {name: value for name, value in (("revision", revision), ("against", against)) if value is not None}
     data = b"".join(client.download(f"/code-reviews/{found['id']}/diff", **query))
@@ -160,7 +160,7 @@ def open_review(
 @click.option("--note", default="", help="note that tells the reviewers what changed")
 @client_command
 def revise_review(client: ApiClient, *, review: str, patch: Path, note: str, as_json: bool) -> None:
-    """Add the diff in the file PATCH as a new revision."""
+    """Add the diff in the file PATCH to a review as a new revision."""
     _act(client, _find(client, review), "revisions", {"patch": _read_patch(patch), "note": note}, as_json=as_json)
 
 
@@ -197,7 +197,7 @@ def approve_review(
 @click.option("--reason", help="reason for the rejection, which becomes the error message of the failed task")
 @client_command
 def reject_review(client: ApiClient, *, review: str, reason: str | None, as_json: bool) -> None:
-    """Reject the diff. A task that waits for the review fails."""
+    """Reject the diff of a review. A task that waits for the review fails."""
     _act(client, _find(client, review), "reject", {"reason": reason}, as_json=as_json)
 
 
@@ -206,7 +206,7 @@ def reject_review(client: ApiClient, *, review: str, reason: str | None, as_json
 @click.option("--reason", help="message that the agent reads before the comments")
 @client_command
 def request_changes(client: ApiClient, *, review: str, reason: str | None, as_json: bool) -> None:
-    """Send the diff back to the agent, with all unresolved comments."""
+    """Send the diff of a review back to the agent, with all unresolved comments."""
     _act(client, _find(client, review), "request-changes", {"reason": reason}, as_json=as_json)
 
 
@@ -253,7 +253,7 @@ def comment_on_review(
     reply_to: str | None,
     as_json: bool,
 ) -> None:
-    """Comment on a review, for example --at src/app.py:12-14 --severity blocker."""
+    """Comment on a review, for example with --at src/app.py:12-14 --severity blocker."""
     body: dict[str, Any] = {"body": text, "side": side, "severity": severity, "suggestion": suggestion}
     found = _find(client, review)
     body |= {"parent_id": _comment_id(found, reply_to)} if reply_to else {}
@@ -286,7 +286,7 @@ def _blockers_text(client: ApiClient, review: dict[str, Any]) -> str:
 def _comment_id(review: dict[str, Any], comment: str) -> str:
     """Return the id of a comment.
 
-    `comment` is its id or the beginning of its text, which only one comment may match.
+    `comment` is the id itself or the beginning of the comment's text, which must match exactly one comment.
     """
     if parse_id(comment) is not None:
         return comment
@@ -403,7 +403,7 @@ def _diff_lines(files: list[Any], text: str) -> dict[tuple[str, str, int], int]:
 def _comment_text(names: ObjectNames, comment: Any) -> str:
     """Return the text of a comment with its author.
 
-    If the comment is not anchored to a line of the current revision, the text includes its place.
+    If the comment is not anchored to a line of the current revision, the text says so and names its revision.
     """
     place = f" {comment['file']}" if comment["file"] else ""
     place += f":{comment['line']}" if comment["line"] else ""

@@ -78,7 +78,7 @@ async def create_code_review(
 
 @routes.get("/{id}", needs=READ)
 def get_code_review(id: str, listing: ReviewListing, caller: Principal) -> ReviewView:
-    """Get a review with the files of its diff and its comments, oldest first."""
+    """Get a review with its comments, oldest first, and with the files of its diff."""
     return listing.get(id, caller)
 
 

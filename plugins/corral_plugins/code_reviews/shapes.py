@@ -214,7 +214,7 @@ class ReviewView(ReviewItem, kw_only=True):
 
 
 class ReviewQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The filters of the list of reviews. `reviewer` is the id of a person or an agent, or `me`."""
+    """The filters for the list of reviews. `reviewer` is the id of a person or an agent, or `me`."""
 
     status: list[ReviewStatus] | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET

@@ -1,4 +1,4 @@
-"""The lines of `corral status` about code reviews."""
+"""The lines about code reviews in the output of `corral status`."""
 
 from __future__ import annotations
 

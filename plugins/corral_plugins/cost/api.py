@@ -47,7 +47,9 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BillableUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """One use of a model or tool that may cost money. `usage_key` identifies the use; a repeated key is ignored.
+    """One use of a model or tool that may cost money.
+
+    `usage_key` identifies the use; a use whose key was recorded before is ignored.
 
     `cost_usd` is the cost reported by the provider, or None. `estimated` means that the token counts are estimates.
     `user_id` is the user on whose behalf the money was spent. If `by_gateway` is true, `usage_key` is the id of an LLM

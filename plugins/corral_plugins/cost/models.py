@@ -167,7 +167,7 @@ class DeletedAgent(Model):
 class Budget(Model):
     """The single row with the budget of the installation.
 
-    `revision` changes with every change of any limit, including the limits of agents. Processes compare it with the
+    `revision` changes whenever any limit changes, including the limits of agents. Processes compare it with the
     revision in their cache.
     """
 
@@ -195,11 +195,13 @@ class AgentLimit(Model):
 
 
 class BudgetCounter(Model):
-    """The amounts spent and reserved in one period within a limit. `scope` is `global` or `agent`; `key` is the agent.
+    """The amounts spent and reserved in one period within a limit. `scope` is `global` or `agent`.
+
+    `key` is the id of the agent, or empty for the installation.
 
     `spent_micro` is the sum of the cost events of the period, and `reserved_micro` is the sum of the unused parts of
-    all reservations. `alerted` is the highest threshold that was reported, and `exceeded` is true if `budget.exceeded`
-    was published. While `lifted` is true, the limit is ignored.
+    all reservations. `alerted` is the highest threshold that was reported, and `exceeded` is true if the event
+    `budget.exceeded` was published. While `lifted` is true, the limit is ignored.
     """
 
     scope = peewee.CharField(max_length=8)

@@ -364,9 +364,9 @@ class BudgetAlertView(msgspec.Struct, kw_only=True):
 class BudgetView(msgspec.Struct, kw_only=True):
     """The budget of the installation, and its state in the current period.
 
-    `percent` is the spent percentage of the limit. `remaining_usd` is the amount that is neither spent nor reserved.
-    `projected_usd` extrapolates the mean daily cost of the last 7 days. `by_agent` lists at most 200 agents that have
-    their own budget.
+    `percent` is the percentage of the limit that was spent. `remaining_usd` is the amount that is neither spent nor
+    reserved. `projected_usd` extrapolates the mean daily cost of the last 7 days. `by_agent` lists at most 200 agents
+    that have their own budget.
     """
 
     version: int

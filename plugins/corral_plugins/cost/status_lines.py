@@ -1,4 +1,4 @@
-"""The line of `corral status` about budgets."""
+"""The line about budgets in the output of `corral status`."""
 
 from __future__ import annotations
 

@@ -68,9 +68,9 @@ class ProviderConnection(msgspec.Struct, frozen=True, kw_only=True):
     The gateway passes this object to the provider kind's code with every call.
 
     `config` contains the fields specific to this kind of provider, validated against the kind's `config_schema`. If
-    `operator` is true, the address comes from the operator's configuration file and may be private. `models` contains
-    the configured models, and the models that the provider itself listed most recently. `version` changes whenever the
-    configuration changes.
+    `operator` is true, the provider's address comes from the operator's configuration file and may be private. `models`
+    contains the configured models, and the models that the provider itself listed most recently. `version` changes
+    whenever the configuration changes.
     """
 
     name: str
@@ -158,7 +158,10 @@ class LLMProvider(Protocol):
     config_schema: Mapping[str, Any]
     """The JSON Schema of the fields that this kind adds to a provider's configuration."""
     supported_fields: frozenset[str]
-    """The optional request fields that this kind supports. Other fields are dropped and listed in `Corral-Ignored`."""
+    """The optional request fields that this kind supports.
+
+    Other fields are dropped and listed in the response header `Corral-Ignored`.
+    """
 
     def list_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
         """Return the models of the provider, the default model first. This method must not perform I/O.
@@ -181,7 +184,8 @@ class LLMProvider(Protocol):
     async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
         """Return embeddings.
 
-        `input` is a list whose items are strings or lists of token ids; each vector is a list of floats.
+        The field `input` of the request is a list whose items are strings or lists of token ids. Each embedding is a
+        list of floats.
         """
         ...
 
@@ -251,7 +255,7 @@ class LLM(Protocol):
         ...
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        """Return the embeddings of `input` as OpenAI's list of float vectors.
+        """Return the embeddings of the field `input` of a request, as vectors of floats in OpenAI's format.
 
         `input` is a string, or a list of up to 256 strings; each string may also be a list of token ids.
         """

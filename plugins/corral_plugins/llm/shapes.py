@@ -353,7 +353,7 @@ Key = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
 class NewProvider(ProviderFields, kw_only=True, forbid_unknown_fields=True):
-    """A provider to create. `kind` and `base_url` may be omitted for presets."""
+    """A provider to create. `kind` and `base_url` may be omitted if the provider is created from a preset."""
 
     name: ProviderName
     kind: Annotated[str, Meta(max_length=64)] | None = None

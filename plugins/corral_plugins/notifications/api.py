@@ -16,7 +16,10 @@ SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error", "critical")
 
 
 class OutgoingItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the events reported by an outgoing notification. `href` is the address of the event's object, or null."""
+    """One of the events reported by an outgoing notification.
+
+    `href` is the address of the object that the event is about, or null.
+    """
 
     event_id: str | None
     event: str
@@ -30,9 +33,10 @@ class OutgoingNotification(msgspec.Struct, frozen=True, kw_only=True):
     """A notification that is being sent through a channel.
 
     `items` contains at most 10 of the `count` events. The texts are plain text with values from people and agents, so a
-    channel type must escape them for its service. `url` leads to the object, and `preferences_url` to the preferences.
-    `to` is the recipient's address, if the channel has `to_recipients`. `served` lists the receivers that an earlier
-    attempt has reached. A channel type with several receivers adds each receiver that it reaches.
+    channel type must escape them for its service. `url` leads to the object that the notification is about, and
+    `preferences_url` to the preferences. `to` is the recipient's address, if the channel has `to_recipients`. `served`
+    lists the receivers that an earlier attempt has reached. A channel type with several receivers adds each receiver
+    that it reaches.
     """
 
     id: str
@@ -53,7 +57,7 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of an attempt to send a notification. `error` is null if the service accepted the notification.
 
     A `permanent` failure is not retried. `retry_after` is the number of seconds that the service asked to wait. A
-    failure with `says_nothing` does not count for the circuit breaker. If the channel has several receivers, `served`
+    failure with `says_nothing` is not counted by the circuit breaker. If the channel has several receivers, `served`
     lists the receivers that now have the notification.
     """
 

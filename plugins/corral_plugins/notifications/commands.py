@@ -449,7 +449,7 @@ def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
 
 
 def _breaker_text(names: ObjectNames, channel_id: str) -> str | None:
-    """Describe the circuit breaker of a channel and how it closes, or return None if it is closed."""
+    """Describe the circuit breaker of a channel and how to close it, or return None if it is already closed."""
     channel = names.read(f"{CHANNELS}/{channel_id}")
     breaker = "smtp" if channel is not None and channel["type"] == "email" else f"notify:{channel_id}"
     found = names.read(f"/circuit-breakers/{breaker}")
@@ -489,7 +489,10 @@ def _notification_id(client: ApiClient, notification: str) -> str:
 
 
 def _about(client: ApiClient, object: dict[str, str] | None) -> str | None:
-    """Return the kind and name of a notification's object, such as `task Sort the mail (…)`, or None if it has none."""
+    """Return the kind and name of a notification's object, such as `task Sort the mail (…)`.
+
+    Return None if the notification has no object.
+    """
     if object is None:
         return None
     kind = object["type"].replace("_", " ")

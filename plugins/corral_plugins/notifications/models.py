@@ -13,7 +13,7 @@ from corral.database.sealed_columns import SealedField
 class Notification(Model):
     """A person's notification in the app. `last_at` is the time of the latest event in the notification.
 
-    `title` is the title of the latest event, and `titles` are the first distinct titles.
+    `title` is the title of the latest event, and `titles` are the first distinct titles of all its events.
     """
 
     visibility = PRIVATE

@@ -169,7 +169,7 @@ async def update_notification_channel(
 
 @routes.delete("/channels/{id}", needs=MANAGE, raises=(*CHANGES, "in_use"))
 def delete_notification_channel(id: str, match: IfMatch, channels: ChannelManagement) -> None:
-    """Delete a channel that no rule uses. Its open deliveries are cancelled as they become due."""
+    """Delete a channel that no rule uses. Its open deliveries are cancelled when they become due."""
     channels.delete(id, match)
 
 

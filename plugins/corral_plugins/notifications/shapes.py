@@ -54,7 +54,7 @@ class UnreadCount(msgspec.Struct, kw_only=True):
 
 
 class NotificationQuery(PageQuery, kw_only=True):
-    """The filters of the list of notifications."""
+    """The filters for the list of notifications."""
 
     unread: bool | UnsetType = UNSET
     severity: list[Severity] | UnsetType = UNSET
@@ -274,7 +274,7 @@ class RulePreview(msgspec.Struct, kw_only=True):
 
 
 class NotificationDeliveryQuery(PageQuery, kw_only=True):
-    """The filters of the list of deliveries."""
+    """The filters for the list of deliveries."""
 
     channel_id: Id | UnsetType = UNSET
     rule_id: Id | UnsetType = UNSET

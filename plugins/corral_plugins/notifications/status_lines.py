@@ -1,4 +1,4 @@
-"""The lines of `corral status` about unread notifications and about channels."""
+"""The lines about unread notifications and about channels in the output of `corral status`."""
 
 from __future__ import annotations
 

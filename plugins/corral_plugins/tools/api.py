@@ -51,7 +51,8 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
 
     `caller` is the agent, with the current permissions of the person who requested the task. `config` is the
     configuration of the tool. `work` opens units of work for `async def` tools. `cause_chain` lists the causes of the
-    task; the events of a unit that `work` opens have them only if its `UnitContext` names them.
+    task. Events that are emitted in a unit of work opened with `work` have these causes only if the unit's
+    `UnitContext` names them.
     """
 
     caller: Principal
@@ -75,7 +76,7 @@ class CallTarget(msgspec.Struct, frozen=True, kw_only=True):
 class ToolOutput(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a tool, with the names of the untrusted sources in the result.
 
-    Tools return this class if only some of their results are untrusted.
+    A tool returns an instance of this class if only some of its results are untrusted.
     """
 
     value: Any
@@ -299,7 +300,9 @@ class Tools(Protocol):
         ...
 
     def approval_changed(self, call_row_id: str, *, status: str, note: str | None) -> None:
-        """Continue a held call after people have decided, in the transaction that stores their decision.
+        """Continue a held call after people have decided whether to approve it.
+
+        Runs in the transaction that stores their decision.
 
         An approved call runs soon. Any other decision ends the call, and the call's task continues with the outcome.
         """

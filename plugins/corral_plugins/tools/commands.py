@@ -109,7 +109,7 @@ def add_mcp_server(
     input_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Add an MCP server and list its tools. Agents can use the tools after `corral mcp accept`."""
+    """Add an MCP server and fetch the list of its tools. Agents can use the tools after `corral mcp accept`."""
     body = {**read_body(input_path, fields), "name": name, "url": url}
     if headers_secret is not None:
         body["headers_secret"] = headers_secret
@@ -132,7 +132,7 @@ def edit_mcp_server(
 @name_argument
 @client_command
 def refresh_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
-    """List the tools of an MCP server now. Corral also lists them automatically every hour."""
+    """Refresh the list of an MCP server's tools now. Corral also refreshes it automatically every hour."""
     _print_server(_send(client, "POST", name, "/refresh"), as_json=as_json)
 
 

@@ -61,7 +61,7 @@ def delete_calls(task_id: str) -> None:
 
 
 async def refresh_mcp_servers(refresh: McpRefresh) -> None:
-    """List the tools of all enabled MCP servers, and alert admins to changed tools."""
+    """Refresh the tool lists of all enabled MCP servers, and alert admins to changed tools."""
     await refresh.refresh_all(UnitContext(label="job tools.refresh_mcp", actor=SYSTEM))
 
 

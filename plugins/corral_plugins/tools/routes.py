@@ -88,7 +88,7 @@ async def create_mcp_server(
     caller: Principal,
     request: Request,
 ) -> Answer[McpServerView]:
-    """Add an MCP server and list its tools.
+    """Add an MCP server and fetch the list of its tools.
 
     Agents can use a tool of the server after an admin has accepted its definition.
     """
@@ -148,7 +148,7 @@ def delete_mcp_server(name: str, servers: McpServers, match: IfMatch) -> None:
 async def refresh_mcp_server(
     name: str, servers: McpServers, refresh: McpRefresh, work: Work, caller: Principal, request: Request
 ) -> McpServerView:
-    """List the tools of an MCP server now. The `status` in the response says whether listing succeeded."""
+    """Refresh the list of an MCP server's tools now. The `status` in the response shows whether this succeeded."""
     await work(lambda: servers.get(name), read=True)
     await refresh.refresh_server(name, request.unit_context(caller))
     return await work(lambda: servers.get(name), read=True)
@@ -227,7 +227,7 @@ def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, ca
 async def report_tool_result(
     id: str, call: str, body: ToolCallReport, permits: ToolPermits, caller: Principal, request: Request
 ) -> ToolCallView:
-    """Report the outcome of a tool that ran on the worker. At most 64 KiB of the result is stored."""
+    """Report the outcome of a tool that ran on a worker. At most 64 KiB of the result is stored."""
     return await permits.store_report(
         id,
         call,

@@ -52,7 +52,7 @@ class ToolView(msgspec.Struct, kw_only=True):
 
 
 class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The filters of the list of tools. `agent_id` is the agent whose policies the response includes."""
+    """The filters for the list of tools. `agent_id` is the agent whose policies the response includes."""
 
     risk: list[ToolRisk] | UnsetType = UNSET
     source: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
@@ -148,7 +148,7 @@ class ToolCallView(msgspec.Struct, kw_only=True):
 
 
 class ToolCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The filters of the list of tool calls."""
+    """The filters for the list of tool calls."""
 
     agent_id: Id | UnsetType = UNSET
     tool: ToolName | UnsetType = UNSET

@@ -108,7 +108,7 @@ class AgentReviews:
 class ReviewTools:
     """The tools that the plugin contributes.
 
-    The plugin creates them before the services exist, and sets `implementation` later.
+    The plugin creates this object before its services exist, and sets `implementation` later.
     """
 
     implementation: AgentReviews | None = None

@@ -20,7 +20,7 @@ AROUND = 3
 MAX_LINES = 500
 """The maximum number of lines to which a comment can refer."""
 MAX_CHECKS = 50_000
-"""The maximum number of places that are compared for all comments of a revision.
+"""The maximum number of places in a new revision that are checked, in total for all comments.
 
 Comments that are not found within this limit become outdated.
 """
@@ -59,7 +59,7 @@ class NewPlace(msgspec.Struct, frozen=True):
 
 
 def context_of(patch: Patch, file: str, side: str, line: int, end_line: int) -> Context | None:
-    """Return the context of lines of a file, or None if the patch does not show all of them."""
+    """Return the context of the given lines of a file, or None if the patch does not show all of these lines."""
     patched = patch.find(file, side)
     shown = {} if patched is None else patched.side(side)
     numbers = range(line, end_line + 1)
@@ -104,9 +104,9 @@ class _Search:
         return NewPlace("outdated") if line is None else NewPlace("active", line, path)
 
     def _line(self, place: Place, line: int, context: Context) -> int | None:
-        """Return the new line number of a comment: the old number if the lines are unchanged, or else the only match.
+        """Return the new line number of a comment: the old number if it still matches, or else the only other match.
 
-        Return None if there is no match, or more than one.
+        Return None if there is no match, if there are several, or if no more places may be checked.
         """
         shown = self.shown[place.file, place.side]
         if _fits(shown, line, context):

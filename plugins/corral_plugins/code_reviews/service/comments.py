@@ -1,4 +1,4 @@
-"""Comments on reviews and on their lines."""
+"""Comments on reviews and on the lines of their diffs."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class ReviewDecisions:
         return self._listing.view_of(row)
 
     def reject(self, review_id: str, body: RejectReview, match: IfMatch, *, by: Principal) -> ReviewView:
-        """Reject the diff, or send it back if `body.request_changes` is set.
+        """Reject the diff, or send it back to the agent if `body.request_changes` is set.
 
         A task that waits for a rejected review fails.
         """
@@ -124,7 +124,7 @@ class ReviewDecisions:
             raise Forbidden(detail, code="self_approval")
 
     def _refuse_unready(self, row: Review, *, force: bool) -> int:
-        """Raise `Conflict` if the review cannot be approved yet. Return the number of open blockers."""
+        """Raise `Conflict` if the review cannot be approved yet. Otherwise, return the number of open blockers."""
         open_ = (ReviewComment.review_id == row.id) & (ReviewComment.severity == "blocker") & ~ReviewComment.resolved
         blockers: int = ReviewComment.select().where(open_).count()
         failed = [check["name"] for check in row.checks if check["status"] == "failed"]

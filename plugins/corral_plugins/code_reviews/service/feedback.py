@@ -9,7 +9,10 @@ from corral_plugins.code_reviews.service import rows
 
 
 def feedback_of(row: Review) -> dict[str, Any]:
-    """Return the reason and all unresolved comments, oldest first, for the next run of the task."""
+    """Return the feedback for the task's next run: the reason for the requested changes, and all unresolved comments.
+
+    The comments are sorted, oldest first.
+    """
     return {
         "id": row.id,
         "revision": row.revision,

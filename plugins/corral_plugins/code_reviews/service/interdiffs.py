@@ -52,7 +52,7 @@ def _quoted(path: str) -> bytes:
 
 
 def _results(before: PatchedFile | None, after: PatchedFile | None) -> tuple[list[Line], list[Line]]:
-    """Return the numbered lines of a file after each of two patches.
+    """Return the numbered lines of a file after each of two patches is applied to it.
 
     If both patches start from the same lines, both results cover every part of the file that at least one patch shows.
     """
@@ -69,7 +69,7 @@ def _sorted_side(file: PatchedFile | None) -> list[Line]:
 
 
 def _applied(base: dict[int, bytes], file: PatchedFile | None) -> list[Line]:
-    """Return the known lines of a file after a patch: the lines in hunks, and the other lines with new numbers."""
+    """Return the known lines of a patched file: the lines in hunks, and the other lines with their new numbers."""
     hunks = [] if file is None else file.hunks
     covered: set[int] = set()
     found: list[Line] = []

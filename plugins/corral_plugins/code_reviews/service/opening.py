@@ -129,8 +129,8 @@ class CodeReviewsService:
     def change_reviewers(self, row: Review, reviewers: list[NewReviewer], *, by: Principal) -> None:
         """Replace the reviewers of a review, and ask the agents among the new reviewers to review the diff.
 
-        Raise `Forbidden` if a required reviewer who sent the diff back would no longer be required. Otherwise, whoever
-        opened the review could overrule this reviewer. Admins may do this.
+        Raise `Forbidden` if a required reviewer who sent the diff back would no longer be required, unless the caller
+        is an admin. Without this check, the person who opened the review could overrule that reviewer.
         """
         self.check_reviewers(reviewers, row.agent_id)
         before = rows.reviewers_of([row.id])[row.id]

@@ -45,7 +45,7 @@ class ReviewContents:
     async def of_request(
         self, patch: str | UnsetType, file_id: str | UnsetType, *, by: Principal, is_marked: bool = False
     ) -> PreparedPatch:
-        """Prepare the patch of a request, which contains the text of the patch or the id of a file.
+        """Prepare the patch in a request, which contains either the text of the patch or the id of a file with it.
 
         `is_marked` means that the credentials in the request have already been replaced.
         """

@@ -198,7 +198,7 @@ class _Parser:
         return None
 
     def _paths_of_header(self, header: bytes, line: int) -> tuple[bytes, bytes]:
-        """Return the old and the new path of a `diff --git` line. The two paths differ only in their prefixes."""
+        """Return the old and the new path in a `diff --git` line. The two paths differ only in their prefixes."""
         if header.startswith(b'"'):
             end = re.match(rb'"(?:[^"\\]|\\.)*"', header)
             if end is None:
@@ -326,7 +326,7 @@ class _Parser:
 
 
 def _spaces(text: bytes) -> list[int]:
-    """Return the positions of spaces, those nearest to the middle first.
+    """Return the positions of the spaces in a text, those nearest to the middle first.
 
     If a header names the same path twice, the space in the middle separates the two.
     """
@@ -335,5 +335,5 @@ def _spaces(text: bytes) -> list[int]:
 
 
 def _without_time(text: bytes) -> bytes:
-    """Return the path of a `---` or `+++` line, without the tab and timestamp that may follow."""
+    """Return the path in a `---` or `+++` line, without the tab and timestamp that may follow."""
     return text if text.startswith(b'"') else text.split(b"\t")[0]

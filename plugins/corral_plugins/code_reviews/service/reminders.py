@@ -11,7 +11,7 @@ BATCH_SIZE = 100
 
 
 def remind(before: str) -> int:
-    """Publish reminders for a batch of pending reviews that had no reminder since `before`.
+    """Publish reminders for a batch of pending reviews that have had no reminder since `before`.
 
     Return the number of reminders.
     """

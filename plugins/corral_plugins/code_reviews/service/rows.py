@@ -84,7 +84,7 @@ def publish(
 
 
 def reviewers_of(review_ids: Sequence[str]) -> dict[str, list[Reviewer]]:
-    """Return the reviewers of each review in order, using a single query."""
+    """Return the reviewers of each review, sorted by position, using a single query."""
     found: dict[str, list[Reviewer]] = {review_id: [] for review_id in review_ids}
     if found:
         for row in Reviewer.select().where(Reviewer.review_id.in_(list(found))).order_by(Reviewer.position):

@@ -85,7 +85,7 @@ def find(limit: Limit, period: Period) -> CounterState | None:
 
 
 def sums(limit: Limit, period: Period) -> dict[str, int]:
-    """Compute the correct values of a counter: the costs of the period, and the unused parts of the reservations."""
+    """Compute the correct values of a counter: the costs in the period, and the unused parts of the reservations."""
     left: Any = Reservation.select(fn.SUM(Reservation.amount_micro - Reservation.used_micro))
     if limit.scope == AGENT:
         left = left.where(Reservation.agent_id == limit.key)
@@ -98,7 +98,7 @@ def ensure(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
     No counter is created if another process has changed the limits in the meantime. The counter of a removed limit
     would no longer be updated, and so would be wrong if the limit were set again.
 
-    Call this function before the current unit of work writes its rollups at its end.
+    Call this function before the rollups are written at the end of the current unit of work.
     """
     name = (limit.scope, limit.key, period.name)
     if name in limits.known:
@@ -129,9 +129,9 @@ def publish_change(limits: BudgetLimits) -> None:
 
 
 def reserve(limits: BudgetLimits, applicable: list[Limit], amount: int) -> Limit | None:
-    """Add an amount to the reserved amount within each limit. Return the first limit that the amount would exceed.
+    """Reserve an amount under each of the given limits. Return the first limit that the amount would exceed, if any.
 
-    Return None if the amount is within every limit. If `limits` is outdated, the first limit is returned.
+    If `limits` is outdated, the first limit is returned.
     """
     period = current_period(limits.zone)
     for limit in applicable:
@@ -147,7 +147,7 @@ def reserve(limits: BudgetLimits, applicable: list[Limit], amount: int) -> Limit
 
 
 def add(limits: BudgetLimits, limit: Limit, *, spent: int, reserved: int) -> CounterState | None:
-    """Add spent, reserved or released amounts to a counter, and publish the thresholds that it has reached.
+    """Add spent, reserved or released amounts to a counter, and publish events for the thresholds that it has reached.
 
     Return the new state of the counter, or None if the counter does not exist yet.
     """
@@ -228,7 +228,7 @@ def is_exceeded(state: CounterState) -> bool:
 
 
 def percent_of(spent_micro: int, limit_micro: int) -> float:
-    """Return the spent percentage of a limit. If the limit is 0, any cost counts as at least 100 percent."""
+    """Return the percentage of a limit that was spent. If the limit is 0, any cost counts as at least 100 percent."""
     if limit_micro == 0:
         return 100.0 if spent_micro > 0 else 0.0
     return round(spent_micro * 100 / limit_micro, 2)

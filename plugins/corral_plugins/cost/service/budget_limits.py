@@ -1,8 +1,8 @@
 """The limits set by budgets, and a cache of these limits.
 
-Inside a unit of work, the cached limits are current, because the unit first reads a revision number that changes with
-every limit. Frequently used SQL statements compare or return this revision themselves, which saves an additional
-statement.
+Inside a unit of work, the cached limits are current, because the unit first reads a revision number that changes
+whenever a limit changes. Frequently used SQL statements compare or return this revision themselves, which saves an
+additional statement.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from corral_plugins.tasks.api import LeaseRef, Tasks
 log = logging.getLogger("corral.cost")
 
 GRACE_SECONDS = 5
-"""The number of seconds after the end of a lease until the reservation of its attempt is released."""
+"""The number of seconds between the end of a lease and the release of its attempt's reservation."""
 PAUSE_REASON = "budget"
 EXCEEDED = "The budget is used up."
 CANCEL_BATCH = 20
@@ -104,7 +104,7 @@ class BudgetMaintenance:
                 self.agents.resume_paused(agent_id, PAUSE_REASON)
 
     def cancel_running(self, agent_id: str | None, after: str) -> None:
-        """Cancel one batch of attempts that hold reservations, for tasks whose id is greater than `after`.
+        """Cancel one batch of attempts that hold reservations and whose task has an id greater than `after`.
 
         If the batch is full, another job is enqueued for the next batch.
         """

@@ -36,17 +36,17 @@ class OffsetSpan(NamedTuple):
 
 
 def quarter_hour_of(instant: str) -> int:
-    """Return the number of the quarter hour since 1970 that contains an instant."""
+    """Return the number of the quarter hour that contains an instant, counted from 1970."""
     return int(clock.parse_instant(instant)) // QUARTER_HOUR
 
 
 def day_of(instant: str) -> int:
-    """Return the number of the UTC day since 1970 that contains an instant."""
+    """Return the number of the UTC day that contains an instant, counted from 1970."""
     return int(clock.parse_instant(instant)) // DAY
 
 
 def month_of(instant: str) -> int:
-    """Return the number of the UTC month since the year 0 that contains an instant."""
+    """Return the number of the UTC month that contains an instant, counted from the year 0."""
     return int(instant[:4]) * 12 + int(instant[5:7]) - 1
 
 

@@ -265,7 +265,7 @@ def _event_row(spent: BillableUsage, quote: PriceQuote) -> dict[str, Any]:
 
 
 def _private_to(spent: BillableUsage) -> str | None:
-    """Return the only non-admin user who may see the event, or None if every user who may read costs can see it.
+    """Return the only non-admin user who may see the cost event, or None if every user who may read costs can see it.
 
     Costs of tasks, runs and agents are visible to all readers. Costs of conversations and direct calls are private to
     their user.

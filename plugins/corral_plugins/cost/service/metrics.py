@@ -1,4 +1,4 @@
-"""Metrics of costs. The gauges are read from the rollups, so that each process shows the totals of the installation."""
+"""Cost metrics. The gauges are read from the rollups, so that each process shows the totals of the installation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Fetches newer price tables of genai-prices, and uses the newest one in every process.
 
-One process fetches and stores the table. The other processes notice the new table within seconds. If the setting is
-switched off, the table of the installed package is used again.
+One process fetches and stores the table. The other processes notice the new table within seconds. If the setting
+`cost.update_prices` is switched off, the table of the installed package is used again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class PriceUpdates:
         self._used: str | None = None
 
     async def fetch(self) -> None:
-        """Fetch and store the newest table, if the setting is on and the stored table is older than a day."""
+        """Fetch and store the newest table, if `cost.update_prices` is on and the stored table is older than a day."""
         if not self._settings.get(UPDATE_PRICES):
             return
         stored_at = await self._work(_stored_at, read=True)
@@ -64,7 +64,7 @@ class PriceUpdates:
         await self._work(lambda: _store(data), entry=entry)
 
     async def refresh(self) -> None:
-        """Use the stored table if it has changed, or the table of the installed package if the setting is off.
+        """Use the stored table if it has changed, or the installed package's table if `cost.update_prices` is off.
 
         A stored table that this version of genai-prices cannot read is ignored until another table is stored.
         """

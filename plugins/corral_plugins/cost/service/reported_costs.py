@@ -1,4 +1,4 @@
-"""Cost events reported through the API: costs of an attempt outside the gateway, and corrections by admins."""
+"""Cost events reported through the API: costs that attempts incurred outside the gateway, and admins' corrections."""
 
 from __future__ import annotations
 

@@ -345,17 +345,17 @@ def grouped_totals(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> 
 
 
 def costs_in_month(month: int, agent_ids: Sequence[str]) -> dict[str, int]:
-    """Return the cost of each of these agents in a month in micro-USD. Agents without costs are absent."""
+    """Return the cost of each of the given agents in a month in micro-USD. Agents without costs are absent."""
     in_month = (Rollup.series == AGENT_MONTH) & (Rollup.period == month) & Rollup.key.in_(list(agent_ids))
     found: Any = Rollup.select(Rollup.key, fn.SUM(Rollup.cost_micro)).where(in_month).group_by(Rollup.key).tuples()
     return {agent_id: int(cost) for agent_id, cost in found} if agent_ids else {}
 
 
 def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, RollupCounters]], int]:
-    """Return a page of the tasks with costs on these days, most expensive first, and the total number of such tasks.
+    """Return a page of the tasks with costs in a range of days, most expensive first, and the number of such tasks.
 
-    `first` and `last` are day numbers. Reading all counters of all tasks could take too long. Tasks are therefore
-    sorted by cost alone, and the other counters are read only for the tasks on the page.
+    `first` and `last` are the numbers of the first and last day. Reading all counters of all tasks could take too long.
+    Tasks are therefore sorted by cost alone, and the other counters are read only for the tasks on the page.
     """
     bounds = {"first": first, "end": last + 1}
     task_ids = [key for key, _ in _COSTLIEST_TASKS.rows({**bounds, "limit": limit, "offset": offset})]

@@ -1,7 +1,7 @@
 """HTTP/1.1 connections to a provider, checked by the egress guard. Each connection serves one request at a time.
 
-A client of `httpx2` would take twice the processor time for a request, because its pool examines every connection, with
-a system call each, whenever a request begins or ends.
+An `httpx2` client would take twice the processor time for a request, because its pool makes a system call for every
+connection whenever a request begins or ends.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ProviderConnections:
         self._is_closed = False
 
     def serves(self, provider: ProviderConnection) -> bool:
-        """Return whether the connections are still usable, because the provider's configuration has not changed."""
+        """Return whether the connections are still usable. They are not if the provider's configuration has changed."""
         own = self._provider
         return (own.version, own.base_url, own.timeouts) == (provider.version, provider.base_url, provider.timeouts)
 

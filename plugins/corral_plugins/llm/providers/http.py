@@ -1,4 +1,4 @@
-"""The HTTP client of providers: it sends JSON, reads JSON and server-sent events, and converts HTTP errors.
+"""The HTTP client for requests to providers: sends JSON, reads JSON and server-sent events, and converts HTTP errors.
 
 All connections are checked by the egress guard.
 

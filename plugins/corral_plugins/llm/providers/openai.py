@@ -52,7 +52,7 @@ MAX_MODELS = 2000
 
 
 class OpenAIProvider:
-    """Implements `LLMProvider` for servers with OpenAI's API."""
+    """Implements `LLMProvider` for servers that offer the OpenAI API."""
 
     kind = "openai"
     config_schema: Mapping[str, Any] = {"type": "object", "additionalProperties": False}
@@ -144,8 +144,9 @@ def _request_headers(connection: ProviderConnection) -> dict[str, str]:
 def _request_body(request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
     """Return the request body.
 
-    The body asks the provider not to store the response. OpenAI stores responses by default, so its own server always
-    receives the `store` field. Other servers may reject this field, so they receive it only if the request contains it.
+    The body asks the provider not to store the response. OpenAI stores responses by default, so requests to OpenAI
+    always contain the `store` field. Other servers may reject this field, so they receive it only if the caller's
+    request contains it.
     """
     is_openai = _is_openai(connection)
     body = {**request, "messages": [_supported_message(message, is_openai) for message in request["messages"]]}

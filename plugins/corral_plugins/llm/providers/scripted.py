@@ -184,7 +184,7 @@ class ScriptedProvider:
 
 
 def _script_of_request(script: Any) -> ModelScript:
-    """Return the script in `metadata.script` of a request.
+    """Return the script in the field `metadata.script` of a request.
 
     The script is a JSON object, or JSON in a string, because OpenAI's metadata values are strings.
     """

@@ -204,7 +204,7 @@ def _problem_of(error: Exception) -> Problem:
 
 
 async def _close_generator(pending: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:
-    """Close the generator.
+    """Close the generator `chunks`.
 
     If the generator is still computing its next item, `pending` is cancelled first, because a running generator cannot
     be closed.

@@ -1,4 +1,4 @@
-"""Decides whether a call may run: checks the caller, the model and the length, and queues the call for a slot.
+"""Decides whether a call may run: checks its caller, model and length, and queues the call for a slot.
 
 A slot permits one of the concurrent calls that a provider allows. All checks happen in the first unit of work of a
 call.

@@ -1,6 +1,6 @@
 """The asyncio tasks that make model calls.
 
-They are never cancelled at a point where the outcome of a call could be lost.
+These tasks are never cancelled at a point where the outcome of a call could be lost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 class CallTask(Generic[T]):
     """An asyncio task that cannot be cancelled while it is `protected`.
 
-    If it is cancelled during this time, the cancellation takes effect at the end of the protected block.
+    If it is cancelled while it is protected, the cancellation takes effect at the end of the protected block.
     """
 
     def __init__(self, run: Callable[[CallTask[T]], Coroutine[Any, Any, T]]) -> None:

@@ -67,7 +67,7 @@ class CallBudgets:
         return TokenCounts(input_tokens=min(call.input_tokens, MAX_TOKENS), output_tokens=min(output, MAX_TOKENS))
 
     def _expiry(self) -> str:
-        """Return the instant by which the call must have ended because of its time limit."""
+        """Return the instant by which a call that begins now must have ended because of the time limit."""
         return clock.now(self._settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
 
     def release(self, call: CallRecord) -> None:

@@ -381,7 +381,7 @@ class PayloadStore:
 def list_calls(query: LlmCallQuery, by: Principal) -> Page[LlmCallView]:
     """Return a page of calls, newest first.
 
-    Admins see all calls; other users see the calls of tasks and their own calls.
+    Admins see all calls; other users see their own calls and those of tasks.
     """
     calls: Any = LlmCall.select().where(_visible_to(by))
     for field in ("task_id", "agent_id", "provider", "model"):

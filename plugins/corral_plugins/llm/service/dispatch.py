@@ -123,7 +123,7 @@ class CallDispatcher:
             await self._work(self.switch.refuse_if_engaged, read=True)
 
     async def _change_queue(self, call: CallRecord, target: ModelTarget) -> None:
-        """Leave one provider's queue and enter another's.
+        """Leave the queue of the previous provider and enter the queue of the target's provider.
 
         Each of the two steps has its own unit of work, so that no unit of work holds two locks.
         """

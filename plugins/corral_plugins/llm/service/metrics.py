@@ -26,7 +26,7 @@ class CallMetrics:
         self._first_token_seconds = Histogram(FIRST_TOKEN_BOUNDS)
 
     def add_call(self, outcome: CallOutcome) -> None:
-        """Count a call that has ended, and add its cost, tokens and time to the first token."""
+        """Count a call that has ended, and record its cost, its tokens and the time until its first token."""
         provider, tokens = outcome.target.provider.name, outcome.tokens
         self._calls[(provider, outcome.status)] += 1
         self._cost_micro_usd[(provider,)] += outcome.cost_micro_usd or 0

@@ -127,7 +127,7 @@ def _attached_provider(provider: str) -> AttachedObject:
 
 
 def _keeps_key(stored: str | None, patch: ProviderPatch) -> bool:
-    """Return whether the provider still uses the stored secret after this change of its configuration."""
+    """Return whether the provider still uses the stored secret after this change to its configuration."""
     secret = patch.api_key_secret
     if stored is None or isinstance(patch.api_key, str):
         return False

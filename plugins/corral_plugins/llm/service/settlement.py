@@ -28,7 +28,7 @@ ALERT_SECONDS = 3600.0
 class ProviderStates:
     """Records successes and errors of providers, and raises alerts for rejected API keys.
 
-    Runs in the caller's unit of work. An unchanged state is written at most every 30 seconds, so that calls do not
+    Runs in the caller's unit of work. An unchanged state is written at most once every 30 seconds, so that calls do not
     wait for each other's row locks.
     """
 
@@ -160,6 +160,9 @@ class CallSettlement:
             before_commit(functools.partial(self._read_budget_left, call, outcome))
 
     def _read_budget_left(self, call: CallRecord, outcome: CallOutcome) -> None:
-        """Store in the outcome the amount left in the tightest budget, in micro-USD, or None if no budget applies."""
+        """Read how much is left in the tightest budget, in micro-USD, and store the amount in the outcome.
+
+        The amount is None if no budget applies.
+        """
         room = self._cost.headroom(call.by.agent_id)
         outcome.budget_left_micro_usd = min((e for e in (room.overall, room.agent) if e is not None), default=None)

@@ -2,8 +2,8 @@
 
 Apprise sends requests with the blocking library `requests`, which does not use the egress guard. In each Apprise module
 used here, `GuardedRequests` therefore replaces that library. `GuardedRequests` passes a request to Corral's guarded
-client if the request goes to the address of the service, and refuses every other request. Nothing here runs in a unit
-of work.
+client if the request goes to the address of the service, and refuses every other request. Nothing in this module runs
+in a unit of work.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ _ONLY_IF: Mapping[str, Callable[[Payload], bool]] = {
 }
 """The conditions under which some events cause a notification.
 
-Some of them exclude events that merely repeat another event.
+Some conditions exclude events that merely repeat another event.
 """
 _TITLES: Mapping[str, str] = {
     "api_key.expiring": "The API key {name} expires soon",

@@ -94,7 +94,7 @@ class ChannelManagement:
         return msgspec.structs.replace(_view(row), warnings=checked.warnings if checked is not None else [])
 
     def delete(self, channel_id: str, match: IfMatch) -> None:
-        """Delete a channel that no rule uses. Its open deliveries are cancelled as they become due."""
+        """Delete a channel that no rule uses. Its open deliveries are cancelled when they become due."""
         same = Channel.id == channel_id.lower()
         locked(Channel.select(Channel.id).where(same)).first()  # keeps its version, and the rules that use it
         row = find_channel(channel_id)

@@ -139,7 +139,7 @@ class DeliveryClaims:
         """Mark deliveries as failed if their channel was unusable for a day. Return the number of deliveries.
 
         Another process may have the channel type or the master key that this process lacks, and may send the due
-        deliveries. A delivery therefore fails for this reason only after it has been due for a day.
+        deliveries. A delivery is therefore marked as failed only after it has been due for a day.
         """
         if self.holds_deliveries():
             return 0

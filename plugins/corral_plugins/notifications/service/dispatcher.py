@@ -64,7 +64,10 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
         self._names: frozenset[str] = frozenset()
 
     async def run_once(self) -> float:
-        """Write the messages about new events, and start due attempts. Return the seconds until the next attempt."""
+        """Write the messages about new events, and start due attempts.
+
+        Return the number of seconds until the next attempt.
+        """
         await self._fan_out.read()
         outlook = await self._work(self._look, entry=ENTRY, read=True)
         self._names = outlook.names

@@ -1,4 +1,4 @@
-"""Channels of the type `email`. Nothing here runs in a unit of work."""
+"""Channels of the type `email`. Nothing in this module runs in a unit of work."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class EmailChannel:
     async def send(self, config: Mapping[str, Any], notification: OutgoingNotification) -> SendResult:
         """Send an email to each address that has not received it yet, even if another address is refused.
 
-        The notification lists the addresses that have received the email, so that they are known if the attempt is
+        `notification.served` lists the addresses that have received the email, so that they are known if the attempt is
         interrupted.
         """
         addresses = [notification.to] if notification.to is not None else config.get("to", [])

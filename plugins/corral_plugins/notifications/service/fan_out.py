@@ -151,8 +151,8 @@ class NotificationFanOut:
     async def read(self, *, pass_over: bool = False) -> None:
         """Handle all new events. If another process handles them at the same time, leave the rest to that process.
 
-        With `pass_over`, the position also moves past small numbers of events that notify nobody. Otherwise, the
-        position could fall so far behind that old events could not be deleted from the log.
+        With `pass_over`, the position also moves past small numbers of events that notify nobody. If it never did so,
+        it could fall so far behind that old events could not be deleted from the log.
         """
 
         async def skip(reason: str) -> bool:
@@ -246,7 +246,7 @@ class NotificationFanOut:
         names: Mapping[str, set[str]],
         roles: Mapping[str, Sequence[str]],
     ) -> _Plan:
-        """Choose how many of the first events to handle in one unit of work, at least one.
+        """Choose how many events to handle in one unit of work, beginning with the first. At least one event is chosen.
 
         If a single event has too many recipients, they are notified in several units of work.
         """

@@ -110,7 +110,7 @@ def write_bundles(bundles: Mapping[Target, Bundle], rules: Mapping[str, Rule]) -
 
 
 def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
-    """Add events to the target's collecting message, or create a message that is due at `due_at`.
+    """Add events to the message that still collects the target's events, or create a message that is due at `due_at`.
 
     The caller must hold the lock `LOCK`.
     """

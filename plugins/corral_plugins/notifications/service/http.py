@@ -1,4 +1,4 @@
-"""Sends HTTP requests for channels, and classifies the responses. Nothing here runs in a unit of work."""
+"""Sends HTTP requests for channels, and classifies the responses. Nothing in this module runs in a unit of work."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool
 
 
 def _make_due(channel_id: str) -> None:
-    """Make waiting deliveries due soon, because the channel works again.
+    """Make the waiting deliveries of a channel due soon, because the channel works again.
 
     The deliveries wait for another attempt or for an earlier message. They do not become due immediately: an overloaded
     receiver may accept only a few messages, and the other deliveries would then use up their attempts within seconds.
@@ -116,7 +116,7 @@ def _alert_admins(row: Channel, result: SendResult) -> None:
 
 
 def _error(result: SendResult) -> str | None:
-    """Return the error without control characters and lone surrogates, so that every database can store it."""
+    """Return a result's error without control characters and lone surrogates, so that every database can store it."""
     if result.error is None:
         return None
     return one_line(result.error.encode(errors="replace").decode(), MAX_ERROR)

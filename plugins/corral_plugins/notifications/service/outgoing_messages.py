@@ -1,4 +1,4 @@
-"""Builds outgoing notifications with links to their objects. No method needs a unit of work."""
+"""Builds outgoing notifications, with links to the objects that they are about. No method needs a unit of work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sends a notification through a channel, guarded by its circuit breaker. Nothing here runs in a unit of work."""
+"""Sends notifications through channels, guarded by circuit breakers. Nothing in this module runs in a unit of work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Channels of the type `telegram`. Nothing here runs in a unit of work."""
+"""Channels of the type `telegram`. Nothing in this module runs in a unit of work."""
 
 from __future__ import annotations
 

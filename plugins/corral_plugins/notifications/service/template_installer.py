@@ -79,7 +79,7 @@ class RuleTemplateInstaller:
         self._service().delete(rule_id, ANY_VERSION)
 
     def export(self, rule_id: str, by: Principal) -> Json:
-        """Return the fields that an admin may set.
+        """Return the fields of a rule that an admin may set.
 
         People and channels are omitted, because they are specific to this installation.
         """

@@ -34,7 +34,7 @@ LEAST_REPEAT = 300
 
 
 class CheckedConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A config that has been checked: its open members, its secret members, and warnings.
+    """A config that has been checked: its members that are not secret, its secret members, and warnings.
 
     `version` is the version of the channel whose config was merged with the new members.
     """

@@ -1,6 +1,6 @@
 """Channels of the type `webhook`, which send requests according to the Standard Webhooks specification.
 
-No code here runs in a unit of work.
+Nothing in this module runs in a unit of work.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class WebhookChannel:
         )
 
     async def check(self, config: Mapping[str, Any]) -> Sequence[str]:
-        """Raise `Invalid` if the URL is not allowed, a header must not be set, or the secret cannot sign requests."""
+        """Raise `Invalid` if the URL or a header is not allowed, or if the secret cannot be used to sign requests."""
         for name in config.get("headers", {}):
             if _RESERVED.fullmatch(name):
                 detail = "This header is set by Corral or by HTTP."

@@ -1,4 +1,4 @@
-"""Creates the initial tables: the overrides of tools, and the tool calls."""
+"""Creates the initial tables, which store tool overrides and tool calls."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class HeldCalls:
 
     @staticmethod
     def _refuse(row_id: str, columns: dict[str, Any], asked: ApprovalFacts, run: Run) -> ToolCallView:
-        """Store a call that people recently rejected, with the status `denied`."""
+        """Store a call with the status `denied`, because people recently rejected the same call."""
         error = _outcome_error(asked.status, asked.note)
         ended = {"status": "denied", "finished_at": clock.now(), "duration_ms": 0, "approval_id": asked.id}
         row = call_store.insert_call(
@@ -168,7 +168,7 @@ class HeldCalls:
     # -- after the decision
 
     def approval_changed(self, row_id: str, status: str, note: str | None) -> None:
-        """Continue a held call after people have decided. Implements `Tools.approval_changed`."""
+        """Continue a held call after people have decided whether to approve it. Implements `Tools.approval_changed`."""
         row = ToolCallRow.get_or_none(ToolCallRow.id == row_id)
         if row is None or row.status != "pending_approval":
             return

@@ -27,7 +27,7 @@ class HeldResults:
         self.resume(row, [result_item(row)])
 
     def resume(self, row: ToolCallRow, results: Sequence[Json]) -> None:
-        """Let a task continue with these results, if it is still waiting for the decision on its call."""
+        """Let a task continue with the given results, if the task is still waiting for the decision on its call."""
         if self.approvals is None or self.tasks is None or row.approval_id is None:
             return
         facts = self.approvals.find(row.approval_id)

@@ -1,4 +1,4 @@
-"""Lists the tools of MCP servers, and compares them with the definitions that an admin accepted."""
+"""Fetches the tool lists of MCP servers, and compares the tools with the definitions that an admin accepted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class McpRefresh:
             await self.refresh_server(name, entry)
 
     async def refresh_server(self, name: str, entry: UnitContext) -> None:
-        """List a server's tools and store the list, or the reason why listing failed.
+        """Fetch and store the list of a server's tools, or store the reason why the list could not be fetched.
 
         Do nothing if the server was deleted.
         """

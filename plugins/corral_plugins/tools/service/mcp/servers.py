@@ -99,7 +99,7 @@ class McpServers:
         self._record("create", new.name, {field: (None, value) for field, value in columns.items() if value})
 
     def update(self, name: str, patch: McpServerPatch, match: IfMatch, *, by: Principal) -> bool:
-        """Change a server. Return whether its tools have to be listed again.
+        """Change a server. Return whether the list of its tools must be fetched again.
 
         Raise `NotFound` if the server does not exist, or `Forbidden` if the stored secret would be sent to a new
         address and the caller may not reveal secrets.
