@@ -116,8 +116,8 @@ class PreparedPatch(msgspec.Struct, frozen=True, kw_only=True):
 class TaskDiff(msgspec.Struct, frozen=True, kw_only=True):
     """The diff that a task run produced, together with the task.
 
-    `patch` is None if the run ended without sending a diff. In that case, the review that the run opened earlier is
-    used, if there is one.
+    `patch` is None if the run ended without sending a diff. In that case, the review that the run opened earlier, if
+    there is one, is used instead.
     """
 
     task_id: str
@@ -159,7 +159,7 @@ class CodeReviews(Protocol):
     """The service for code reviews.
 
     `open` and `prepare` open their own units of work; the other methods run in the caller's unit of work. If a review
-    belongs to a task, callers lock the task before they call a method that locks the review.
+    belongs to a task, callers lock the task before they call a method that changes the review.
 
     A plugin that stores the id of a review in one of its own rows first calls `prepare`, and then calls `add` or
     `revise` in the unit of work that writes the row. A crash then leaves either both the review and the row, or
@@ -185,7 +185,7 @@ class CodeReviews(Protocol):
         """Add a prepared revision to an open review, as `POST /code-reviews/{id}/revisions` does.
 
         Raise `Conflict` (`already_decided`) if the review is not open, and `Forbidden` if the caller is neither the
-        owner of the review nor the agent that made the diff.
+        owner of the review nor the agent that made the diff, and may not manage reviews.
         """
         ...
 
@@ -276,7 +276,7 @@ class CodeReviewRevised(CodeReviewEvent, kw_only=True):
 
 
 class CodeReviewChangesRequested(CodeReviewEvent, kw_only=True):
-    """A person sent the diff back to the agent."""
+    """A person sent the diff of a review back to the agent."""
 
     event = "code_review.changes_requested"
 
@@ -284,7 +284,7 @@ class CodeReviewChangesRequested(CodeReviewEvent, kw_only=True):
 
 
 class CodeReviewApproved(CodeReviewEvent, kw_only=True):
-    """A person approved the diff. `patch_sha256` is the SHA-256 hash of the approved patch."""
+    """A person approved the diff of a review. `patch_sha256` is the SHA-256 hash of the approved patch."""
 
     event = "code_review.approved"
 
@@ -293,7 +293,7 @@ class CodeReviewApproved(CodeReviewEvent, kw_only=True):
 
 
 class CodeReviewRejected(CodeReviewEvent, kw_only=True):
-    """A person rejected the diff."""
+    """A person rejected the diff of a review."""
 
     event = "code_review.rejected"
 

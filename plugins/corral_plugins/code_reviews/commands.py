@@ -1,4 +1,4 @@
-"""`corral reviews`: show and decide code reviews in a terminal."""
+"""`corral reviews`: show code reviews and decide on them in a terminal."""
 
 from __future__ import annotations
 
@@ -382,7 +382,10 @@ def _print_diff(names: ObjectNames, text: str, review: dict[str, Any]) -> None:
 
 
 def _diff_lines(files: list[Any], text: str) -> dict[tuple[str, str, int], int]:
-    """Map each line that the diff shows to its line number in the diff. The keys are `(path, side, line number)`."""
+    """Map each line of a file that the diff shows to its line number in the diff.
+
+    The keys are `(path, side, line number in the file)`.
+    """
     lines, found = text.split("\n"), {}
     for file in files:
         for hunk in file["hunks"]:

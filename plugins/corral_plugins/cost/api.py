@@ -305,7 +305,7 @@ class Costs(Protocol):
 
 
 class BudgetThresholdReached(Event, kw_only=True):
-    """The costs of the installation or of an agent reached an alert threshold of their budget."""
+    """The costs of the installation or of an agent reached an alert threshold of the budget."""
 
     event = "budget.threshold"
     visibility = ADMIN
@@ -319,7 +319,7 @@ class BudgetThresholdReached(Event, kw_only=True):
 
 
 class BudgetExceeded(Event, kw_only=True):
-    """The costs of the installation or of an agent reached their budget."""
+    """The costs of the installation or of an agent reached the limit of the budget."""
 
     event = "budget.exceeded"
     visibility = ADMIN

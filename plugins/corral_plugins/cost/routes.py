@@ -66,7 +66,7 @@ def get_cost_by_agent(query: DaysQuery, reports: CostReports) -> CostsByAgent:
 
 @routes.get("/by-provider", needs=READ)
 def get_cost_by_provider(query: DaysQuery, reports: CostReports) -> CostsByProvider:
-    """Return the cost of each provider and its models in the last `days` days, most expensive first."""
+    """Return the cost of each provider and of each of its models in the last `days` days, most expensive first."""
     return reports.list_by_provider(query)
 
 
@@ -84,7 +84,7 @@ def get_cost_by_task(query: RankedQuery, reports: CostReports) -> Page[TaskCost]
 
 @routes.get("/by-workflow", needs=READ)
 def get_cost_by_workflow(query: RankedQuery, reports: CostReports) -> Page[WorkflowCost]:
-    """List the cost of the runs of each workflow in the last `days` days, most expensive first."""
+    """List the cost of each workflow's runs in the last `days` days, most expensive first."""
     return reports.list_by_workflow(query)
 
 

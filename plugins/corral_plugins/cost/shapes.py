@@ -151,7 +151,7 @@ class TaskCost(CostTotals, kw_only=True):
 
 
 class WorkflowCost(CostTotals, kw_only=True):
-    """The costs of the runs of a workflow."""
+    """The costs of a workflow's runs."""
 
     workflow_id: str
 

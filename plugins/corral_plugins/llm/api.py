@@ -222,7 +222,7 @@ class LLM(Protocol):
     """Calls language models. Requests, responses and chunks are JSON in OpenAI's format."""
 
     def models_for_agent(self, provider: str | None, model: str | None, fallbacks: Sequence[str]) -> list[AgentModel]:
-        """Return the models that the gateway tries, in order, for an agent with this configuration.
+        """Return the models that the gateway tries, in order, for an agent with the given configuration.
 
         The list contains at least one model. The first one is the agent's own model, or the default model.
         """
@@ -257,7 +257,8 @@ class LLM(Protocol):
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
         """Return the embeddings of the field `input` of a request, as vectors of floats in OpenAI's format.
 
-        `input` is a string, or a list of up to 256 strings; each string may also be a list of token ids.
+        `input` is a string, a list of token ids, or a list of up to 256 items that are either all strings or all lists
+        of token ids.
         """
         ...
 

@@ -46,7 +46,10 @@ class Function(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RequestedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tool call in an assistant message. Clients may send back the `index` of a streamed response; it is ignored."""
+    """A tool call in an assistant message.
+
+    Clients may send back the `index` from a streamed response; Corral ignores it.
+    """
 
     id: Annotated[str, Meta(min_length=1, max_length=200)]
     function: Function
@@ -173,7 +176,8 @@ class Completion(msgspec.Struct, kw_only=True):
 class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A request to embed strings. The `encoding_format` `base64` encodes each vector as little-endian 32-bit floats.
 
-    `input` is a string or a list of up to 256 strings. Each string may be given as a list of token ids.
+    `input` is a string, a list of token ids, or a list of up to 256 items that are either all strings or all lists of
+    token ids.
     """
 
     model: RequestedModel
@@ -432,7 +436,7 @@ class TestProvider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ProviderTest(msgspec.Struct, kw_only=True):
-    """The result of a test call. `error` contains the code and detail of the problem."""
+    """The result of a test call. If the call fails, `error` contains the code and the detail of the problem."""
 
     ok: bool
     model: str

@@ -72,8 +72,8 @@ class ChannelType(msgspec.Struct, frozen=True, kw_only=True):
     """A type of channel. Plugins contribute types with the hook `corral_notification_channels`.
 
     `schema` describes `config`. `secrets` names the members of `config` that are stored encrypted. `pace_seconds` is
-    the shortest time between two messages of a channel. `breaker` is the name of the circuit breaker that all channels
-    of the type share; without a name, each channel has its own circuit breaker.
+    the shortest time between two messages sent through a channel. `breaker` is the name of the circuit breaker that all
+    channels of the type share; without a name, each channel has its own circuit breaker.
 
     `send(config, notification)` sends a notification and returns the result. It runs outside units of work.
     `check(config)` runs when a channel is saved. It returns warnings, or raises `Invalid` with pointers that begin with
@@ -94,8 +94,8 @@ class NotificationView(msgspec.Struct, kw_only=True):
     """A notification addressed to the caller.
 
     `count` is the number of events that the notification reports. `title` is the title of the latest event, and
-    `titles` are the first 10 distinct titles. `event_id` is the id of the latest event, or null if a workflow or a
-    trigger sent the notification.
+    `titles` are the first 10 distinct titles of its events. `event_id` is the id of the latest event, or null if a
+    workflow or a trigger sent the notification.
     """
 
     id: str

@@ -276,7 +276,7 @@ def test_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
 @notifications_command_group.command("rules")
 @client_command
 def list_rules(client: ApiClient, *, as_json: bool) -> None:
-    """List the rules, which determine which events are sent through which channels."""
+    """List the rules. A rule determines which events are sent through which channels."""
     names = {row["id"]: row["name"] for row in client.pages(CHANNELS)}
     print_table(
         list(client.pages(RULES)),
@@ -363,7 +363,7 @@ def edit_rule(
 @rule_argument
 @client_command
 def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
-    """Delete a rule. Messages that the rule has already begun are still sent."""
+    """Delete a rule. Messages that the rule has already created are still sent."""
     found = _find_id(client, RULES, rule)
     client.send("DELETE", f"{RULES}/{found}")
     print_value({"id": found}, as_json=as_json, text=f"Deleted {rule}.")

@@ -47,7 +47,7 @@ class Notification(Model):
 
 
 class Preference(Model):
-    """A person's notification preferences: which events to be notified of, and when."""
+    """A person's notification preferences: which events the person wants to be notified of, and when."""
 
     user_id = IdField(primary_key=True)
     mute: Any = JSONField(default=list)
@@ -62,7 +62,7 @@ class Channel(Model):
     """A channel through which notifications are sent.
 
     `secrets` is an encrypted JSON object with the secret members of the config. `next_send_at` is the earliest time at
-    which the next message may be sent, because the service asked to wait or limits the rate.
+    which the next message may be sent, because the service asked to wait or limits the rate of messages.
     """
 
     visibility = ADMIN

@@ -233,7 +233,7 @@ async def update_notification_rule(
 
 @routes.delete("/rules/{id}", needs=MANAGE, raises=CHANGES)
 def delete_notification_rule(id: str, match: IfMatch, rules: RuleManagement) -> None:
-    """Delete a rule. Messages that the rule has already begun are still sent."""
+    """Delete a rule. Messages that the rule has already created are still sent."""
     rules.delete(id, match)
 
 

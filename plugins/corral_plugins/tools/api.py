@@ -184,7 +184,7 @@ class McpTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class McpResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of an MCP server's tool. `content` contains the content blocks of the protocol as JSON."""
+    """The result of an MCP server's tool. `content` contains MCP content blocks as JSON."""
 
     content: Sequence[Json] = ()
     structured: Any = None
@@ -291,7 +291,7 @@ class Tools(Protocol):
     def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:
-        """Raise `Forbidden` unless the person `by` may give an agent these tools and policies.
+        """Raise `Forbidden` unless the person `by` may give an agent the given tools and policies.
 
         People can give an agent only tools that they may use themselves. Only admins may set the policy of a dangerous
         tool to `allow`, change a rule that has this policy, or make a policy less strict than the default of the tool.

@@ -15,8 +15,8 @@ hookspec = pluggy.HookspecMarker("corral")
 def corral_tools() -> Iterable[Tool]:  # type: ignore[empty-body]
     """Contribute tools for agents.
 
-    The name of a tool must contain a dot and begin with a lower-case letter. A plugin that contributes any other name
-    gets the state `failed`. If another tool already has the same name, the tool is ignored.
+    The name of a tool must contain a dot and begin with a lower-case letter. A plugin that contributes a tool with any
+    other name gets the state `failed`. If another tool already has the same name, the tool is ignored.
     """
 
 

@@ -188,8 +188,8 @@ async def call_tool(
     """Call a tool.
 
     A tool on the server runs before the response is sent. For a tool on a worker, the response contains a permit to run
-    the tool. A 202 response means that people must approve the call first; its `Location` header is the address of the
-    approval.
+    the tool. A 202 response means that people must approve the call first; its `Location` header contains the address
+    of the approval.
 
     Repeating the request with the same `call_id` returns the same response and does not run the tool again.
     """

@@ -94,14 +94,14 @@ class NewToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReportedToolError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The failure of a tool that ran on the worker."""
+    """The failure of a tool that ran on a worker."""
 
     type: Annotated[str, Meta(min_length=1, max_length=100)] = "tool_error"
     message: Annotated[str, Meta(max_length=65536)] = ""
 
 
 class ToolCallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The outcome of a tool that ran on the worker.
+    """The outcome of a tool that ran on a worker.
 
     `error` is an object, or a string that contains only the message.
     """
@@ -177,7 +177,8 @@ class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=T
 class UncheckedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A tool call to check without running the tool.
 
-    `tainted` specifies whether the run received untrusted content. The default is the state of the task.
+    `tainted` specifies whether the run is assumed to have received untrusted content. By default, the state of the task
+    applies; without a task, the run is assumed to be untainted.
     """
 
     agent_id: Id
@@ -242,7 +243,7 @@ class McpServerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
 
 
 class AcceptedDefinitions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The definitions of tools that an admin accepts, by their current hashes."""
+    """The tool definitions that an admin accepts, identified by their current hashes."""
 
     definition_sha256: Annotated[list[Sha256], Meta(min_length=1, max_length=200)]
 

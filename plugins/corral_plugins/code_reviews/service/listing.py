@@ -62,7 +62,7 @@ class ReviewListing:
         return self.view_of(rows.find_readable(review_id, by))
 
     def view_of(self, row: Review) -> ReviewView:
-        """Return the response body of a review."""
+        """Return the response body that describes a review."""
         current = (Revision.review_id == row.id) & (Revision.number == row.revision)
         files = Revision.select(Revision.files).where(current).get().files
         revisions = [_revision_view(each) for each in reversed(_revisions_of(row.id))]
@@ -92,7 +92,7 @@ def _revision_view(row: Revision) -> RevisionView:
 
 
 def reviewer_view(row: Reviewer) -> ReviewerView:
-    """Return the response body of a reviewer."""
+    """Return the part of a response body that describes a reviewer."""
     state: Any = row.state
     return ReviewerView(
         user_id=row.reviewer_id if row.kind == "user" else None,
@@ -103,7 +103,7 @@ def reviewer_view(row: Reviewer) -> ReviewerView:
 
 
 def comment_view(row: ReviewComment) -> ReviewCommentView:
-    """Return the response body of a comment."""
+    """Return the part of a response body that describes a comment."""
     fields = {name: getattr(row, name) for name in ReviewCommentView.__struct_fields__ if name != "author"}
     kind: Any = row.author_type
     return ReviewCommentView(**fields, author=ReviewAuthor(type=kind, id=row.author_id))

@@ -389,7 +389,7 @@ def _insert_revision(row: Review, patch: PreparedPatch, *, note: str, by: str | 
 
 
 def _report_credentials(row: Review, patch: PreparedPatch) -> None:
-    """Add a comment that blocks approval if credentials were replaced in the patch."""
+    """If credentials were replaced in the patch, add a comment that blocks approval."""
     if not patch.redacted_lines:
         return
     shown = ", ".join(map(str, patch.redacted_lines[:20]))

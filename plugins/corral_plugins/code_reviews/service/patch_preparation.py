@@ -45,7 +45,7 @@ class ReviewContents:
     async def of_request(
         self, patch: str | UnsetType, file_id: str | UnsetType, *, by: Principal, is_marked: bool = False
     ) -> PreparedPatch:
-        """Prepare the patch in a request, which contains either the text of the patch or the id of a file with it.
+        """Prepare the patch in a request. The request contains either the patch itself or the id of a file.
 
         `is_marked` means that the credentials in the request have already been replaced.
         """

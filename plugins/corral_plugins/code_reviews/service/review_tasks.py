@@ -22,7 +22,7 @@ person decides. End with a summary of your findings."""
 
 
 class ReviewTasks:
-    """Asks the agents among a review's reviewers to review the diff. Every method runs in the caller's unit of work."""
+    """Asks the agents among a review's reviewers to review its diff. Every method runs in the caller's unit of work."""
 
     def __init__(self, accounts: Accounts, tasks: Tasks) -> None:
         self._accounts, self._tasks = accounts, tasks

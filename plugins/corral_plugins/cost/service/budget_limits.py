@@ -133,7 +133,7 @@ class BudgetLimitCache:
     def adopt(self, limits: BudgetLimits) -> None:
         """Use these limits in the current unit of work.
 
-        The unit must have compared their revision with the database.
+        The unit of work must have compared their revision with the database.
         """
         current().memo.setdefault(self, _ReadInUnit(limits)).limits = limits
 

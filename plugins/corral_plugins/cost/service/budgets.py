@@ -195,7 +195,10 @@ def _reserved_micro() -> int:
 
 
 def _projected_rest_micro(period: Period) -> int:
-    """Return the expected costs for the rest of the period: the mean daily cost of the last 7 days per day left."""
+    """Return the expected costs for the rest of the period.
+
+    The mean daily cost of the last 7 days is multiplied by the number of days left.
+    """
     today = current_day(period.zone)
     spans = offset_spans(today - timedelta(days=PROJECTED_DAYS - 1), today, period.zone)
     recent = sum(totals.cost_micro for totals in rollups.totals_by_local_day(spans).values())

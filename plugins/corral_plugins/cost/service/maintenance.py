@@ -80,7 +80,7 @@ FROM cost_events WHERE ts >= ? AND ts < ? AND {condition}
 
 
 def find_differences(series: str, day: int) -> Differences:
-    """Return the amounts by which the rollups of a series differ from the events of a UTC day.
+    """Return the amounts by which the rollups of a series differ from the cost events of a UTC day.
 
     Differences are positive if the rollup is too low, and negative if it is too high. At most `BATCH_ROWS` rollups are
     returned.
@@ -110,7 +110,7 @@ def find_differences(series: str, day: int) -> Differences:
 
 
 def _rollup_key_columns(series: str, day: int, quarter_hour: str) -> list[dict[str, str]]:
-    """Return SQL expressions for the keys of the rollups of a series, equivalent to `rollups.keys_of`.
+    """Return SQL expressions for the rollup keys of a series, equivalent to `rollups.keys_of`.
 
     For each kind of rollup, the result contains the key columns and a condition that selects the events that are added
     to the rollup.
@@ -139,7 +139,7 @@ def _rollup_key_columns(series: str, day: int, quarter_hour: str) -> list[dict[s
 
 
 def correct_rollups(found: Differences) -> None:
-    """Add the differences to the rollups and to the matching monthly and all-time rollups, and raise an alert.
+    """Add the differences to the daily rollups and to the matching monthly and all-time rollups, and raise an alert.
 
     Increments that other units of work write in the meantime are preserved.
     """

@@ -63,7 +63,7 @@ def load_price_table() -> None:
 
 
 def price_table_version() -> str:
-    """Return the `price_version` of events priced with this table."""
+    """Return the `price_version` of cost events that are priced with the current table."""
     return _fetched or f"genai-prices {_genai_prices().__version__}"
 
 
@@ -170,7 +170,7 @@ def _table_price(provider: str, model: Any, at: str) -> TablePrice | None:
 
 
 def _lowest_tier(price: Any) -> float | None:
-    """Return a price of the table as a number, or None if there is no price.
+    """Return a price from the table as a number, or None if there is no price.
 
     If the price has tiers, the lowest tier is used, which applies to short requests.
     """

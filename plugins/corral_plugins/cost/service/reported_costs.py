@@ -81,7 +81,7 @@ class ReportedCosts:
         return lease
 
     def _add_to_task(self, new: NewCostEvent, lease: LeaseFacts, charged: ChargedCost) -> None:
-        """Add the tokens and the cost to the counters of the task, which count cache tokens as input tokens."""
+        """Add reported tokens and their cost to the task's counters, which count cache tokens as input tokens."""
         assert self.tasks is not None
         self.tasks.record_usage(
             lease.task_id,

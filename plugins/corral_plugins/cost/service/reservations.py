@@ -311,7 +311,7 @@ class _BudgetChange:
                     self.limits.states[limit] = state
 
     def _change_reservation(self, holder_id: str, changes: Sequence[_BudgetChange]) -> tuple[str | None, int]:
-        """Apply changes to a reservation. Return the agent, and the amount by which the unused part became smaller."""
+        """Apply changes to a reservation. Return its agent, and the amount by which its unused part became smaller."""
         held, cost = sum(each.held for each in changes), sum(each.cost for each in changes)
         if any(each.ends for each in changes):
             return self._end(holder_id)
@@ -330,7 +330,7 @@ class _BudgetChange:
         return agent_id, amount - used - (after - spent_after)
 
     def _end(self, holder_id: str) -> tuple[str | None, int]:
-        """Delete a reservation. Return the agent of the reservation, and the amount that was left in it."""
+        """Delete a reservation. Return its agent, and the amount that was left in the reservation."""
         row = _DELETE.one({"holder_id": holder_id})
         if row is None:
             return None, 0

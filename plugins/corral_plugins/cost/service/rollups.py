@@ -1,6 +1,6 @@
 """Rollups: totals that are updated together with the cost events, so that reports do not need to add up events.
 
-At its end, a unit of work writes all its increments in one statement, sorted by key, so that rows are locked only
+A unit of work writes all its increments at its end, in one statement and sorted by key, so that rows are locked only
 briefly and deadlocks cannot occur. The order of increments does not affect the result. The increments of frequently
 changed rows are spread over several rows (shards), so that concurrent units of work do not wait for each other.
 """
@@ -45,7 +45,7 @@ class RollupCounters(NamedTuple):
     wasted_micro: int = 0
 
     def add(self, other: RollupCounters) -> RollupCounters:
-        """Return the sums of the counters of both objects."""
+        """Return the sum of both objects, counter by counter."""
         return RollupCounters(*map(operator.add, self, other))
 
 
@@ -62,7 +62,10 @@ TOTAL, TASK_TOTAL, PRIVATE = "total", "task_total", "private"
 ALL_TIME = 0
 QUARTER_HOURLY = "quarter_hour:"
 _SHARDED = frozenset({AGENT, AGENT_MONTH, MODEL, TOTAL, WORKFLOW})
-"""The series, besides the quarter-hour series, whose rows are sharded because concurrent units of work update them."""
+"""The series whose rows are sharded, besides the quarter-hour series.
+
+Their rows are sharded because concurrent units of work update them.
+"""
 
 
 class RollupKey(NamedTuple):
@@ -213,7 +216,7 @@ def record_outcome_event(event: LoggedEvent) -> None:
 
 
 def _add_waste(event: LoggedEvent, payload: dict[str, Any]) -> None:
-    """Count the costs that the task caused before the event as wasted, unless they were already counted."""
+    """Count as wasted the costs that a task caused before the event, unless they were already counted."""
     task_id = payload["task_id"]
     total = all_time_total(TASK_TOTAL, task_id)  # old events may already be deleted
     later = CostEvent.select(fn.SUM(CostEvent.cost_micro)).where(CostEvent.task_id == task_id, CostEvent.ts > event.ts)

@@ -148,7 +148,7 @@ async def _raise_for_status(response: ProviderResponse) -> None:
 def _error_of(body: bytes, status: int, retry_after: int | None) -> ProviderError:
     """Read an error response in OpenAI's or Anthropic's format.
 
-    In any other format, the body becomes the error message.
+    If the body has another format, it becomes the error message.
     """
     try:
         response = json.loads(body)

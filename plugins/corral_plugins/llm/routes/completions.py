@@ -117,7 +117,7 @@ def _without_nulls(body: Any) -> dict[str, Any]:
 
 
 def _supported_message(message: dict[str, Any]) -> dict[str, Any]:
-    """Remove the fields of a message that the gateway ignores."""
+    """Return a message without the fields that the gateway ignores."""
     sent = {name: value for name, value in message.items() if name not in IGNORED_FIELDS}
     for call in sent.get("tool_calls") or ():
         del call["index"], call["function"]["parsed_arguments"]

@@ -1,4 +1,4 @@
-"""Model calls: the state of a running call, its outcome, its database row and payload, and queries of past calls."""
+"""Model calls: the state of a running call, its outcome, its database row and payload, and queries for past calls."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
             self.error = {"code": "internal", "detail": "The gateway failed with an internal error; see the log."}
 
     def without_details(self) -> CallOutcome:
-        """Return a copy that contains only the token counts and a generic error.
+        """Return a copy of the outcome that contains only the token counts and a generic error.
 
         The copy is stored if the outcome itself cannot be stored.
         """

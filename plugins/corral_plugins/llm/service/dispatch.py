@@ -155,7 +155,7 @@ class CallDispatcher:
 
 
 def retry_delay(retries: int, error: ProviderError) -> float | None:
-    """Return the number of seconds to wait before a retry: 1, 2, 4 and so on with jitter, or as the provider demands.
+    """Return the number of seconds to wait before a retry: 1, 2, 4 and so on with jitter, or the provider's number.
 
     Return None if the provider demands more than `MAX_RETRY_AFTER` seconds.
     """

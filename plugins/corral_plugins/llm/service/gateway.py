@@ -373,7 +373,7 @@ class Gateway:
     # -- the unit of work that settles a call
 
     async def _settle_call(self, task: CallTask[Any], call: CallRecord, outcome: CallOutcome) -> bool:
-        """Store the outcome of a call. Until then, the asyncio task of the call cannot be cancelled.
+        """Store the outcome of a call. The asyncio task of the call cannot be cancelled until the outcome is stored.
 
         Return whether the caller's lease is still live.
         """

@@ -25,7 +25,7 @@ class ModelProblem(NamedTuple):
 def problem_of(registry: ProviderRegistry, target: ModelTarget) -> ModelProblem | None:
     """Return the reason why a model cannot be called, or None if it can be called.
 
-    If a name is unknown, the text lists the existing providers.
+    The `text` of the problem also lists the usable providers.
     """
     if target.problem is None:
         return None

@@ -207,7 +207,7 @@ async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None
 
 
 def is_retryable(error: ProviderError) -> bool:
-    """Return whether a call may be retried with the same provider.
+    """Return whether a call that failed with this error may be retried with the same provider.
 
     A retry is allowed if it may succeed and the provider cannot charge for the failed request.
     """
@@ -216,7 +216,7 @@ def is_retryable(error: ProviderError) -> bool:
 
 
 def allows_fallback(error: ProviderError) -> bool:
-    """Return whether the call may fall back to another model.
+    """Return whether a call that failed with this error may fall back to another model.
 
     A fallback is not allowed if the request itself caused the error or the provider had begun to respond.
     """

@@ -17,7 +17,7 @@ def requested_cap(request: Mapping[str, Any]) -> int | None:
 
 
 def default_cap(model: ModelInfo | None, input_tokens: int, default: int) -> int:
-    """Return the limit of output tokens for a request that sets no limit.
+    """Return the limit on output tokens for a request that sets no limit.
 
     The limit is the minimum of `default` and the limits of the model, but at least 64 unless `default` is less.
     """

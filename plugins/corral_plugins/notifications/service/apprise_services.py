@@ -1,4 +1,4 @@
-"""Channel types for further services: a fixed list of services supported by Apprise, with the extra `notify`.
+"""Channel types for a fixed list of further services, which Apprise supports. They require the extra `notify`.
 
 Apprise sends requests with the blocking library `requests`, which does not use the egress guard. In each Apprise module
 used here, `GuardedRequests` therefore replaces that library. `GuardedRequests` passes a request to Corral's guarded
@@ -34,8 +34,8 @@ def _token(description: str, pattern: str = r"[A-Za-z0-9_-]{10,200}") -> Json:
 class FurtherService(msgspec.Struct, frozen=True, kw_only=True):
     """A service that Apprise supports. `address` is the beginning of every URL of the service.
 
-    `fixed` contains arguments for the constructor of the Apprise class that are not members of the config. The service
-    accepts messages of at most `limit` UTF-16 units.
+    `fixed` contains constructor arguments of the Apprise class that are not members of the config. The service accepts
+    messages of at most `limit` UTF-16 units.
     """
 
     type: str
@@ -122,7 +122,7 @@ SERVICES: tuple[FurtherService, ...] = (
 
 
 class AppriseServices:
-    """The channel types for further services. The plugin sets `http`, the client that sends their requests."""
+    """The channel types for services that Apprise supports. The plugin sets `http`, the client that sends requests."""
 
     http: ChannelHttp | None = None
 
@@ -221,7 +221,7 @@ def _notify(service: FurtherService, config: dict[str, Any], text: str, call: _C
 
 
 def _sender_of(service: FurtherService, config: Mapping[str, Any]) -> Any:
-    """Return an Apprise object that sends with the given config. Raise `TypeError` if Apprise rejects the values."""
+    """Return an Apprise object that sends with the given config. Raise `TypeError` if Apprise rejects the config."""
     library = importlib.import_module(LIBRARY)
     module = importlib.import_module(f"{LIBRARY}.plugins.{service.module}")
     if not isinstance(module.requests, GuardedRequests):

@@ -55,7 +55,7 @@ class Audience:
         return 1 + sum(len(rule.channel_ids) for rule in self._matched.get(event.id, ()))
 
     def load(self, user_ids: Collection[str]) -> None:
-        """Look up the people in the next chunk."""
+        """Look up the given people, who form the next chunk."""
         self._persons = self._people.load(user_ids)
 
     def recipients_of(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:

@@ -43,7 +43,7 @@ IS_DUE = Delivery.due_at.is_null(False)
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """A delivery that this process may attempt until the lease ends.
+    """A delivery that this process may attempt until its lease ends.
 
     `to` is the recipient's email address, or None if the delivery is not addressed to a person.
     """
@@ -126,17 +126,17 @@ class DeliveryClaims:
         return expired.exists() or late.exists() or Delivery.select().where(_is_orphaned()).limit(1).exists()
 
     def release_expired(self) -> int:
-        """Release the deliveries whose processes ended without recording a result. Return the number of deliveries."""
+        """Release deliveries whose process ended without recording a result. Return the number of these deliveries."""
         now = clock.now()
         return int(Delivery.update(waiting_until(now)).where(Delivery.lease_until <= now).execute())
 
     def cancel_orphans(self) -> int:
-        """Cancel due deliveries whose channels were deleted. Return the number of deliveries."""
+        """Cancel due deliveries whose channels were deleted. Return the number of cancelled deliveries."""
         some = Delivery.select(Delivery.id).where(_is_orphaned()).limit(AT_ONCE)
         return int(Delivery.update(ended("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute())
 
     def give_up(self) -> int:
-        """Mark deliveries as failed if their channel was unusable for a day. Return the number of deliveries.
+        """Mark deliveries as failed if their channel was unusable for a day. Return the number of these deliveries.
 
         Another process may have the channel type or the master key that this process lacks, and may send the due
         deliveries. A delivery is therefore marked as failed only after it has been due for a day.
@@ -209,7 +209,7 @@ def has_valid_claim(delivery: Delivery) -> Any:
 
 
 def _due_channels() -> list[Channel]:
-    """Return the enabled channels that have due deliveries, may send now, and are not sending another delivery."""
+    """Return the enabled channels that have due deliveries, may send now, and are not already sending a delivery."""
     now = clock.now()
     due = Delivery.select(peewee.SQL("1")).where((Delivery.channel_id == Channel.id) & (Delivery.due_at <= now))
     running = Delivery.select(Delivery.channel_id).where(Delivery.lease_until.is_null(False))
@@ -249,7 +249,10 @@ def _earlier_attempts(rows: Sequence[Delivery]) -> dict[str, str]:
 
 
 def _is_to_be_sent(row: Delivery, rule: Rule | None, people: Mapping[str, Person]) -> bool:
-    """Return whether a due delivery may be sent now. If not, end it or hold it until the quiet hours end."""
+    """Return whether a due delivery may be sent now. If not, end it or hold it until quiet hours end.
+
+    The quiet hours of the rule and those of the person both apply.
+    """
     if row.user_id is not None and row.user_id not in people:
         _end(row, "cancelled", "The person is not active.")
         return False
@@ -288,7 +291,7 @@ def _end(row: Delivery, status: str, reason: str) -> None:
 
 
 def _hold(row: Delivery, until: str) -> None:
-    """Move the events of a delivery to the summary that is sent at the end of the quiet hours.
+    """Move the events of a delivery to the summary that is sent at `until`, when quiet hours end.
 
     The summary itself, and messages that were already attempted, wait unchanged.
     """

@@ -1,4 +1,4 @@
-"""Sends the notifications of workflows and triggers, without a rule. Every method runs in the caller's unit of work."""
+"""Sends notifications for workflows and triggers, without a rule. Every method runs in the caller's unit of work."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ CONDITION_ROOTS = ("event", "data", "severity")
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """Events to handle, the rules that may apply to them, and the positions in the log before and after the events."""
+    """Events to handle, the rules that may apply to them, and the positions in the event log before and after them."""
 
     events: list[LoggedEvent]
     rules: list[Rule]
@@ -144,7 +144,7 @@ class NotificationFanOut:
         self._people, self._mentions, self._inbox, self._channel_types = people, mentions, inbox, channel_types
 
     async def create_cursor(self) -> None:
-        """If no position is stored, start at the end of the log, so that no later event is missed."""
+        """If no position is stored, start at the end of the event log, so that no later event is missed."""
         if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
             await self._work(CURSOR.create, entry=ENTRY)
 
@@ -295,7 +295,7 @@ class NotificationFanOut:
 
 
 class _Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The events to handle, the people to notify, and the position in the log after the events.
+    """The events to handle, the people to notify, and the position in the event log after the events.
 
     `done` is the id of the last person already notified of the first event, or None if nobody was notified yet.
     """

@@ -41,7 +41,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bundle(msgspec.Struct, kw_only=True):
-    """The events of one batch that have the same target."""
+    """The events in one batch that have the same target."""
 
     severity: Severity = "info"
     count: int = 0

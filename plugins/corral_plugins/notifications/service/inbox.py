@@ -51,7 +51,7 @@ class Inbox:
     """The in-app notifications of all people."""
 
     def add(self, new: Iterable[NewNotification]) -> None:
-        """Write notifications, or add the events to an unread notification of the same person and group.
+        """Write notifications, or add their events to an unread notification of the same person and group.
 
         Events can be added to a notification for 5 minutes.
         """
@@ -128,7 +128,9 @@ def mark_requests(user_id: str, object_type: str, object_id: str) -> None:
 
 
 def delete_old(read_before: str, unread_before: str, after: Position) -> Position | None:
-    """Delete a batch of old notifications after the position `after`. Return the last position, or None at the end.
+    """Delete a batch of old notifications after the position `after`.
+
+    Return the position of the last examined notification, or None if there are no more.
 
     One call examines only one batch, because most of the examined notifications may be unread, and unread notifications
     are kept longer.

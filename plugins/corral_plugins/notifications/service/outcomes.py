@@ -56,7 +56,7 @@ class DeliveryOutcomes:
             _record_channel(row, kind, result)
 
     def _next_state(self, claimed: Claimed, result: SendResult) -> dict[str, Any]:
-        """Return the changes to the state of a delivery.
+        """Return the changes to the row of a delivery after an attempt.
 
         If the service asks to wait, the attempt is not counted during the delivery's first day.
         """

@@ -24,7 +24,7 @@ class OutgoingMessages:
         self._settings, self._public_url, self._redactor = settings, installation.public_url, redactor
 
     def of_delivery(self, row: Delivery, *, to: str | None = None) -> OutgoingNotification:
-        """Return the notification of a delivery. `to` is the person's address if the notification is for one person."""
+        """Return the notification of a delivery. `to` is the recipient's address if there is only one recipient."""
         items = [msgspec.convert(self._redactor.redact_json(each), OutgoingItem) for each in row.items]
         return self.build(
             {"id": row.id, "severity": row.severity, "count": row.count, "created_at": row.created_at},
@@ -71,7 +71,7 @@ class OutgoingMessages:
 def _summary(items: list[OutgoingItem], count: int) -> tuple[str, str]:
     """Return the title and body of a message about several events.
 
-    They contain the number of events and the first titles.
+    Together, they contain the number of events and the first titles.
     """
     names = {each.event for each in items}
     about = items[0].event if len(names) == 1 else "events"

@@ -37,7 +37,7 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class People:
-    """The people to notify of the events of one batch."""
+    """The people to notify of the events in one batch."""
 
     approvals: Approvals | None
     code_reviews: CodeReviews | None
@@ -46,7 +46,7 @@ class People:
         self._accounts, self._rights = accounts, rights
 
     def with_role(self, role: str, cursor: str = "") -> tuple[list[str], str | None]:
-        """Return a page of the ids of active users with a role, and the cursor of the next page.
+        """Return a page of ids of active users with a role, and the cursor of the next page.
 
         The cursor is None on the last page.
         """

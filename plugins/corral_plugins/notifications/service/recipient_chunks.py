@@ -1,4 +1,4 @@
-"""Divides the recipients of an event into chunks, each of which one unit of work can notify.
+"""Divides the recipients of an event into chunks that are small enough to be notified in one unit of work.
 
 An event may have thousands of recipients. They are then notified in the order of their ids, in several units of work.
 Each unit of work stores the last person whom it notified, so that nobody is notified twice if the process dies between

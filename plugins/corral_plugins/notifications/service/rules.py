@@ -81,7 +81,7 @@ class RuleManagement:
         return rule_view(row)
 
     def delete(self, rule_id: str, match: IfMatch) -> None:
-        """Delete a rule. Messages that the rule has already begun are still sent."""
+        """Delete a rule. Messages that the rule has already created are still sent."""
         locked(Rule.select(Rule.id).where(Rule.id == rule_id.lower())).first()  # keeps the version as it is
         row = find_rule(rule_id)
         match.check(row.version)

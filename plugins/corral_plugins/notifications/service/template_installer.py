@@ -41,12 +41,12 @@ class RuleTemplateInstaller:
         )
 
     def check_spec(self, spec: Json) -> None:
-        """Raise `Invalid` if the events or the conditions are not valid."""
+        """Raise `Invalid` if the events or the conditions of the rule in `spec` are not valid."""
         assert self.checks is not None
         self.checks.check_rule(convert(NewNotificationRule, {**spec, "enabled": False}))
 
     def find_existing(self, names: Sequence[str]) -> Mapping[str, str]:
-        """Return the ids of the rules with these names."""
+        """Return the ids of the existing rules with the given names, keyed by name."""
         rows: Any = Rule.select(Rule.name, Rule.id).where(Rule.name.in_(list(names))).tuples()
         return {str(name): str(rule_id) for name, rule_id in rows}
 
@@ -59,7 +59,7 @@ class RuleTemplateInstaller:
         return {row.id: _values(row) for row in Rule.select().where(Rule.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
-        """Lock the rules until the unit of work ends."""
+        """Lock the given rules until the unit of work ends."""
         list(locked(Rule.select(Rule.id).where(Rule.id.in_(list(ids))).order_by(Rule.id)))
 
     def update(self, rule_id: str, fields: Json, by: Principal) -> None:

@@ -70,7 +70,7 @@ class ToolPermits:
         return bool(row.lease_id == run.lease_id and (row.permit_until or "") > clock.now())
 
     def view_with_permit(self, row: ToolCallRow, tool: RegisteredTool) -> ToolCallView:
-        """Build the response body of a call with its permit. Only the worker of the call may receive the permit."""
+        """Build the response body for a call, including its permit. Only the call's worker may receive the permit."""
         shown = call_store.call_view(row)
         shown.timeout_seconds = tool.timeout_seconds
         shown.permit = base64.urlsafe_b64encode(self._sealer.mac(PURPOSE, _signed_data(row))).rstrip(b"=").decode()

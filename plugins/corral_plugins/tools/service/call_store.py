@@ -139,9 +139,9 @@ def end_call(
 ) -> bool:
     """End a call and publish the `tool.called` event.
 
-    `reason` is the reason why an approved or held call did not run. `causes` is the chain of causes of the task; by
-    default, the event has the causes of the unit of work. Return False if the call has already ended or
-    another process has taken over the call.
+    `reason` is the reason why an approved or held call did not run. `causes` is the task's chain of causes; by default,
+    the event has the causes of the unit of work. Return False if the call has already ended or another process has
+    taken over the call.
     """
     now = clock.now()
     duration = duration_ms if duration_ms is not None else clock.elapsed_ms(row.created_at, now)
@@ -233,6 +233,6 @@ def delete_calls_of_task(task_id: str, limit: int) -> int:
 
 
 def call_view(row: ToolCallRow) -> ToolCallView:
-    """Convert a row into the response body of a tool call."""
+    """Convert a row into the response body for a tool call."""
     shown: dict[str, Any] = {name: getattr(row, name) for name in _SHOWN}
     return ToolCallView(**shown, attempt=row.fence, started_at=row.created_at)

@@ -326,9 +326,8 @@ class ToolCalls:
     ) -> ToolExecution | ToolCallView | CallInProgress:
         """Run an interrupted call again, under the current lease.
 
-        Whether the call is allowed is decided again, because permissions may have changed. Raise `Forbidden` if the
-        call is now denied or needs an approval. The agent can then make the call under a new id, and people are asked
-        to approve it.
+        The call is checked again, because permissions may have changed. Raise `Forbidden` if the call is now denied or
+        needs an approval. The agent can then make the call under a new id, and people are asked to approve it.
         """
         tool, subject, verdict = self._decide_call(request, run)
         if verdict.is_temporary:

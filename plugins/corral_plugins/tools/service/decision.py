@@ -163,7 +163,7 @@ def permissions_for(tool: RegisteredTool) -> frozenset[str]:
 
 
 def approver_permissions_for(tool: RegisteredTool) -> frozenset[str]:
-    """Return the permissions that people need to approve a call of a tool."""
+    """Return the permissions that people need to approve calls to a tool."""
     more = tool.definition.approver_permission
     return permissions_for(tool) | ({more} if more is not None else frozenset())
 
@@ -208,7 +208,7 @@ _RULES: tuple[tuple[str, Callable[[DecisionContext, ToolPolicy], bool]], ...] = 
     ),
     ("caps", lambda context, policy: context.calls >= context.max_calls or context.running >= context.max_running),
 )
-"""Rules 2 to 10 for tool calls. Callers of `decide_call` check rule 1 (lease and kill switch) first."""
+"""The rules for tool calls, numbered 2 to 10. Callers of `decide_call` check rule 1 (lease and kill switch) first."""
 
 
 # -- the context

@@ -140,7 +140,7 @@ class ToolExecutions:
         return self._write_outcome(execution, row, shown)
 
     def _lock_call(self, execution: ToolExecution) -> ToolCallRow:
-        """Lock the task and return the row of the call.
+        """Lock the task of a call and return the call's row.
 
         Raise `Conflict` if the lease has ended or this execution no longer owns the row. An approved call may continue
         while its task waits. This method marks the approval as used, unless that has already happened.
@@ -188,7 +188,7 @@ class ToolExecutions:
             await asyncio.gather(work, watch, return_exceptions=True)
 
     async def _watch_lease(self, execution: ToolExecution) -> None:
-        """Wait until the lease ends. In the meantime, record every few seconds that the call is still alive.
+        """Wait until the lease of a call ends. In the meantime, record every few seconds that the call is still alive.
 
         An event about the task triggers an immediate check of the lease.
         """
@@ -311,7 +311,8 @@ async def _in_one_chunk(content: bytes) -> AsyncIterator[bytes]:
 def can_repeat(tool: RegisteredTool | None) -> bool:
     """Return whether a call with an unknown outcome may run again.
 
-    A call may run again if the tool is idempotent, or if the effect commits together with the stored result.
+    A call may run again if the tool is idempotent, or if the effect of the tool commits together with the stored
+    result.
     """
     if tool is None:
         return False
@@ -320,11 +321,11 @@ def can_repeat(tool: RegisteredTool | None) -> bool:
 
 
 def _interrupted_error(execution: ToolExecution) -> dict[str, Any]:
-    """Return the error of an interrupted call. An approved call is never treated as repeatable."""
+    """Return the error for an interrupted call. An approved call is never treated as repeatable."""
     return interrupted_error(execution.approval_id is None and can_repeat(execution.tool))
 
 
 def interrupted_error(can_repeat: bool) -> dict[str, Any]:
-    """Return the error of an interrupted call: `interrupted` if the call can be repeated, or else `outcome_unknown`."""
+    """Return the error for an interrupted call: `interrupted` if it can be repeated, or else `outcome_unknown`."""
     type = INTERRUPTED if can_repeat else UNKNOWN
     return {"type": type, "message": SENTENCES[type]}

@@ -340,6 +340,6 @@ def _hash_of(agent_id: str, task_id: str, tool: str, arguments: Any, target: str
 
 
 def _outcome_error(outcome: str, note: str | None) -> dict[str, Any]:
-    """Return the error of a call that people did not approve. The error contains their note for the model."""
+    """Return the error for a call that people did not approve. The error contains their note for the model."""
     message = SENTENCES[outcome] + (f" They wrote: {note}" if note else "")
     return {"type": outcome, "message": message}

@@ -80,8 +80,8 @@ NO_OVERRIDES = ToolOverrides()
 class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool definition with the overrides of admins.
 
-    `workers` lists the online workers that offer the tool. `accepted` is false if an MCP server's definition of the
-    tool still has to be accepted by an admin.
+    `workers` lists the online workers that offer the tool. `accepted` is false if an admin still has to accept an MCP
+    server's definition of the tool.
     """
 
     definition: Tool
@@ -199,7 +199,7 @@ class ToolRegistry:
         return [tool for _, tool in sorted(found.items())]
 
     def usable_mcp_tools(self) -> list[str]:
-        """Return the names of the tools of enabled MCP servers whose definitions an admin has accepted."""
+        """Return the names of the tools that enabled MCP servers offer and whose definitions an admin has accepted."""
         return [row[0] for row in _MCP_USABLE.rows({})]
 
     def _mcp_tool(self, row: tuple[Any, ...], overrides: ToolOverrides) -> RegisteredTool:

@@ -48,7 +48,7 @@ class ToolStep:
         )
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Create the task of the step. Only agents that may use the tool can be assigned the task."""
+        """Create a task for the step. The task can be assigned only to agents that may use the tool."""
         assert self.tasks is not None
         name, arguments = context.config["tool"], context.config.get("arguments", {})
         fields = {"input": {"tool": name, "arguments": arguments}, "required_tools": [name], "allowed_tools": [name]}
@@ -66,7 +66,7 @@ class ToolStep:
 
 
 def check_config(config: Json) -> list[FieldError]:
-    """Return an error for each place in the arguments that contains a secret but must not."""
+    """Return an error for each string in the arguments that contains a secret where secrets are not allowed."""
     arguments = config.get("arguments")
     is_sender = config.get("tool") in SENDERS
     if not isinstance(arguments, dict):

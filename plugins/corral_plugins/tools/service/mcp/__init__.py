@@ -1,1 +1,1 @@
-"""MCP servers: their registration, the accepted definitions of their tools, and the calls of these tools."""
+"""MCP servers: their registration, the accepted definitions of their tools, and calls to these tools."""

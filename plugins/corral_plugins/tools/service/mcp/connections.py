@@ -153,7 +153,8 @@ def breaker_name(server: str) -> str:
 def parse_headers(value: str) -> dict[str, str]:
     """Return the HTTP headers in a secret.
 
-    The secret is either a JSON object of headers or a bearer token. Raise `McpFailure` if a value cannot be sent.
+    The secret is either a JSON object of headers or a bearer token. Raise `McpFailure` if a header value cannot be
+    sent.
     """
     headers = {"Authorization": f"Bearer {value.strip()}"}
     if value.lstrip().startswith("{"):

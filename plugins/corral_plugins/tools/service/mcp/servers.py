@@ -227,7 +227,7 @@ def _refuse_moved_secret(by: Principal) -> None:
 
 
 def _store_overrides(server: str, overrides: Mapping[str, ToolOverride], by: Principal) -> None:
-    """Store the risks and states that an admin sets for a server's tools. Tools that are not named are reset."""
+    """Store the risks and states that an admin sets for a server's tools. Tools missing from `overrides` are reset."""
     prefix = f"{MCP_PREFIX}{server}."
     others = ToolRow.name.startswith(prefix) & ToolRow.name.not_in([f"{prefix}{tool}" for tool in overrides])
     common = {"updated_at": clock.now(), "updated_by": by.user_id}
