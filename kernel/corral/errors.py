@@ -26,7 +26,7 @@ _TABLE = json.loads(Path(__file__).with_name("errors.json").read_bytes())
 CODES: dict[str, Code] = {code: Code(**entry) for code, entry in _TABLE.items()}
 """The problem codes. Plugins add codes with `declare_codes`."""
 LIMITING_CODES: set[str] = set()
-"""The problem codes that `Principal.limited` may have. A route that is not marked `limited` may return any of them."""
+"""The possible values of `Principal.limited`: problem codes that routes not marked `limited` may return."""
 
 
 def declare_codes(codes: Mapping[str, tuple[int, str] | tuple[int, str, str]], *, limiting: bool = False) -> None:
@@ -35,9 +35,9 @@ def declare_codes(codes: Mapping[str, tuple[int, str] | tuple[int, str, str]], *
     Call this function at import time, in the plugin's module `api`. The remedy is a sentence that says what to do; the
     page `/problems/<code>` shows it.
 
-    If `limiting` is true, `Principal.limited` may have one of these codes: every route that is not marked `limited`
-    then refuses the principal with this code. Raise `ValueError` if a code is already declared with another status or
-    title.
+    If `limiting` is true, `Principal.limited` may be set to one of these codes: every route that is not marked
+    `limited` then refuses the principal with this code. Raise `ValueError` if a code is already declared with another
+    status or title.
     """
     for code, meaning in codes.items():
         if CODES.setdefault(code, Code(*meaning)) != meaning:

@@ -53,9 +53,12 @@ class Plugin:
     name: ClassVar[str]
     """The identifier of the plugin. It also names the config section, and is the prefix of tables and permissions."""
     requires: ClassVar[tuple[str, ...]] = ()
-    """Plugins that must be active; otherwise this plugin is `blocked`. Constructors receive their services."""
+    """Plugins that must be active; otherwise this plugin is `blocked`.
+
+    Constructors may take services of these plugins.
+    """
     wants: ClassVar[tuple[str, ...]] = ()
-    """Optional plugins. Their services have the type `X | None`, and are None while the plugin is not active."""
+    """Optional plugins. Their services are annotated `X | None`, and are None while the plugin is not active."""
     config: ClassVar[type[msgspec.Struct] | None] = None
     """The type of the config section `[plugins.<name>]`.
 

@@ -44,7 +44,7 @@ class Endpoint:
     """A route that can serve requests: the handler, its services and its access rules.
 
     `handler` is the function that handles requests; for a third-party plugin, it is wrapped in a guard. While the
-    plugin is out of service, `unavailable` is the record of the plugin; otherwise it is None.
+    route's plugin is out of service, `unavailable` is the record of the plugin; otherwise it is None.
     """
 
     def __init__(self, route: Route, container: Container, record: PluginRecord, handler: Callable[..., Any]) -> None:
@@ -136,9 +136,9 @@ class Endpoint:
         """Parse the body and convert it to the type that the handler declares. A missing body is read as `{}`.
 
         By default, stored secrets and everything that looks like a credential are removed from bodies that machines
-        send, and bodies that people send are not changed. If `redacted` is False, nothing is removed. If it is True,
-        stored secrets are also removed from bodies that people send. An identifier that contains a credential is always
-        refused.
+        send, and bodies that people send are not changed. If the route sets `redacted` to False, nothing is removed. If
+        it sets `redacted` to True, stored secrets are also removed from bodies that people send. An identifier that
+        contains a credential is always refused.
         """
         if body:
             media = FORM if self.route.form else JSON
@@ -156,7 +156,7 @@ class Endpoint:
     def _subject(self, request: IncomingRequest) -> tuple[str, str]:
         """Return the type and id of the object that a request concerns.
 
-        If the path names an object, such as the task of `/tasks/{id}/…`, that object is returned. For other paths, the
+        If the path names an object, such as the task in `/tasks/{id}/…`, that object is returned. For other paths, the
         caller is returned, or the route if there is no caller.
         """
         kind, _, rest = self.route.path[1:].partition("/")
@@ -254,7 +254,7 @@ def _marked_fields(shape: Any, mark: Any) -> frozenset[str]:
 
 
 def _marks(kind: Any) -> tuple[Any, ...]:
-    """Return everything that can serve as a mark of a type.
+    """Return everything that counts as a mark of the type `kind`.
 
     Marks are the generic origin of the type, the generic origin of the type inside `Annotated`, and the annotations.
     """

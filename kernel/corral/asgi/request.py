@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 LINGER_SECONDS = 0.5
 RECEIVED = "corral.received"
-"""The key of an ASGI scope extension: a function that returns whether `receive` would return at once.
+"""The key of an ASGI scope extension. Its value is a function that returns whether `receive` would return at once.
 
-If `receive` returns at once, the pipeline does not start the timer that limits the wait for the body. This timer takes
-2 % of the time of a small write, and most bodies arrive together with the request head.
+If `receive` returns at once, the pipeline does not start the timer that limits the wait for the body. The timer
+accounts for 2 % of the time that a small write takes, and most bodies arrive together with the request head.
 """
 WHOLE_RESPONSE = "corral.response"
-"""The extension of the ASGI scope with which a server accepts a response as a single message of this type.
+"""The key of the ASGI scope extension that a server sets if it accepts a response as a single message of this type.
 
 The message contains the `status`, the `headers` in lower case, including the `content-length`, and the whole `body`.
 """
@@ -103,7 +103,7 @@ class IncomingRequest(Request):
         return b"".join([chunk async for chunk in self.chunks(limit)])
 
     async def chunks(self, limit: int) -> AsyncIterator[bytes]:
-        """Iterate over the body while it arrives.
+        """Iterate over the chunks of the body as they arrive.
 
         Raise `payload_too_large` if the body exceeds `limit` bytes, `request_timeout` if no bytes arrive in time, and
         `ClientLeft` if the client disconnects before the end of the body.

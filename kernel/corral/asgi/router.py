@@ -11,7 +11,7 @@ from corral.ids import parse_id
 
 MAX_SEGMENT, MAX_REST = 200, 300
 Match = tuple[dict[str, Any], dict[str, str]]
-"""The result of a search: the endpoints of a path by method, and the values of the path parameters by name."""
+"""The result of looking up a path: its endpoints, keyed by method, and the values of its parameters, keyed by name."""
 
 
 class RouteTarget(Protocol):
@@ -33,7 +33,7 @@ class _Node:
 
 
 class Router:
-    """Maps the path of a request to its endpoints."""
+    """Maps request paths to endpoints."""
 
     def __init__(self) -> None:
         self._root = _Node()

@@ -29,7 +29,10 @@ class LongLivedConnections:
 
     @contextlib.contextmanager
     def register(self, client_ip: str, path: str, end: Callable[[Problem], object]) -> Iterator[None]:
-        """Register a connection while the context is active. `end(problem)` is called if a gate refuses the client."""
+        """Keep a connection registered while the context is active.
+
+        `end(problem)` is called if a gate refuses the client.
+        """
         key = object()
         self._open[key] = client_ip, path, end
         if self._checking is None or self._checking.done():

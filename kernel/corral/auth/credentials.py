@@ -1,4 +1,4 @@
-"""Maps the credential of a request to its principal and caches the result for one second by default."""
+"""Maps a request's credential to a principal, and caches the result for one second by default."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CACHE_LIMIT = 10_000
 CredentialHeaders = tuple[bytes | None, bytes | None]
 """The `Authorization` and `X-API-Key` headers as received.
 
-They are the cache key, so the headers of a request whose principal is cached need not be parsed.
+The pair is the cache key, so the headers of a request whose principal is cached need not be parsed.
 """
 RECHECK_LABEL = "long poll"
 """The label of units that re-check the caller of a long-lived request. Such a unit does not count as a new request."""

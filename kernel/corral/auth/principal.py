@@ -17,13 +17,13 @@ ROLES = ("admin", "member", "viewer", "auditor")
 PUBLIC = "public"
 """`needs=PUBLIC`: no credential is required."""
 SIGNED_IN = "signed_in"
-"""`needs=SIGNED_IN`: any signed-in user, regardless of role. For self-service routes."""
+"""`needs=SIGNED_IN`: any signed-in user, regardless of role. Used by self-service routes."""
 ANY_CALLER = "any_caller"
 """`needs=ANY_CALLER`: any valid credential, of a person or a machine."""
 
 
 class Permission(msgspec.Struct, frozen=True):
-    """A `<plugin>.<verb>` permission, with the roles and kinds of caller (`worker`, `agent`) that hold it.
+    """A `<plugin>.<verb>` permission, with the roles and kinds of machine (`worker`, `agent`) that hold it.
 
     Admins hold every permission that at least one role holds, and every permission without `holders`. They do not hold
     a permission whose holders are all machines.
@@ -80,7 +80,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
         return self.reauth_until is not None and self.reauth_until > clock.time_s()
 
     def check_address(self, client_ip: str) -> None:
-        """Raise `Forbidden(ip_blocked)` if the credential must not be used from this address."""
+        """Raise `Forbidden(ip_blocked)` if the caller's credential must not be used from this address."""
         if self.networks and not is_in_networks(client_ip, self.networks):
             raise Forbidden("This credential may not be used from your address.", code="ip_blocked")
 
@@ -132,14 +132,15 @@ class RecheckingAuthenticator(Protocol):
 
 @runtime_checkable
 class Delegation(Protocol):
-    """An authenticator that lets callers act as another principal, which they name in a request header."""
+    """An authenticator that lets a caller act as another principal, which the caller names in a request header."""
 
     delegation_header: str
 
     def act_as(self, caller: Principal, named: str) -> Principal:
-        """Return the principal named by the header's value, or `caller` itself if this kind of caller cannot delegate.
+        """Return the principal that the header names, or `caller` itself if this kind of caller cannot delegate.
 
-        Runs in a read-only unit. Raises a `Problem` when the caller may not act as that principal.
+        `named` is the value of the delegation header. Runs in a read-only unit. Raises a `Problem` when the caller may
+        not act as that principal.
         """
         ...
 
@@ -151,7 +152,10 @@ def is_in_networks(address: str, networks: tuple[str, ...]) -> bool:
 
 
 def require_owner(caller: Principal, owner_id: str | None, *, what: str, manage: str | None = None) -> None:
-    """Raise `Forbidden` (403) unless the caller is the owner, an admin, the system, or has the `manage` permission."""
+    """Raise `Forbidden` (403) unless the caller owns the object, is an admin or the system, or holds `manage`.
+
+    `manage` is the name of a permission, and `what` is the noun for the error message.
+    """
     if caller.is_admin or caller.kind == "system" or (manage is not None and caller.may(manage)):
         return
     if owner_id is None or caller.user_id != owner_id or caller.kind not in ("user", "api_key"):

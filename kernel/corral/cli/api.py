@@ -69,7 +69,7 @@ def api_command(
 def shorten_data(value: Any) -> Any:
     """Return the value with long `data:` URLs shortened.
 
-    For example, such URLs contain images, which are unreadable as text.
+    Such URLs contain images, for example, which are unreadable as text.
     """
     if isinstance(value, dict):
         return {name: shorten_data(item) for name, item in value.items()}

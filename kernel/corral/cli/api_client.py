@@ -27,7 +27,10 @@ PAGE = 200  # items
 
 
 class ApiClientError(Exception):
-    """Raised when the server refused a request or did not answer (`status` is None). The message is shown to users."""
+    """Raised when the server refuses a request or does not answer. The message is shown to users.
+
+    `status` is None if the server did not answer.
+    """
 
     def __init__(self, message: str, status: int | None = None, problem: Mapping[str, Any] | None = None) -> None:
         self.status, self.problem = status, problem or {}
@@ -95,10 +98,10 @@ class ApiClient:
 
     @contextlib.contextmanager
     def waiting_out_outages(self, away: Callable[[str], None], *, until: float | None = None) -> Iterator[None]:
-        """Repeat GET requests in the `with` block while the server does not answer, for example because it restarts.
+        """Repeat GET requests in the `with` block while the server does not answer, for example during a restart.
 
         When an outage begins, `away` is called with the reason. If the outage lasts longer than `MAX_OUTAGE_SECONDS`,
-        or until the time `until` (in `time.monotonic` seconds), its error is raised.
+        or past the time `until` (in `time.monotonic` seconds), the error of the last request is raised.
         """
         before = self._on_outage, self._until
         self._on_outage, self._until = away, until
@@ -167,7 +170,7 @@ class ApiClient:
         return send()
 
     def download(self, path: str, **query: Any) -> Iterator[bytes]:
-        """Send a GET request and yield the bytes of the response while they arrive."""
+        """Send a GET request and yield the bytes of the response as they arrive."""
         try:
             yield from self._stream(path, query)
         except ApiClientError as error:
@@ -235,7 +238,7 @@ class ApiClient:
             raise ApiClientError(told, 404, error.problem) from None
 
     def _similar_name(self, path: str, name: str, field: str) -> str | None:
-        """Return the name in the first page of the list at `path` that is most similar to a mistyped name, or None."""
+        """Return the name most similar to a mistyped name, from the first page of the list at `path`, or None."""
         from difflib import get_close_matches
 
         names = {item[field].casefold(): item[field] for item in self.get(path, limit=PAGE)["items"]}
@@ -251,7 +254,7 @@ class ApiClient:
             yield item["event"], item["data"]
 
     def follow_events(self, *, until: float | None = None, **query: Any) -> Iterator[dict[str, Any]]:
-        """Yield each event that matches the query of `GET /events`, and then each new event as it happens.
+        """Yield each past event that `GET /events` returns for `query`, and then each new event as it happens.
 
         The iterator never ends on its own. At the time `until` (in `time.monotonic` seconds), it raises
         `ApiClientError`.
@@ -266,7 +269,7 @@ class ApiClient:
     def absolute(self, address: str) -> str:
         """Return `address` as a URL with a host.
 
-        A server without a public URL returns URLs without a host. The host of the server is added to them.
+        A server without a public URL returns URLs without a host. This method adds the host of the server.
         """
         return f"{self.url}{address}" if address.startswith("/") else address
 
@@ -330,7 +333,7 @@ class TextDeltaTracker:
     def add(self, end: str) -> tuple[bool, str]:
         """Add the latest end of the text that the server sent.
 
-        Return whether it overlaps the text received so far, and which part of it is new.
+        Return whether `end` overlaps the text received so far, and the part of `end` that is new.
         """
         if self._shown and end.startswith(self._shown):
             overlap = len(self._shown)

@@ -75,7 +75,7 @@ class LazyGroup(click.Group):
 
 
 def import_command(name: str) -> click.Command:
-    """Return a built-in command: the function `<module>_command` of its module."""
+    """Return a built-in command: the function `<module>_command` in its module."""
     module = importlib.import_module(COMMANDS[name][0])
     command: click.Command = getattr(module, f"{module.__name__.rpartition('.')[2]}_command")
     return command
@@ -239,8 +239,8 @@ def call_plugin_hook(config: Config, hook: str, what: str, call: Callable[[Any],
     """Yield `(plugin, call(hook))` for each plugin that implements the hook.
 
     If a plugin fails, a message on standard error says which results are missing; `what` is a plural noun for them,
-    such as "commands". Only hooks of built-in plugins, of plugins that the configuration enables, and of plugins that
-    belong to an extra of Corral are called. Plugins of extras do not have to be enabled.
+    such as "commands". The hook is called only for plugins that are built in, that the configuration enables, or that
+    belong to one of Corral's extras. Plugins of extras do not have to be enabled.
     """
     for found in _callable_plugins(config):
         yield from ((found.name, item) for item in _call_hook(found, hook, what, call))

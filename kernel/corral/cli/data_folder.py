@@ -37,7 +37,7 @@ def ensure_data_dir(config: Config) -> None:
 
 
 def restrict_new_files() -> int:
-    """Make new files of this process accessible only to its user, regardless of the umask. Return the former umask."""
+    """Make new files of this process accessible only to its user, regardless of the umask. Return the old umask."""
     return os.umask(OTHERS)
 
 

@@ -55,8 +55,8 @@ MISSED_PINGS = 2.5  # ping intervals without data after which a peer is consider
 class IdleTimer:
     """Closes a connection that has been idle for too long. Replaces Hypercorn's timer `AsyncioSingleTask`.
 
-    Each request extends the deadline. Hypercorn's own timer cancels and creates a task for every request, which takes a
-    sixth of the time of a short request.
+    Each request extends the deadline. Hypercorn's own timer cancels and creates a task for every request, which
+    accounts for a sixth of the time spent on a short request.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class IdleTimer:
             await self.end()
 
     async def end(self) -> None:
-        """Stop the timer permanently, because the client sends no more requests."""
+        """Stop the timer permanently, because the client will send no more requests."""
         watching, self._watching = self._watching, None
         if watching is not None:
             watching.cancel()
@@ -152,8 +152,8 @@ class Http2(H2Protocol):
     async def _handle_events(self, events: list[Any]) -> None:
         """Serve the requests in the received data, or close the connection if the client resets too many streams.
 
-        The server does the work for a request even if the client resets its stream at once. Without this limit, a
-        client could cause any amount of work despite the limit on concurrent streams.
+        The server does the work for a request even if the client resets its stream at once. Without a limit on resets,
+        a client could cause any amount of work despite the limit on concurrent streams.
         """
         if resets := sum(isinstance(event, StreamReset) for event in events):
             now = time.monotonic()
@@ -254,15 +254,15 @@ class RequestHead(NamedTuple):
 
 
 class Http1(H11Protocol):
-    """An HTTP/1 connection that ignores `Upgrade: h2c` and refuses `Content-Length` with `Transfer-Encoding`.
+    """An HTTP/1 connection that ignores `Upgrade: h2c` and refuses `Content-Length` combined with `Transfer-Encoding`.
 
     If the length of a response body is known, the head and the body are written together. Hypercorn's own class writes
     three times, and each write is a system call and a packet. h11 is given only the response headers that it acts on,
     because it checks and copies each header several times.
 
     After an upgrade to `h2c`, a proxy that supports WebSockets forwards all further bytes without reading them, so it
-    does not add `X-Forwarded-For` to the requests in them. If a request contains both `Content-Length` and
-    `Transfer-Encoding`, a proxy and Hypercorn may disagree about where its body ends.
+    does not add `X-Forwarded-For` to the requests that these bytes contain. If a request contains both `Content-Length`
+    and `Transfer-Encoding`, a proxy and Hypercorn may disagree about where its body ends.
     """
 
     _unsent = b""
@@ -342,7 +342,7 @@ class ByteBuffer(WebsocketBuffer):
 
 
 class SocketStream(WSStream):
-    """A WebSocket stream that limits messages, detects peers that have disconnected, and always closes the connection.
+    """A WebSocket stream that limits message sizes, detects disconnected peers, and always closes the connection.
 
     The stream accepts no WebSocket extensions such as compression, because the size of a compressed message is known
     only after it has been decompressed in memory.
@@ -432,7 +432,7 @@ def patch_hypercorn() -> None:
 
 
 class HypercornConfig(hypercorn.config.Config):
-    """The settings of Hypercorn.
+    """The Hypercorn settings that Corral uses.
 
     With these settings, Hypercorn adds only the `Date` header to responses. The value of this header is formatted once
     per second.

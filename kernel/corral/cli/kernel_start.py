@@ -21,7 +21,8 @@ log = logging.getLogger("corral.serve")
 def boot_with_log(config: Config, environment: ProcessEnvironment, *, start_secret: bytes = b"") -> Kernel:
     """Boot a kernel. Limit how much each plugin may log, including during its import.
 
-    Plugins may change the environment and the logging while they are loaded, so both are restored afterwards.
+    Plugins may change the environment and the logging configuration while they are loaded, so both are restored
+    afterwards.
     """
     from corral.kernel import boot
     from corral.plugins.discovery import discover

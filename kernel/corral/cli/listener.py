@@ -76,7 +76,7 @@ async def refuse_connections(listener: socket.socket, stop_accepting: Callable[[
 def _ignore_new_connections(listener: socket.socket) -> None:
     """Accept only connections that are already pending. Clients that try to connect now will retry.
 
-    Without a packet filter, the system may still complete one connection at a time.
+    On systems other than Linux, there is no packet filter, and one connection at a time may still be accepted.
     """
     if sys.platform == "linux":
         program = ctypes.create_string_buffer(DROP_ALL)

@@ -113,12 +113,12 @@ class KnownLine(NamedTuple):
 
 
 class RepeatedLines(logging.Filter):
-    """A filter for a log handler that logs a repeating warning or error at most once a minute.
+    """A log handler filter that lets each repeated warning or error through at most once a minute.
 
-    Lines are equal if they have the same logger, message and strings in their fields; measured numbers may differ. When
-    the minute is over, the last omitted line is logged, with the number of omitted lines in the field `repeated`. This
-    happens when the next line of any kind is logged, or when the process ends. `log` is the function that logs a
-    record.
+    Lines are equal if they have the same logger, the same message and the same strings in their fields; numbers in
+    their fields may differ. When the minute is over, the last omitted line is logged, with the number of omitted lines
+    in the field `repeated`. This happens when the next line of any kind is logged, or when the process ends. `log` is
+    the function that logs a record.
     """
 
     def __init__(self, log: Callable[[logging.LogRecord], Any], now: Callable[[], float] = time.monotonic) -> None:

@@ -73,7 +73,7 @@ def find_user_id(client: ApiClient, path: str, user: str) -> str:
 def newest_id(
     client: ApiClient, path: str, wanted: str, *, kind: str, titles: Callable[[Any], Iterable[str]], listing: str
 ) -> str:
-    """Return the given id, or the id of the newest object at the path with the given title, ignoring case.
+    """Return `wanted` if it is an id, otherwise the id of the newest object at `path` with this title, ignoring case.
 
     Use this function for objects without names, such as notifications. `titles` returns the titles of an object. `kind`
     is the noun for the error message, and `listing` is the command that lists the objects.

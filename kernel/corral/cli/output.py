@@ -132,7 +132,7 @@ def warnings_in_words(warnings: Iterable[str]) -> list[str]:
 
 
 def format_usd(amount: float | None) -> str:
-    """Format an amount in USD, with two decimal places from $1 on and up to six below $1."""
+    """Format an amount in USD, with two decimal places for $1 or more and up to six for smaller amounts."""
     if amount is None:
         return "unknown"
     digits = 2 if abs(amount) >= 1 or amount == 0 else 4 if abs(amount) >= 0.01 else 6

@@ -29,7 +29,7 @@ RELOADED = "The server has reloaded."
 @json_option
 @click.pass_context
 def plugins_command(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
-    """List, show, enable, disable or purge plugins, or run their schedules. Without a command, list them."""
+    """List, show, enable, disable or purge plugins, or run their schedules. Without a command, list the plugins."""
     logging_setup.configure("critical", "console")  # the states of the plugins show failures
     if ctx.invoked_subcommand is None:
         _list(config_path, as_json)
@@ -276,7 +276,7 @@ def _print_change(name: str, state: str, path: Path, changed: bool, as_json: boo
 
 
 def _failed_reload(reload: ReloadResult, name: str) -> str | None:
-    """Describe why the change to the plugin is not in effect in the process, or return None if it is in effect."""
+    """Describe why the change to the plugin is not in effect in the reloaded process, or return None if it is."""
     process, load = reload
     if load is None:
         return f"the process {process} has ended or has not reloaded in time; its log shows why"

@@ -230,7 +230,7 @@ class ProcessGroup:
     async def _spawn_after(self, delay: float) -> ChildProcess:
         """Start a process after a delay, and retry as long as the system cannot start it.
 
-        If the parent gave up, the address would stay open although no process serves it.
+        If the parent gave up, the listening socket would stay open although no process serves it.
         """
         while True:
             await asyncio.sleep(delay)
@@ -242,7 +242,7 @@ class ProcessGroup:
                 log.error("server process could not be started; retrying", extra=details)
 
     async def stop(self) -> None:
-        """Stop all processes. Refuse new connections as soon as every process can drain without more of them."""
+        """Stop all processes. Refuse new connections as soon as every process can drain without accepting more."""
         await self._stop_restarting()
         ending = asyncio.create_task(self._end(ChildProcess.terminate))
         draining = [asyncio.create_task(child.wait_until_drained()) for child in self._children]

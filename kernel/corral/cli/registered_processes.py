@@ -98,7 +98,7 @@ def request_reload(data_dir: Path) -> dict[int, LoadResult | None]:
 
 
 def wait_for_reload(data_dir: Path, asked: dict[int, LoadResult | None]) -> list[ReloadResult]:
-    """Wait for the processes that `request_reload` returned to reload, and return the results.
+    """Wait until the processes in `asked`, the result of `request_reload`, have reloaded, and return the results.
 
     The wait for a process ends when the process has reloaded, has failed to reload, has ended, or takes too long.
     """

@@ -13,7 +13,8 @@ import click
 SECRET_NAME = re.compile(r"password|passphrase|secret|token|code|private_key|(?:^|_)key$|^value$")
 """Matches the names of fields that contain secrets.
 
-The name `value` is included because it contains a vault secret or the value of a setting, which may be secret.
+The name `value` is included because a field of this name contains a vault secret or the value of a setting, which may
+be secret.
 """
 
 field_option = click.option(

@@ -335,7 +335,7 @@ class ServingProcess:
             await parent.run_until_stopped()
 
     async def _stop_accepting(self) -> None:
-        """Stop accepting connections when this process can drain without them.
+        """Stop accepting connections as soon as this process can drain without accepting more.
 
         A child process first reports to its parent, and waits until the parent tells all its children to stop
         accepting.

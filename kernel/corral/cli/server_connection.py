@@ -69,7 +69,7 @@ def _name_list_command(error: ApiClientError) -> ApiClientError:
 
 
 def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
-    """If the server at `url` does not answer, add the address of this folder's server to the error message.
+    """If the server at `url` does not answer, add the address of the current folder's server to the error message.
 
     Other errors are returned unchanged.
     """
@@ -103,12 +103,12 @@ def open_client(server: str | None = None) -> ApiClient:
 
 
 def default_url() -> str:
-    """Return the URL of the server that runs in this folder, or `DEFAULT_URL` if no such server is known."""
+    """Return the URL of the server that runs in the current folder, or `DEFAULT_URL` if no such server is known."""
     return running_url() or DEFAULT_URL
 
 
 def running_url() -> str | None:
-    """Return the URL of the server that runs in this folder, or None."""
+    """Return the URL of the server that runs in the current folder, or None."""
     from corral.cli.listener import loopback_url
     from corral.cli.registered_processes import running_server_url
     from corral.config.reader import load
@@ -124,7 +124,7 @@ def running_url() -> str | None:
 def failed_reloads_of(url: str) -> dict[int, str]:
     """Return the errors of the server's processes whose last reload failed, keyed by pid.
 
-    The result is empty if the server at the URL does not run in this folder.
+    The result is empty if the server at `url` does not run in the current folder.
     """
     from corral.cli.registered_processes import failed_reloads
     from corral.config.reader import load
@@ -219,7 +219,7 @@ def _client_of_session(sessions: SavedSessions, name: str, session: SavedSession
 
 
 def renew_session(sessions: SavedSessions, name: str, client: ApiClient) -> bool:
-    """Give the client a new token for its session, and store the token. Always returns true.
+    """Give the client a new token for its session, and store the token. Always return True.
 
     A refresh token can be used only once. If several commands need a new token at the same time, the first one renews
     the session, and the others read the new token from the file. Raise `ApiClientError` if the session has ended.

@@ -104,7 +104,7 @@ def insert_rows(engine: peewee.Database, table: str, rows: Iterator[list[Any]]) 
 
 
 def continue_numbering(engine: peewee.Database, model: type[Model]) -> None:
-    """Set the sequence of a table's automatic key to its highest value. SQLite does this automatically."""
+    """Set the sequence of a table's automatic key to the highest key in the table. SQLite does this automatically."""
     key = model._meta.primary_key
     if isinstance(key, peewee.AutoField) and not isinstance(engine, peewee.SqliteDatabase):
         table, column = model._meta.table_name, key.column_name
@@ -115,7 +115,7 @@ def continue_numbering(engine: peewee.Database, model: type[Model]) -> None:
 
 @contextlib.contextmanager
 def long_transaction(database: Database) -> Iterator[peewee.Database]:
-    """Run a transaction on the connection of this thread, without the time limit of a unit of work."""
+    """Run a transaction on this thread's connection, without the time limit of a unit of work."""
     engine = database.engine
     engine.connect()
     if not isinstance(engine, peewee.SqliteDatabase):

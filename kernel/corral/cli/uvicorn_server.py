@@ -25,7 +25,7 @@ from corral.config.model import Config
 
 
 class Response(RequestResponseCycle):
-    """A response that can be sent as one message and is then written at once.
+    """A response that can be sent as one message and is then written in one piece.
 
     uvicorn's own class writes the head and the body separately, and each write is a system call and a packet.
     """
@@ -61,7 +61,7 @@ class Http1(HttpToolsProtocol):
     head, a chunk extension or a trailer, so only these are limited.
 
     A connection is idle until a complete head has arrived. It has a single timer, which checks `_idle_since`. The timer
-    that uvicorn creates after each response takes more than 2 % of the time of a short request.
+    that uvicorn creates after each response accounts for more than 2 % of the time spent on a short request.
     """
 
     _unparsed = 0

@@ -164,7 +164,7 @@ class Config(_Part, frozen=True):
     plugins: Plugins = Plugins()
     pinned: Mapping[str, PinnedSetting] = msgspec.field(default_factory=dict)
     variables: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """The remaining `CORRAL_*` variables. A variable may pin a run-time setting that declares it."""
+    """The remaining `CORRAL_*` variables. A variable pins the run-time setting that declares it, if any."""
     secrets: Mapping[str, str] = msgspec.field(default_factory=dict)  # values of CORRAL_SECRET_<NAME>, by name
     sources: Mapping[str, str] = msgspec.field(default_factory=dict)
     warnings: tuple[str, ...] = ()

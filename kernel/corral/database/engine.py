@@ -28,8 +28,8 @@ class Work(Protocol):
     """A service for async handlers and jobs that runs a function as one unit of work: `await work(fn)`.
 
     With `read=True`, writes are refused. `fn` may run more than once, so it must have no effect outside the database.
-    Exceptions of `fn` are raised to the caller. Raises `NestedUnit` inside a unit, and `Unavailable` if the database is
-    unavailable.
+    Exceptions that `fn` raises propagate to the caller. Raises `NestedUnit` inside a unit, and `Unavailable` if the
+    database is unavailable.
     """
 
     async def __call__(self, fn: Callable[[], T], *, entry: UnitContext = SYSTEM_CONTEXT, read: bool = False) -> T: ...

@@ -65,7 +65,7 @@ class IdField(peewee.CharField):
 
 
 class InstantField(peewee.CharField):
-    """A column for an instant of `corral.clock`: 24 characters that sort chronologically."""
+    """A column for an instant (see `corral.clock`). Its 24 characters sort chronologically."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(max_length=24, **options)

@@ -15,7 +15,7 @@ from corral.database.unit import current
 
 Parameter = Callable[[str], peewee.Value]
 PEEWEE_ERRORS: Any = vars(peewee)["__exception_wrapper__"]
-"""A context manager that converts a driver's exception to peewee's exception.
+"""A context manager that converts a driver's exception to the corresponding peewee exception.
 
 Enter it only after an error, because entering it costs as much as a small query.
 """

@@ -135,6 +135,6 @@ def after_commit(fn: Callable[[], None]) -> None:
 def before_commit(fn: Callable[[], None]) -> None:
     """Call `fn` at the end of the current unit.
 
-    Use it to write rows that must be locked only briefly, such as counters.
+    Use this function to write rows that must be locked only briefly, such as counters.
     """
     current().before.append(fn)

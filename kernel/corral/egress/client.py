@@ -65,9 +65,9 @@ class Egress:
 
         The caller must close the client. By default, the client may connect to public addresses; with
         `Policy(child=…)`, it may connect only to a registered child process. `EgressBlocked` is raised if an address is
-        refused. `total_seconds` limits a call from its start to the end of the response. At most `max_bytes` of a
-        response are read, counted after decompression; `corral.egress.transport.truncated` returns whether the response
-        was longer.
+        refused. `total_seconds` limits the time from the start of a request to the end of its response. At most
+        `max_bytes` of a response are read, counted after decompression; `corral.egress.transport.truncated` returns
+        whether the response was longer.
         """
         import httpx2
 
@@ -149,8 +149,8 @@ class Egress:
         """Connect to the first of the allowed `addresses` that answers, and return a blocking socket.
 
         Use this method for libraries that need a socket, such as SMTP libraries. `addresses` must be a result of the
-        method `addresses`. Raise `OSError` if no address answers, or `EgressBlocked` if the peer is not the address
-        that was checked.
+        method `addresses`. Raise `OSError` if no address answers, or `EgressBlocked` if the peer does not have the
+        address that was checked.
         """
         proxy, failure = self.proxy(), OSError("the host has no address")
         for address in addresses:

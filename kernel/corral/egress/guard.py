@@ -145,7 +145,7 @@ class EgressGuard:
 
 
 def check_peer(peer: tuple[object, ...] | None, address: str) -> None:
-    """Raise `EgressBlocked` if the peer of a connection is not the address that was checked."""
+    """Raise `EgressBlocked` if the peer of a connection does not have the address that was checked."""
     if peer is None or canonical_address(str(peer[0])) != canonical_address(address):
         raise EgressBlocked("egress.address", "The connection did not reach the checked address.")
 

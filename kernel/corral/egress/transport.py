@@ -33,7 +33,10 @@ STEP = 64 * 1024  # decompressed bytes per step
 
 
 def truncated(response: httpx2.Response) -> bool:
-    """Return whether the response was cut off at the client's size limit. Call it after reading the response."""
+    """Return whether the response was cut off at the client's size limit.
+
+    Call this function after reading the response.
+    """
     return bool(response.extensions.get(TRUNCATED))
 
 
@@ -44,9 +47,10 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         self._addresses, self._proxy, self._tcp = addresses, proxy, tcp
 
     async def connect_tcp(self, host: str, port: int, *_: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
-        """Try the addresses in order, within `timeout` seconds in total. The other options of httpcore2 are ignored.
+        """Try the allowed addresses of the host in order, within `timeout` seconds in total.
 
-        TLS verifies the certificate for the requested name, although the connection is made to an address.
+        TLS verifies the certificate for the requested name, although the connection is made to an address. Other
+        httpcore2 options are ignored.
         """
         timeout: float | None = options.get("timeout")
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -98,7 +102,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Check, send and count a request.
 
-        Raise `EgressBlocked` if the egress guard refuses the request, or an exception of httpx2 if the request fails.
+        Raise `EgressBlocked` if the egress guard refuses the request, or an httpx2 exception if the request fails.
         """
         host = request.url.host
         deadline = None if self._seconds is None else time.monotonic() + self._seconds

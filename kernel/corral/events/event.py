@@ -30,7 +30,7 @@ class Event(msgspec.Struct, kw_only=True):
     visibility: ClassVar[str] = SHARED
     """Who may read the event: `shared`, `private`, `private_and_admin` or `admin` (see `corral.auth.visibility`)."""
     area: ClassVar[str] = ""
-    """The permission area: callers with the permission `<area>.read` may read the objects of the event.
+    """The permission area. The permission `<area>.read` lets callers read the objects that the event is about.
 
     If empty, the area is the name of the plugin.
     """

@@ -143,7 +143,7 @@ class Feed:
                         event.set()
 
     async def run_sequencer(self) -> None:
-        """Assign sequence numbers to committed events, at most every 10 ms, until cancelled.
+        """Assign sequence numbers to committed events, at most once every 10 ms, until cancelled.
 
         The kernel runs this method in a supervised task, but only on PostgreSQL.
         """

@@ -127,7 +127,7 @@ def write_events(unit: Unit) -> None:
 def number_committed() -> int:
     """Assign sequence numbers to committed rows in insertion order, and return the number of these rows.
 
-    Call this function only on PostgreSQL, in a separate unit of work. It returns 0 while another process assigns
+    Call this function only on PostgreSQL, in a separate unit of work. It returns 0 while another process is assigning
     numbers.
     """
     connection = current().connection
@@ -154,7 +154,10 @@ def select(where: Sequence[Any], limit: int) -> list[LoggedEvent]:
 
 
 def of_types(types: Sequence[str]) -> Statement:
-    """Return a statement that reads the first `limit` events of these types with `seq > after`, in order."""
+    """Return a statement that reads the first events of these types, in order.
+
+    The statement's parameters `after` and `limit` select up to `limit` events with `seq > after`.
+    """
     return _following(_IN_ORDER.where(EventRow.type.in_(types)))
 
 

@@ -55,10 +55,11 @@ class Text(msgspec.Struct, frozen=True):
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """A streamed body. The unit of work ends before the first chunk; `chunks` is closed when the client disconnects.
+    """A streamed body. The unit of work ends before the first chunk is sent.
 
-    `is_whole` is called at the end and returns whether the stream is complete. Only a complete stream is stored under
-    an `Idempotency-Key`. In response to a `HEAD` request, only the headers are sent, and `chunks` is never iterated.
+    `chunks` is closed when the client disconnects. `is_whole` is called at the end and returns whether the stream is
+    complete. Only a complete stream is stored under an `Idempotency-Key`. In response to a `HEAD` request, only the
+    headers are sent, and `chunks` is never iterated.
     """
 
     chunks: AsyncIterator[bytes]

@@ -56,7 +56,7 @@ class Page(msgspec.Struct, Generic[T], kw_only=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A column by which a list is ordered. The last column must be unique, and no column may contain nulls."""
+    """A column by which a list is ordered. An order's last column must be unique, and no column may contain nulls."""
 
     field: peewee.Field
     descending: bool = True

@@ -204,7 +204,7 @@ class SocketConnection(Protocol):
         """Send a text frame. Raise `ConnectionError` if the client has disconnected."""
 
     async def close(self, code: int, reason: str = "") -> None:
-        """Close the connection with a close code of RFC 6455."""
+        """Close the connection with an RFC 6455 close code."""
 
 
 class Socket(msgspec.Struct, frozen=True):

@@ -55,7 +55,7 @@ class JobRunner:
         self._next_checks: dict[str, float] = {}  # of the schedules, in epoch seconds
 
     def add(self, jobs: Sequence[Job], schedules: Sequence[Schedule], is_open: Callable[[], bool]) -> None:
-        """Add jobs and schedules. They wait while `is_open` returns false, because their plugin is out of service."""
+        """Add jobs and schedules. They wait while their plugin is out of service (`is_open` returns false)."""
         self._jobs |= {job.name: job for job in jobs}
         self.schedules |= {schedule.name: schedule for schedule in schedules}
         self._is_open |= dict.fromkeys([*(job.name for job in jobs), *(each.name for each in schedules)], is_open)
@@ -144,10 +144,10 @@ class JobRunner:
     # Schedules
 
     def claim_schedules(self, names: Sequence[str], *, due: bool = False) -> list[tuple[ScheduleRow, bool]]:
-        """Claim the named schedules that are due and not running. With `due`, schedules that are not due are also
-        claimed.
+        """Claim the named schedules that are due and not running.
 
-        Return the row of each schedule, and whether this call claimed the schedule. Runs in the caller's unit of work.
+        With `due`, schedules that are not due are also claimed. Return the row of each schedule, and whether this call
+        claimed the schedule. Runs in the caller's unit of work.
         """
         now, lease, is_named = clock.time_s(), new_id(), ScheduleRow.name.in_(names)
         following = {name: self.schedules[name].next_after(now) for name in names}

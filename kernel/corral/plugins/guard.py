@@ -1,6 +1,6 @@
 """Guards: wrappers around all callables that plugins contribute. They measure calls and handle errors.
 
-Expected failures (`corral.errors.ExpectedFailure`) are raised to the caller. All other errors are counted against the
+Expected failures (`corral.errors.ExpectedFailure`) propagate to the caller. All other errors are counted against the
 plugin. After such an error, a guard either returns a default value, so that the caller continues without the plugin's
 result, or raises the error. An error that is not an `Exception` is raised as `ContributionFailed`. The watchdog limits
 the duration of calls.

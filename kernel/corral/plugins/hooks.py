@@ -48,7 +48,7 @@ def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
 
 
 def _has_type(item: Any, asked: Any) -> bool:
-    """Return whether an item has the type. A protocol that cannot be checked at run time matches every item."""
+    """Return whether an item has the type `asked`. A protocol that cannot be checked at run time matches every item."""
     kind = typing.get_origin(asked) or asked
     base = typing.get_args(asked)[0] if kind is type else kind
     known = isinstance(base, type) and not getattr(base, "_is_protocol", False)

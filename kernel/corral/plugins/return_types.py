@@ -48,7 +48,7 @@ NOT_AWAITED = ExpectedReturn(None, False)
 
 @functools.lru_cache(maxsize=1024)
 def expected_returns(kind: Any, protocol: Any) -> dict[str, ExpectedReturn]:
-    """Return the expected return values of the callables in objects of a class, keyed by the names of the callables.
+    """Return the expected return values of the callables in objects of type `kind`, keyed by the callables' names.
 
     The callables are the fields of a struct, or the public methods of any other class. For methods, the expected values
     are read from the annotations of `protocol`. The result is shared, so callers must not change it.

@@ -26,7 +26,7 @@ INJECTED = {
     "corral_subscribers": "handle",
     "corral_metrics": "collect",
 }
-"""The hooks whose contributions contain a function with services as parameters, and the field with this function."""
+"""The hooks whose contributions contain a function that takes services, each with the field of this function."""
 
 
 @dataclasses.dataclass(eq=False)

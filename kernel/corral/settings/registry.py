@@ -105,7 +105,7 @@ class SettingsRegistry(SettingValues):
                 notify()
 
     def watch(self, settings: Iterable[Setting[Any]], notify: Callable[[], None]) -> None:
-        """Call `notify` immediately, and later on the event loop whenever one of these settings changes.
+        """Call `notify` immediately, and again on the event loop whenever one of these settings changes.
 
         `notify` must neither fail nor block.
         """

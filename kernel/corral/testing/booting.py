@@ -37,7 +37,8 @@ class KernelOptions(NamedTuple):
 def boot_kernel(folder: Path, options: KernelOptions) -> tuple[Kernel, Application]:
     """Boot a kernel in this folder. Return the kernel and its ASGI application.
 
-    If the database is empty or does not exist, it is created with the tables of the built-in plugins.
+    If the database does not exist or is an empty PostgreSQL database, it is created with the tables of the built-in
+    plugins.
     """
     config = _load_config(folder, options)
     ensure_data_dir(config)

@@ -18,7 +18,7 @@ def run_corral(*arguments: str, environ: Mapping[str, str], folder: Path) -> Res
     """Run `corral` with these arguments in a folder, and return its `exit_code`, `stdout`, `stderr` and `output`.
 
     Use this function only for commands that open no session, such as those that call a server. `environ` is added to
-    the environment. Exceptions that the program itself does not handle are raised to the caller.
+    the environment. Exceptions that the program itself does not handle propagate to the caller.
     """
     with patch.object(sys, "argv", ["corral", *arguments]), contextlib.chdir(folder):
         return CliRunner().invoke(click.command()(run), [], env=environ, catch_exceptions=False)

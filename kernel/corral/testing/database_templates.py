@@ -35,7 +35,7 @@ _loaded: dict[tuple[tuple[str, ...], str], tuple[list[PluginRecord], Scripts]] =
 
 
 def create_from_template(url: str, found: Sequence[Found], config: Config) -> bool:
-    """Create the database at `url` as a copy of a template, if the database is empty or does not exist.
+    """Create the database at `url` as a copy of a template if it does not exist or, on PostgreSQL, is empty.
 
     The template contains the migrations of the built-in plugins in `found`. Return whether the database was created.
     """

@@ -87,7 +87,7 @@ async def start_with_wants(
 
 
 def _subscribed_events(loaded: PluginRecord, plugin_dir: Path | None) -> Iterator[str]:
-    """Yield an error for each subscribed event of a plugin that is listed in neither `requires` nor `wants`.
+    """Yield an error for each subscribed event whose plugin is listed in neither `requires` nor `wants`.
 
     Also yield an error for each subscribed event that no installed plugin declares. Core plugins need not be listed,
     because they are always present.

@@ -1,4 +1,4 @@
-"""Generates the table of paths of the built-in plugins.
+"""Generates the table of the paths that the built-in plugins serve.
 
 The server uses the table to return a 503 response for the paths of plugins that are not running.
 

@@ -1,6 +1,6 @@
 """A folder of installed plugins, as created by `pip install --target`.
 
-Tests that use it need neither pip nor a network.
+Tests that use such a folder need neither pip nor a network.
 """
 
 from __future__ import annotations

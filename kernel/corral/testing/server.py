@@ -185,7 +185,7 @@ class ServerProcess:
     def sign_in(self, email: str = EMAIL, password: str = PASSWORD) -> httpx2.Client:
         """Sign in with email and password, and return a client with the new access token.
 
-        Responses with the status 503, which are possible on a busy machine, are retried for up to a minute.
+        Requests that are answered with the status 503, as may happen on a busy machine, are retried for up to a minute.
         """
         until = time.monotonic() + 60
         with self.client() as client:
