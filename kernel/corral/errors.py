@@ -126,7 +126,7 @@ class NotFound(Problem):
 
 
 class Conflict(Problem):
-    """409: the state of the object does not allow the operation. With code `invalid_state`, pass `current_status=`."""
+    """409: the object's state does not allow the operation. With the code `invalid_state`, pass `current_status=`."""
 
     default = "invalid_state"
 

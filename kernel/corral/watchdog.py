@@ -38,7 +38,10 @@ After the call has ended, they also include `value` or `error`.
 
 
 class CallAbandoned(BaseException):
-    """Raised in a call that blocks the event loop. Not an `Exception`, so `except Exception` does not catch it."""
+    """Raised in a call that blocks the event loop.
+
+    It is not an `Exception`, so `except Exception` does not catch it.
+    """
 
 
 class ThreadAbandoned(BaseException):
@@ -138,8 +141,8 @@ class _AbandonedThread:
 class Watchdog:
     """Runs periodic checks, and raises `ThreadAbandoned` in abandoned threads every second until they end.
 
-    Python raises such an exception only in a thread that executes Python code, so it does not interrupt a thread that
-    is blocked in a system call.
+    Python raises such an exception only in a thread that is executing Python code, so it does not interrupt a thread
+    that is blocked in a system call.
     """
 
     def __init__(self) -> None:

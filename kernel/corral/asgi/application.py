@@ -1,8 +1,8 @@
 """Turns a booted `Kernel` into the ASGI application that servers run.
 
-This module binds the routes and WebSockets of all active plugins to their services. The pipeline serves declared routes
-through Quart's extension point `asgi_http_class`. Quart itself serves blueprints, static files and all other paths that
-the router does not know. Errors that Quart raises are also returned as problem documents.
+This module binds the routes and WebSockets of all active plugins to the services that they use. The pipeline serves
+declared routes through Quart's extension point `asgi_http_class`. Quart itself serves blueprints, static files and all
+other paths that the router does not know. Errors that Quart raises are also returned as problem documents.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Application:
         self.sockets |= sockets
 
     def _add_unavailable(self) -> None:
-        """Add placeholders for operations of inactive built-in plugins, unless another plugin serves the operation."""
+        """Add a placeholder for each operation of an inactive built-in plugin, unless another plugin serves it."""
         for loaded, label in unavailable_operations(self.kernel.plugins):
             method, _, path = label.partition(" ")
             if method == "WS":
@@ -128,7 +128,10 @@ class QuartApp(Quart):
 
 
 def quart_application(pipeline: Pipeline, endpoints: Iterable[Endpoint], server: Server) -> Quart:
-    """Return the Quart application. With `fast_dispatch`, the pipeline serves declared routes and bypasses Quart."""
+    """Return the Quart application.
+
+    With `server.fast_dispatch`, the pipeline serves declared routes and bypasses Quart.
+    """
     app = QuartApp("corral", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024
     app.config["BODY_TIMEOUT"] = server.body_timeout_seconds

@@ -54,7 +54,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 class Pipeline:
     """The ASGI application for HTTP requests.
 
-    There is one instance per kernel, which holds no state of individual requests.
+    Each kernel has one instance, which holds no per-request state.
     """
 
     def __init__(self, kernel: Kernel, router: Router, endpoints: Iterable[Endpoint]) -> None:

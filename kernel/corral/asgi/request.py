@@ -1,4 +1,4 @@
-"""Defines incoming HTTP requests, which the stages of the pipeline process."""
+"""Defines incoming HTTP requests, which pass through the stages of the pipeline."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Credentials:
         )
 
     def reload_principal(self, caller: Principal) -> Principal:
-        """Return the current principal of the caller of a long-lived connection. Call this method in a read-only unit.
+        """Return the current principal of a long-lived connection's caller. Call this method in a read-only unit.
 
         Raise `Unauthorized` if the caller lost access, or if no authenticator recognises the caller.
         """

@@ -48,7 +48,7 @@ WRITERS = ("member",)
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """The authenticated caller of a request.
 
-    `user_id` is the person whose permissions apply. It is None for a registration key and for the system.
+    `user_id` is the id of the person whose permissions apply. It is None for a registration key and for the system.
     """
 
     kind: str  # user | api_key | worker | agent | system

@@ -1,4 +1,4 @@
-"""Registers the processes of a data folder that reload on SIGHUP, and records the result of their last load."""
+"""Registers the processes of a data folder, which reload on SIGHUP, and records the result of their last load."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _is_running(process: int) -> bool:
 
 
 def running_server_url(data_dir: Path) -> str | None:
-    """Return the URL of the listener of a server that uses this data folder, or None if no server does."""
+    """Return the listener URL of a server that uses this data folder, or None if there is no such server."""
     for process in _running_processes(data_dir):
         with contextlib.suppress(FileNotFoundError):
             if url := (_registration_folder(data_dir) / str(process)).read_text("utf-8"):

@@ -36,7 +36,7 @@ class FullTextIndex:
     def add(self, select: str, parameters: Sequence[Any]) -> None:
         """Index the documents that the SQL query `select` returns.
 
-        Each row of the query consists of the number of a document, followed by its text columns.
+        Each row of the result consists of a document's number, followed by its text columns.
         """
         if on_sqlite():
             execute(f"INSERT INTO {self._table} (rowid, {self._columns}) {select}", parameters)

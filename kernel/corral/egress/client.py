@@ -172,7 +172,7 @@ class Egress:
     def deny_own_server(self, bind: str, address: str = "") -> None:
         """Deny connections to Corral's own server, which listens on `bind`.
 
-        If `bind` has no port, the port of the URL `address` is used.
+        If `bind` has no port, the port is taken from the URL `address`.
         """
         place = urlsplit(f"//{bind}")
         port = place.port or urlsplit(address).port

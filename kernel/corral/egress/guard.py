@@ -85,8 +85,8 @@ class Policy(NamedTuple):
     """The destinations that a client may reach.
 
     If `child` is set, the client may reach only this child process. Otherwise, it may reach the destinations that
-    `profile` allows. It may also reach the destinations that the operator configured (`operator`), regardless of their
-    addresses and ports. Hosts have the form that `read_url` returns.
+    `profile` allows, and the hosts and ports that the operator configured (`operator`), which are exempt from all
+    checks of addresses and ports. Hosts have the form that `read_url` returns.
     """
 
     profile: Profile = "public"

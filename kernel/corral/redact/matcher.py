@@ -71,11 +71,11 @@ class Matcher:
         self._detector = BytesAhoCorasick([anchor.encode("utf-8", "replace") for anchor in self._anchors])
 
     def may_hold(self, text: str) -> bool:
-        """Return whether a match may begin in the text. This check takes a fraction of the time of `scan`."""
+        """Return whether a match may begin in the text. This check takes a fraction of the time that `scan` takes."""
         return bool(self._detector.find_matches_as_indexes(text.encode("utf-8", "replace")))
 
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:
-        """Return the spans to replace, and the length of the part of the text whose result is final.
+        """Return the spans to replace, and the length of the leading part of the text whose result is final.
 
         The spans are sorted and do not overlap. Text that arrives later cannot change the result for the final part. If
         `final` is set, no more text follows, and the whole text is final. The text must not contain `MARK`.

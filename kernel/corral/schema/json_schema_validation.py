@@ -215,7 +215,7 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
 
 
 def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[FieldError]:
-    """Yield the faults of the alternative of `anyOf` or `oneOf` that the client most likely meant.
+    """Yield the faults of the `anyOf` or `oneOf` alternative that the client most likely meant.
 
     Only alternatives that allow the type of the value are considered. Alternatives whose tag field has the right value
     are preferred. If several remain, the alternative with the fewest faults is chosen.

@@ -79,8 +79,8 @@ async def start_with_wants(
 ) -> list[Finding]:
     """Start a plugin together with the plugins in `beside`, which it requires or wants.
 
-    All plugins that `beside` requires are also started. Only in such a kernel can the plugin use the hooks and services
-    of all these plugins.
+    All plugins that `beside` requires are also started. The plugin can use the hooks and services of all these plugins
+    only in such a kernel.
     """
     async with make_kernel(folder, **_kernel_options(kind, beside, None, section, plugin_dir)) as kit:
         return list(rule_findings("start.wants", _inactive(kit, kind.name)))
