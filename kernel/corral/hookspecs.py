@@ -114,7 +114,7 @@ def corral_commands() -> Iterable[click.Command]:  # type: ignore[empty-body]
 
 @hookspec
 def corral_hookspecs() -> Iterable[Any]:  # type: ignore[empty-body]
-    """Return modules that contain hook specifications which this plugin offers to other plugins."""
+    """Return modules that contain the hook specifications that this plugin offers to other plugins."""
 
 
 @hookspec(firstresult=True)

@@ -124,7 +124,7 @@ class Runtime(Protocol):
     def supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         """Run a background task until shutdown.
 
-        A task that returns or raises is restarted with backoff (1 s to 60 s).
+        A task that returns or raises an exception is restarted with backoff (1 s to 60 s).
         """
         ...
 
@@ -341,7 +341,7 @@ class FirstAccount(Protocol):
 
 
 class Contributions(Protocol):
-    """Gives a plugin access to the contributions of active plugins to the hooks that it offers.
+    """Gives a plugin access to the items that active plugins contribute to the plugin's hooks.
 
     Call `for_hook` when the contributions are needed, not while services are being constructed.
     """

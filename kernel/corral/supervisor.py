@@ -1,4 +1,4 @@
-"""Runs background tasks and restarts them with backoff when they return or raise."""
+"""Runs background tasks and restarts them with backoff when they return or raise an exception."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ class ApiClient:
             query[position] = page["next"]
 
     def find(self, path: str, name: str, *, kind: str, field: str = "name", listing: str | None = None) -> Any:
-        """Return the object with this id or, ignoring case, this name from the list at `path`.
+        """Return the object in the list at `path` whose id or name is `name`. Case is ignored in names.
 
         `kind` is the noun for the error messages, such as "agent". `field` is the field that contains the name.
         `listing` is the command that lists the objects. For the kind `agent`, it defaults to `corral agents list`.

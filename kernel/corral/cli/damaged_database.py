@@ -1,6 +1,6 @@
 """Recognises errors that a damaged SQLite file causes.
 
-A damaged database needs a different remedy than a database that is unreachable or busy.
+The remedy for a damaged database differs from that for a database that is unreachable or busy.
 """
 
 from __future__ import annotations

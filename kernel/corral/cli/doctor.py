@@ -502,7 +502,7 @@ def is_database_missing(config: Config) -> bool:
 
 
 def modified_files(config: Config) -> Iterator[tuple[str, list[str]]]:
-    """Yield `(distribution, files)` for each enabled third-party plugin whose files differ from its RECORD file."""
+    """Yield `(distribution, files)` for each enabled third-party plugin whose files do not match its RECORD file."""
     wanted = {found.distribution for found in discover(config) if found.name in config.plugins.enabled}
     for distribution in metadata.distributions():
         name = str(distribution.metadata["Name"]).lower()

@@ -1,4 +1,4 @@
-"""Finds the file store for a URL, for commands that use a different store than the server."""
+"""Finds the file store for a URL, for commands that use a store other than the server's."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ MISSED_PINGS = 2.5  # ping intervals without data after which a peer is consider
 class IdleTimer:
     """Closes a connection that has been idle for too long. Replaces Hypercorn's timer `AsyncioSingleTask`.
 
-    Each request extends the deadline. Hypercorn's own timer cancels and creates a task for every request, which
-    accounts for a sixth of the time spent on a short request.
+    Each request moves the connection's deadline. Hypercorn's own timer cancels and creates a task for every request,
+    which accounts for a sixth of the time spent on a short request.
     """
 
     def __init__(self) -> None:
@@ -333,7 +333,7 @@ class Http1(H11Protocol):
 
 
 class ByteBuffer(WebsocketBuffer):
-    """A message buffer that limits messages by bytes. Hypercorn's own buffer counts characters in text messages."""
+    """A buffer that limits the bytes in a message. Hypercorn's own buffer counts characters in text messages."""
 
     def extend(self, event: Message[Any]) -> None:
         if isinstance(event, TextMessage):

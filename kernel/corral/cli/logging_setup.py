@@ -1,6 +1,6 @@
 """Configures logging to standard error, as JSON objects or as human-readable lines.
 
-Each plugin has a rate limit, and a warning that repeats is logged once a minute.
+Each plugin has a rate limit, and a repeated warning is logged at most once a minute.
 """
 
 from __future__ import annotations

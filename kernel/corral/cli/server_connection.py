@@ -37,7 +37,7 @@ server_option = click.option(
 
 
 def client_command(function: Callable[..., None]) -> Callable[..., None]:
-    """Add `--server` and `--json` (`as_json`) to a command, and call it with a client of the selected server."""
+    """Add `--server` and `--json` (`as_json`) to a command, and call it with a client for the selected server."""
 
     @server_option
     @json_option
@@ -56,7 +56,7 @@ def _name_list_command(error: ApiClientError) -> ApiClientError:
     """Add a hint to the message of a "not found" error.
 
     If an object was not found, and the message names no command, the hint names the command that lists such objects. If
-    the server lacks the operation itself, the hint says that the server does not run the plugin of the command.
+    the server lacks the operation itself, the hint says that the server does not run the command's plugin.
     """
     group = click.get_current_context().parent
     if error.status != 404 or group is None or group.parent is None or not isinstance(group.command, click.Group):

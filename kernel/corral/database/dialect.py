@@ -54,10 +54,10 @@ def sql_fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
 
 @contextlib.contextmanager
 def savepoint() -> Iterator[None]:
-    """Run a block of statements in a savepoint. If the block raises, all its effects on the unit are undone.
+    """Run a block of statements in a savepoint. If the block raises an exception, its effects are undone.
 
-    The effects include rows, events, jobs, audit rows and callbacks. On PostgreSQL, a failed statement aborts the whole
-    transaction unless the statement is inside a savepoint.
+    The effects on the unit include rows, events, jobs, audit rows and callbacks. On PostgreSQL, a failed statement
+    aborts the whole transaction unless the statement is inside a savepoint.
     """
     unit = current()
     buffers: tuple[list[Any], ...] = (unit.events, unit.jobs, unit.audit, unit.after, unit.before)

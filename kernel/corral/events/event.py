@@ -32,7 +32,7 @@ class Event(msgspec.Struct, kw_only=True):
     area: ClassVar[str] = ""
     """The permission area. The permission `<area>.read` lets callers read the objects that the event is about.
 
-    If empty, the area is the name of the plugin.
+    If empty, the area is the name of the plugin that declares the event.
     """
 
 

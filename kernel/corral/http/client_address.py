@@ -51,7 +51,7 @@ def canonical_ip(text: str) -> str:
 
 @functools.lru_cache(maxsize=8192)
 def address_key(client_ip: str) -> str:
-    """Return the key that identifies a client in limits: the IPv4 address, or the /64 network of an IPv6 address."""
+    """Return the key of a client in rate limits: the IPv4 address, or the /64 network of an IPv6 address."""
     if ":" not in client_ip:
         return client_ip
     return str(ipaddress.ip_network(f"{client_ip}/64", strict=False).network_address)

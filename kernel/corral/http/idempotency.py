@@ -90,7 +90,7 @@ class Idempotency:
         raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
 
     def _read(self, key: IdempotencyKey, row: Any) -> Response:
-        """Return the response stored in a row. Raise `idempotency_key_reused` if it belongs to another body."""
+        """Return the response stored in a row. Raise `idempotency_key_reused` if the row belongs to another body."""
         status, headers, body, digest = row.status or 200, row.headers or {}, (row.body or "").encode(), b""
         if row.sealed:
             whole = self._keyring.decrypt(bytes.fromhex(row.body), aad=_aad(key))

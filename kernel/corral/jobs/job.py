@@ -125,7 +125,8 @@ class JobRow(Model):
 class ScheduleRow(Model):
     """The state of a schedule.
 
-    `next_at` is the next due time. While the schedule runs, it has a `lease`, and `next_at` is the end of this lease.
+    `next_at` is the next due time. While the schedule is running, it has a `lease`, and `next_at` is the end of this
+    lease.
     """
 
     name = peewee.CharField(primary_key=True, max_length=100)

@@ -87,7 +87,7 @@ class Container:
         return factory(**self.resolve_services(_parameters(factory), record, _name(factory)))
 
     def inject(self, instance: Any, record: PluginRecord) -> None:
-        """Set class attributes annotated `X | None` to the services of plugins in `wants`, or to None."""
+        """Set the instance's attributes annotated `X | None` to the services of plugins in `wants`, or to None."""
         for name, (kind, optional) in optional_hints(cls := type(instance)).items():
             if optional and self._is_injectable(kind):
                 setattr(instance, name, self.find(kind, record, optional=True, where=f"{cls.__name__}.{name}"))

@@ -75,7 +75,7 @@ class Guard:
 
     @property
     def guarded(self) -> Callable[..., Any]:
-        """The guarded function. It is a coroutine function if `function` is one and may return an awaitable."""
+        """The guarded function: a coroutine function if `function` is one and `expected` allows an awaitable."""
         is_async = inspect.iscoroutinefunction(self.function) and self.expected.awaited is not False
         return self.call_async if is_async else self
 

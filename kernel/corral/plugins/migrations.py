@@ -115,7 +115,7 @@ def select_keyring(keyring: Keyring, database: Database, plugins: Iterable[Plugi
 
 
 def disabled_by_admins(database: Database) -> dict[str, str]:
-    """Return the names of the plugins that admins have disabled, and the reasons. These plugins are not loaded."""
+    """Return the reasons why admins have disabled plugins, keyed by plugin name. These plugins are not loaded."""
 
     def stored() -> dict[str, str]:
         if "plugin_admin_states" not in existing_tables(database.engine):

@@ -36,7 +36,10 @@ _ACCEPTED = {LINE: "one line of text without control characters", UUID: "a UUID"
 _ACCEPTED[SLUG] = "1 to 64 characters of a-z, 0-9, - and _, beginning with a letter or digit"
 _FORMATS = {"date-time": "a date and time with a zone, such as 2026-01-31T12:00:00Z", "uuid": "a UUID"}
 _BY_KEYWORD = json.loads(Path(__file__).with_name("faults.json").read_bytes())
-"""The fault for each keyword that a value can violate. In `detail`, `{}` stands for the keyword's value and unit."""
+"""The fault for each JSON Schema keyword that a value can violate.
+
+In `detail`, `{}` stands for the keyword's value and unit.
+"""
 
 
 def json_schema_errors(schema: dict[str, Any], value: Any, *, pointer_prefix: str = "") -> list[FieldError]:

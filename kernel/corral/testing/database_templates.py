@@ -27,7 +27,7 @@ from corral.plugins.record import PluginRecord
 from corral.testing.database_servers import execute
 
 Scripts = frozenset[str]
-"""The migration scripts of a set of plugins, as one string for each plugin with its name and a hash."""
+"""The migration scripts of a set of plugins: for each plugin, a string with its name and a hash of its scripts."""
 
 _made: dict[tuple[str, Scripts], str] = {}
 _folders: list[Path] = []
