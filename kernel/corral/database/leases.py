@@ -49,6 +49,6 @@ def release_leases(holder: str) -> None:
 
 
 def lease_holder(name: str) -> str | None:
-    """Return the current holder, or None if the lease is free."""
+    """Return the lease's current holder, or None if the lease is free."""
     row = Lease.get_or_none((Lease.name == name) & (Lease.until > clock.now()))
     return None if row is None else str(row.holder)

@@ -144,12 +144,12 @@ def number_committed() -> int:
 
 
 def read(after: int, limit: int = 500) -> list[LoggedEvent]:
-    """Return the first events with `seq > after`, in order."""
+    """Return up to `limit` events with `seq > after`, in order."""
     return [LoggedEvent(*row) for row in _READ.rows({"after": after, "limit": limit})]
 
 
 def select(where: Sequence[Any], limit: int) -> list[LoggedEvent]:
-    """Return the first events that satisfy all conditions, in order."""
+    """Return up to `limit` events that satisfy all conditions, in order."""
     return [LoggedEvent(*row) for row in _IN_ORDER.where(EventRow.seq.is_null(False), *where).limit(limit)]
 
 
