@@ -127,7 +127,7 @@ def refuse_unenforced(fields: Mapping[str, Any], *, enforces_budgets: bool, perf
 
 
 def review_policy_faults(policy: ReviewPolicy, pointer: str, *, performs_reviews: bool) -> list[FieldError]:
-    """Return the errors in a review policy that its type annotations do not rule out."""
+    """Return the errors in a review policy that the type annotations of `ReviewPolicy` do not rule out."""
     if policy.mode != "none" and not performs_reviews:
         detail = "Reviews require the plugin code_reviews, which is not active."
         return [FieldError(f"{pointer}/mode", "not_allowed", detail)]
@@ -199,7 +199,7 @@ class TaskOverrides(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
 
 
 class AttemptSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """A summary of a task's attempt, as shown in the dead letter of the task."""
+    """A summary of one attempt, as shown in the task's dead letter."""
 
     n: int
     worker_id: str
@@ -249,7 +249,7 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LiveAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """The attempt of a live lease.
+    """An attempt whose lease is live.
 
     `cost_left_micro` is the part of the task's cost limit that remains for the attempt, in micro-USD, or None if the
     task has no limit.
@@ -461,7 +461,7 @@ class Tasks(Protocol):
         ...
 
     def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
-        """Return the worker's signals with a sequence number above `after`: at most 200, oldest first."""
+        """Return up to 200 of the worker's signals whose sequence number is greater than `after`, oldest first."""
         ...
 
     def release_leases_of_worker(self, worker_id: str, *, reason: str) -> int:
@@ -484,9 +484,9 @@ class Tasks(Protocol):
         ...
 
     def detach_agent(self, agent_id: str) -> int:
-        """Clear the `agent_id` of the waiting tasks of a deleted agent.
+        """Clear `agent_id` in a deleted agent's unfinished tasks, so that other agents can claim them.
 
-        Return the number of tasks that were changed.
+        Return the number of changed tasks.
         """
         ...
 
@@ -499,7 +499,7 @@ class Tasks(Protocol):
         ...
 
     def live_attempt(self, task_id: str, lease_id: str) -> LiveAttempt | None:
-        """Return the attempt of the lease if it is the task's live lease, else None."""
+        """Return the attempt of the lease, or None if the lease is not the task's live lease."""
         ...
 
     def stop_run(self, task_id: str, lease_id: str, *, kind: str, reason: str | None) -> bool:
@@ -689,7 +689,7 @@ class TaskRetried(TaskEvent, kw_only=True):
 class TaskUpdated(TaskEvent, kw_only=True):
     """A task changed in a way that no other event describes.
 
-    If a budget or a circuit breaker ended the task's attempt, `reason` says why the task returned to its queue.
+    If a budget or a circuit breaker ended the task's attempt, `reason` says why the task returned to the queue.
     """
 
     event = "task.updated"

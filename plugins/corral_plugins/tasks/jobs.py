@@ -110,7 +110,7 @@ def cancel_children(task_id: str, outcomes: TaskOutcomes) -> None:
 
 
 def cancel_all_leased(reason: str, before: str, leases: TaskLeases) -> None:
-    """Request the cancellation of the next batch of runs that were leased when the kill switch was activated."""
+    """Request the cancellation of the next batch of tasks that were leased when the kill switch was activated."""
     leases.cancel_all_leased(reason=reason, before=before)
 
 

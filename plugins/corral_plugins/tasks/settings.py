@@ -208,7 +208,7 @@ def retry_policy(settings: Settings, agent: AgentFacts | None, own: dict[str, An
 
 
 def stall_policy(settings: Settings, agent: AgentFacts | None, own: dict[str, Any] | None) -> AppliedStallPolicy:
-    """Merge the stall policies, with the same precedence as `retry_policy`."""
+    """Merge the stall policies of a task, its agent and the settings, with the same precedence as `retry_policy`."""
     of_settings = {"stall_seconds": settings.get(STALL_SECONDS), "loop_repeats": settings.get(LOOP_REPEATS)}
     of_agent = agent.stall_policy if agent is not None else None
     return msgspec.convert({**of_settings, **(of_agent or {}), **(own or {})}, AppliedStallPolicy)

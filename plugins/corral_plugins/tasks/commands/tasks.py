@@ -203,7 +203,7 @@ def show_logs(
 @task_argument
 @client_command
 def explain_task(client: ApiClient, *, task: str, as_json: bool) -> None:
-    """Explain why a task is running or not, and what to do about it."""
+    """Explain why a task is or is not running, and what to do about it."""
     found = client.get(f"/tasks/{_find(client, task)['id']}/explain")
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))

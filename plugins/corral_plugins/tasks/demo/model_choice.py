@@ -1,6 +1,6 @@
 """Selects the model for the demo and checks that the input fits into the model's context.
 
-Both happen before any process is started.
+Both steps take place before any process is started.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ModelChoice(NamedTuple):
 
 
 def choose_model(command_context: CommandContext) -> ModelChoice:
-    """Return the first model of an installed plugin that works on this machine.
+    """Return the first model that an installed plugin provides and that works on this machine.
 
     If no model works, return the scripted model, with the reasons in `problem`.
     """

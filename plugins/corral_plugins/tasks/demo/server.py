@@ -26,7 +26,7 @@ _READY = re.compile(r"ready on \w+: (http://\S+?)/api/v1")
 
 
 class Interrupted(BaseException):
-    """Raised on SIGTERM, SIGINT or SIGHUP to stop the whole process tree."""
+    """Raised on SIGTERM, SIGINT or SIGHUP to stop the demo's whole process tree."""
 
 
 class InterruptHandler:

@@ -118,7 +118,7 @@ def give_task_input(id: str, body: InputAnswer, actions: OwnerActions, caller: P
 
 @routes.get("/{id}/explain", needs=READ)
 def explain_task(id: str, explanations: TaskExplanations, caller: Principal) -> Explanation:
-    """Explain why a task is running or not, or how it ended."""
+    """Explain why a task is or is not running, or how it ended."""
     return explanations.explain(id, caller)
 
 

@@ -1,6 +1,6 @@
 """The routes that workers call for their claimed tasks.
 
-A request that does not name a lease in its body or header uses the lease of its token.
+A request that does not name a lease in its body or header uses the lease for which its token was issued.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ routes = Routes("/tasks", tag="Worker")
 def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> str | None:
     """Return the id of the lease that a request refers to, or None if it refers to none.
 
-    This is the lease named in the request body or in the `Corral-Lease` header, or else the lease of the token.
+    This is the lease named in the request body or in the `Corral-Lease` header, or else the lease for which the token
+    was issued.
     """
     if isinstance(body.lease_id, str):
         return body.lease_id.lower()
@@ -61,9 +62,10 @@ def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> s
 async def _run_keeping_usage(
     work: Work, entry: UnitContext, act: Callable[[], T], late: Callable[[UsageReport], None], usage: UsageReport | None
 ) -> T:
-    """Run `act` in a unit of work. If the lease has been lost, still record the reported usage.
+    """Run `act` in a unit of work. If the lease has been lost, record the reported usage anyway.
 
-    Because the money has been spent, the usage is then recorded in another unit of work.
+    The usage is recorded because the money has already been spent. A separate unit of work is used because the first
+    one is rolled back.
     """
     try:
         return await work(act, entry=entry)

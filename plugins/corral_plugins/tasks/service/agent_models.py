@@ -81,7 +81,7 @@ class AgentModels:
         )
 
     def first_usable(self, agent: AgentFacts) -> AgentModel | None:
-        """Return the first model of the agent that the gateway can call, or else its first model.
+        """Return the agent's first model that the gateway can call, or the agent's first model if it can call none.
 
         Return None if the `llm` plugin is not active.
         """
@@ -99,7 +99,7 @@ class AgentModels:
         return None if any(model.problem is None for model in models) or not models else models[0]
 
     def blocked_model(self, agent: AgentFacts) -> AgentModel | None:
-        """Return the agent's blocked model whose circuit breaker will allow calls first without the action of an admin.
+        """Return the agent's blocked model whose circuit breaker will be the first to allow calls automatically.
 
         Return None if the gateway can call one of the agent's models now, or if no model is blocked by a circuit
         breaker.

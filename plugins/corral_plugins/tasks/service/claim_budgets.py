@@ -75,7 +75,7 @@ class Shortage(NamedTuple):
     left_micro: int
 
     def describe(self) -> str:
-        """Describe in a sentence the call that the budget refused."""
+        """Return a sentence that describes the call that the budget refused."""
         whose = "the installation" if self.scope == "global" else "the agent"
         return (
             f"The budget of {whose} did not admit a model call, which may cost {format_micro_usd(self.needed_micro)}: "
@@ -95,7 +95,8 @@ def find_shortage(row: TaskRow, agent: AgentFacts, model: str) -> Shortage | Non
 
 
 def with_shortage(row: TaskRow, agent: AgentFacts, model: str, shortage: Shortage) -> dict[str, Any]:
-    """Return the refused calls to store with the task: the existing ones of other agents, and this agent's new one."""
+    """Return the refused calls to store with the task: the existing ones for other agents and `shortage` for
+    `agent`."""
     others = {key: each for key, each in row.get("budget_shortages").items() if key != agent.id}
     newest = dict(list(others.items())[1 - MAX_SHORTAGES :])
     return {**newest, agent.id: {"configuration": [agent.version, model], **shortage._asdict()}}
@@ -104,7 +105,7 @@ def with_shortage(row: TaskRow, agent: AgentFacts, model: str, shortage: Shortag
 class BudgetObstacle(NamedTuple):
     """A budget or cost limit that does not allow an attempt. The amounts are in micro-USD.
 
-    If `is_known_call` is set, `needed` is the cost of a call that was refused before. Otherwise, `needed` is the
+    If `is_known_call` is set, `needed` is the cost of a call that was refused earlier. Otherwise, `needed` is the
     estimated cost of an attempt. If `detail` is set, the description of the obstacle consists of `detail` and contains
     no amounts.
     """

@@ -94,7 +94,7 @@ def _queues_with_tools() -> list[tuple[str, str]]:
 
 
 def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], of_server: Iterable[str]) -> bool:
-    """Return whether each of the `tools` is offered by the worker or by the server, whose tools are `of_server`."""
+    """Return whether the worker or the server offers each tool in `tools`. `of_server` lists the server's tools."""
     return worker.tools is None or includes_tools([*worker.tools, *of_server], tools)
 
 
@@ -103,7 +103,7 @@ def queues_for_agents(
 ) -> dict[str, list[AgentFacts]]:
     """Return the queues that these agents may serve on this worker, each with the agents that may serve it.
 
-    The agents of each queue are in the given order.
+    The agents of each queue are in the order of `agents`.
     """
     found: dict[str, list[AgentFacts]] = {}
     for agent in agents:
@@ -153,7 +153,7 @@ def lock_queued_task(task_id: str, queue: str, *, exactly: bool) -> TaskRow | No
 
 
 def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
-    """Merge these queues in claim order, and return the ids of the first `limit` tasks."""
+    """Merge the queues in `names` in claim order, and return the ids of the first `limit` tasks."""
     filled = [queue for _, queue in first_task_of_each_queue(names, limit=limit)]
     if not filled:
         return []
@@ -295,7 +295,7 @@ class TaskClaims:
         return self._affordable(first_task_ids(served_queues, limit=limit), served_queues)
 
     def _affordable(self, task_ids: Sequence[str], served_queues: Mapping[str, Sequence[AgentFacts]]) -> list[str]:
-        """Return the tasks that the budgets still allow after the attempts of all preceding tasks."""
+        """Return the tasks whose attempts the budgets allow in addition to those of all preceding tasks."""
         plan, slots = self._budgets.plan(), Counter[str]()
         found = {row.id: row for row in find_queued_tasks(task_ids)}
         affordable = []
@@ -354,7 +354,7 @@ class TaskClaims:
     ) -> AgentFacts | None:
         """Return the agent with the fewest leases among those whose budgets allow an attempt.
 
-        Return None if no budget allows one. An agent whose budget is used up gets no other task in this claim.
+        Return None if there is no such agent. An agent whose budget is used up gets no more tasks in this claim.
         """
         for agent in sorted(able, key=lambda each: each.max_concurrent_tasks - slots[each.id]):
             if plan.find_obstacle(row, agent) is None:

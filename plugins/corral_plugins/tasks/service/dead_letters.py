@@ -1,4 +1,4 @@
-"""Decides which task failures get a dead letter, and informs the `dead_letter` plugin about the tasks."""
+"""Decides which task failures get a dead letter, and adds and closes these dead letters in the `dead_letter` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explains why a task is running or not, by testing the same conditions as a claim."""
+"""Explains why a task is or is not running, by testing the same conditions as a claim."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BUDGETS = (("global", "installation"), ("agent", "agent"), ("task", "task"))
 
 
 class TaskExplanations:
-    """Explains why tasks are running or not. Every method runs in the caller's unit of work."""
+    """Explains why tasks are or are not running. Every method runs in the caller's unit of work."""
 
     switch: KillSwitch | None
     tools: Tools | None
@@ -265,7 +265,7 @@ class TaskExplanations:
         return found
 
     def _no_model(self, agents: Sequence[AgentFacts]) -> Condition:
-        """Return the unmet condition for the case that all models of these agents are unavailable now."""
+        """Return the unmet condition that applies if all models of these agents are unavailable."""
         blocked = [model for each in agents if (model := self._models.blocked_model(each)) is not None]
         if not blocked:
             return self._provider_condition(agents[0])
@@ -291,7 +291,7 @@ class TaskExplanations:
     def _budget_conditions(self, row: TaskRow, candidates: Sequence[AgentFacts]) -> list[Condition]:
         """Return the met or unmet conditions for the budgets of the agents that may run the task.
 
-        The conditions are met if the budgets allow at least one of these agents an attempt.
+        The conditions are met if the budgets allow an attempt by at least one of these agents.
         """
         found = [(agent, self._budgets.plan().find_obstacle(row, agent)) for agent in candidates[:MAX_CANDIDATES]]
         refused = [(agent, obstacle) for agent, obstacle in found if obstacle is not None]
@@ -354,7 +354,7 @@ class TaskExplanations:
         return [*found, _unmet("worker_capacity", message, "Wait, or add a worker: corral worker --url URL", href)]
 
     def _no_worker_conditions(self) -> list[Condition]:
-        """Return the unmet condition for the case that no approved worker is online.
+        """Return the unmet condition that applies if no approved worker is online.
 
         Either no worker is online at all, or a registered worker is waiting for approval.
         """

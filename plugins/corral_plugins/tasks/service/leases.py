@@ -139,7 +139,7 @@ class TaskLeases:
         )
 
     def live_attempt(self, task_id: str, lease_id: str) -> LiveAttempt | None:
-        """Return the attempt of the lease if it is live, else None."""
+        """Return the attempt of the lease, or None if the lease is not live."""
         found = _LIVE_ATTEMPT.one({"task": task_id, "lease": lease_id})
         if found is None:
             return None
@@ -229,7 +229,7 @@ class TaskLeases:
         return self._end_leases(Attempt.agent_id == agent_id, reason, end)
 
     def after_restore(self, by: Principal) -> None:
-        """End all leases without consuming an attempt, because the original installation continues their runs.
+        """End all leases without consuming an attempt, because the original installation continues the runs.
 
         The search index is rebuilt because backups do not contain it.
         """
@@ -238,7 +238,7 @@ class TaskLeases:
         queries.rebuild_search_index()
 
     def cancel_all_leased(self, *, reason: str, before: str | None = None) -> int:
-        """Request the cancellation of every run that was claimed at or before `before` (default: now).
+        """Request the cancellation of every run whose task was claimed at or before `before` (default: now).
 
         Runs whose cancellation was already requested are skipped. One unit of work handles at most 200 runs, and a
         background job handles the rest. Return the total number of runs to cancel.
@@ -363,7 +363,7 @@ class AttemptPrincipals:
 
 
 class AttemptTokenAuthenticator:
-    """Authenticates attempt tokens (`cra_a…`), and workers that name their lease in `Corral-Lease`.
+    """Authenticates attempt tokens (`cra_a…`), and workers that name their lease in the `Corral-Lease` header.
 
     Implements the interfaces `Authenticator`, `RecheckingAuthenticator` and `Delegation`.
     """

@@ -1,4 +1,4 @@
-"""Finds the tools that an agent may use and that a worker does not offer.
+"""Finds the tools that an agent may use but that a worker does not offer.
 
 A worker may claim a task even if it lacks some of the agent's tools; only the task's `required_tools` must be
 available. The worker then runs the agent without the tools that it lacks. These functions find such tools so that

@@ -34,7 +34,7 @@ from corral_plugins.tasks.service.transitions import (
 from corral_plugins.tools.api import Tools
 
 BATCH_SIZE = 200
-"""The number of dependents or children that a unit of work handles before a background job handles the rest."""
+"""The maximum number of dependents or children that one unit of work handles. A background job handles the rest."""
 
 
 def _status_is(status: str) -> Any:
@@ -398,7 +398,7 @@ class TaskOutcomes:
         by: str,
         late_result: str | None = None,
     ) -> None:
-        """End the task in the status `cancelled`."""
+        """End the task with the status `cancelled`."""
         now = clock.now()
         changes: dict[str, Any] = {"finished_at": now, "cancel_kind": kind, "cancel_reason": reason, **NOT_WAITING}
         if row.status != "cancelling":

@@ -65,7 +65,7 @@ def search_words(text: str) -> list[str]:
 
 
 def search_query(words: Sequence[str]) -> str:
-    """Return the full-text query for tasks that contain all these words."""
+    """Return the full-text query for tasks that contain all of the words."""
     return INDEX.query(words, enough=MAX_MATCHES)
 
 
@@ -135,7 +135,7 @@ def _last_indexed() -> tuple[str, str]:
 def index_next_tasks() -> bool:
     """Add the next batch of tasks that were created more than 30 s ago to the search index.
 
-    Return whether there may be further tasks to index. If there are none, also merge a part of the index.
+    Return whether there may be more tasks to index. If there are none, also merge part of the index.
     """
     created_at, task_id = _last_indexed()
     after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
@@ -159,7 +159,7 @@ def index_next_tasks() -> bool:
 
 
 def rebuild_search_index() -> None:
-    """Build the search index of all tasks. The index table must be empty."""
+    """Build the search index for all tasks. The index table must be empty."""
     SearchDocument.delete().execute()
     while index_next_tasks():
         pass
@@ -268,8 +268,8 @@ def key_at_position(position: int) -> tuple[str, str] | None:
 def extend_anchors() -> bool:
     """Write the next page anchor if enough settled tasks follow the last anchor. Return whether an anchor was written.
 
-    A page anchor saves a position in the list of all tasks, so that pages at large offsets are found quickly. A task is
-    settled if it was created more than 60 s ago, because commits after that time can no longer add older tasks.
+    A page anchor saves a position in the list of all tasks, so that pages at large offsets are found quickly. A task
+    that was created more than 60 s ago is settled: no pending commit can still add an older task.
     """
     found = next_anchor()
     if found is not None:

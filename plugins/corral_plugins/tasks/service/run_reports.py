@@ -108,7 +108,7 @@ class TaskLogs:
 
 
 def read_log_lines(task_id: str, fence: int, query: LogQuery) -> list[LogView]:
-    """Return the lines of an attempt after `query.after`, oldest first."""
+    """Return the log lines of an attempt whose `seq` is greater than `query.after`, oldest first."""
     where = (LogLine.task_id == task_id) & (LogLine.fence == fence) & (LogLine.seq > query.after)
     if isinstance(query.level, list):
         where &= LogLine.level.in_(query.level)
@@ -240,7 +240,7 @@ def _attribution(row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
 
 
 def _price_columns(charged: ChargedCost, tokens: int) -> dict[str, int]:
-    """Return the cost to add, or the tokens to add if their price is unknown, keyed by column name."""
+    """Return the cost to add, or the number of tokens to add if their price is unknown, keyed by column name."""
     return {"unpriced_tokens": tokens} if charged.cost_micro_usd is None else {"cost_micro": charged.cost_micro_usd}
 
 

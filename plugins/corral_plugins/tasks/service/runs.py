@@ -1,4 +1,4 @@
-"""The calls that workers and tools make for runs of tasks, under the lease that they hold.
+"""The calls that workers and tools make for task runs, under the leases of these runs.
 
 Each call checks the lease first. A call with a stale lease has no effect.
 """
@@ -125,8 +125,8 @@ class TaskRuns:
     ) -> tuple[TaskRow, AttemptRow, bool]:
         """Lock the task for a call that ends the lease.
 
-        Return the locked task, the attempt, and whether an earlier call of the same name already ended the lease. Raise
-        `Conflict` if the lease ended in any other way.
+        Return the locked task, the attempt, and whether an earlier call with the same name already ended the lease.
+        Raise `Conflict` if the lease ended in any other way.
         """
         row, attempt = self._lock_attempt(task_id, lease_id, by)
         if attempt.finished_at is None and row.lease_id == attempt.lease_id:
@@ -461,7 +461,7 @@ class TaskRuns:
             raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
 
     def record_stale_usage(self, task_id: str, lease_id: str | None, used: UsageReport, by: Principal) -> None:
-        """Record the usage that a worker reports after it has lost the lease, because the money has been spent.
+        """Record the usage that a worker reports after it has lost the lease, because the money has already been spent.
 
         All other effects of such a call are discarded.
         """

@@ -1,8 +1,9 @@
 """Statistics about tasks and agents: counters and hourly statistics in the database, and the metrics of this process.
 
-The counters and hourly statistics change together with the rows that they count, so that reads need not count tasks.
-They are sharded, so that concurrent units of work rarely wait for each other. Each unit of work writes its changes to
-them at its end and in a fixed order, so that it holds the locks only briefly and causes no deadlock.
+The counters and hourly statistics change together with the rows that they count, so that no tasks have to be counted
+when the statistics are read. They are sharded, so that concurrent units of work rarely wait for each other. Each unit
+of work writes its changes to the counters and statistics at its end and in a fixed order, so that it holds the locks
+only briefly and causes no deadlock.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def count_priority_change(status: str, before: int, after: int) -> None:
 
 
 def count_ended_task(*, completed: bool, duration_ms: int | None) -> None:
-    """Count a task that was completed or failed permanently in the statistics of the current hour."""
+    """Add a completed or permanently failed task to the statistics of the current hour."""
     hour = _current_deltas().hour
     hour["completed" if completed else "failed"] += 1
     if completed and duration_ms is not None:
@@ -207,7 +208,7 @@ def sums_of_last_day() -> Counter[str]:
 
 
 def oldest_pending() -> tuple[str, str] | None:
-    """Return the queueing time and the id of the oldest pending task, or None if no pending task is in a queue."""
+    """Return the time at which the oldest pending task was queued, and its id. Return None if no task is queued."""
     found = [_OLDEST.one({"rank": rank, "priority": priority}) for rank, priority in RANKS]
     return min(((row[0], row[1]) for row in found if row is not None), default=None)
 

@@ -1,4 +1,4 @@
-"""The values of `GET /tasks/stats`.
+"""The values in the response to `GET /tasks/stats`.
 
 Statistics of all tasks come from counters and hourly statistics. Statistics of a subset of the tasks come from indexes
 and samples.

@@ -34,7 +34,7 @@ NOT_WAITING: dict[str, Any] = {"waiting_for": None, "waiting_kind": None, "waiti
 """The columns to reset when a task returns to the queue or stops waiting for a person."""
 NOT_QUEUED: dict[str, Any] = {"queue": None, "queue_until": None}
 TOP_RANK = 4
-"""The highest rank, one above that of the priority `critical`.
+"""The highest rank, which is one above the rank of the priority `critical`.
 
 A task that has waited long enough reaches this rank and is claimed before every new task.
 """
