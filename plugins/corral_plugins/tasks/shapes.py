@@ -98,9 +98,9 @@ class TaskStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Selects log lines with a `seq` above `after` from one attempt, which is the latest by default.
+    """Selects the log lines with a `seq` greater than `after` from one attempt, by default the latest one.
 
-    `wait` is the maximum number of seconds to wait for further lines.
+    `wait` is the maximum number of seconds to wait for more lines.
     """
 
     fence: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
@@ -116,7 +116,7 @@ class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
 
 
 class TaskStats(msgspec.Struct, kw_only=True):
-    """Task statistics. The rate and the averages cover the current hour and the 24 hours before it."""
+    """Task statistics. The success rate and the averages cover the current hour and the 24 hours before it."""
 
     total: int
     by_status: dict[str, int]
@@ -135,7 +135,7 @@ class CancelRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RetryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options for retrying a task. Without `from_checkpoint`, the next attempt starts from the beginning."""
+    """The options for retrying a task. If `from_checkpoint` is false, the next attempt starts from the beginning."""
 
     from_checkpoint: bool = True
     reason: Reason | None = None
@@ -203,7 +203,7 @@ class LogView(msgspec.Struct, kw_only=True):
 class Condition(msgspec.Struct, kw_only=True):
     """A condition that must be met before a task can be claimed.
 
-    `unblock` describes how to meet the condition, and `href` is the API address to use for this purpose.
+    `unblock` describes how to meet the condition, and `href` is the API path to use for this purpose.
     """
 
     code: str
@@ -214,7 +214,7 @@ class Condition(msgspec.Struct, kw_only=True):
 
 
 class Explanation(msgspec.Struct, kw_only=True):
-    """The reasons why a task is running or not, or how it ended.
+    """The reasons why a task is or is not running, or how it ended.
 
     `warnings` lists the agent's tools that a worker of the task lacks, and warns if the cost limit allows no call.
     """

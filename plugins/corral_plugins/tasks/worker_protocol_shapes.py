@@ -125,7 +125,7 @@ class SecretAccessReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
 
 
 class CompletionReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """The result of a run, at most 256 KiB. `memories` must be empty, because no plugin stores them yet."""
+    """The result of a run, at most 256 KiB in size. `memories` must be empty, because no plugin stores them yet."""
 
     result: Any = None
     artifacts: Annotated[list[Artifact], Meta(max_length=MAX_ARTIFACTS)] | UnsetType = UNSET
@@ -149,7 +149,7 @@ class FailureReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
 
 
 class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A question to a person. `schema` is the JSON Schema of the answer, at most 32 KiB."""
+    """A question to a person. `schema` is the JSON Schema of the answer, at most 32 KiB in size."""
 
     prompt: Annotated[str, Meta(min_length=1, max_length=16384)]
     schema: dict[str, Any] | None = None

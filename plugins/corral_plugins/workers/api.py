@@ -97,7 +97,7 @@ class Workers(Protocol):
         ...
 
     def record_contact(self, worker_id: str) -> None:
-        """Record that the worker made a call, at most once every 5 s. An `offline` worker becomes `online`."""
+        """Record, at most once every 5 s, that the worker made a call. An `offline` worker becomes `online`."""
         ...
 
 

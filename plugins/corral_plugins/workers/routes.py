@@ -75,7 +75,7 @@ def get_fleet_overview(fleet: Fleet) -> FleetOverview:
 
 @fleet_routes.get("/{id}", needs=(READ, ACT), live=True)
 def get_worker(id: str, fleet: Fleet, caller: Principal) -> WorkerDetail:
-    """Get a worker with its leases. A worker may only read its own data."""
+    """Get a worker with its leases. A worker may read only its own data."""
     return fleet.get_detail(id, caller=caller)
 
 
@@ -127,7 +127,7 @@ def deregister_worker(id: str, administration: WorkerAdministration, caller: Pri
 
 @admin_routes.get("/", needs=MANAGE, no_store=True)
 def list_workers(query: WorkerListQuery, fleet: Fleet, caller: Principal) -> Page[AdminWorker]:
-    """List workers with all fields and their last failures, newest first."""
+    """List workers, newest first, with all fields and with each worker's last failures."""
     return fleet.list_workers(query, caller=caller)
 
 

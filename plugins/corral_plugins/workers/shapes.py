@@ -171,7 +171,7 @@ class WorkerDetail(WorkerView, kw_only=True):
 
 
 class WorkerError(msgspec.Struct, kw_only=True):
-    """A failure of a task on a worker."""
+    """The failure of a task on a worker."""
 
     at: Instant
     task_id: str

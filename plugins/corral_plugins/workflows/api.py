@@ -35,7 +35,7 @@ class StepContext(msgspec.Struct, frozen=True, kw_only=True):
     `config` is the configuration of the step with all expressions evaluated. `caller` has the current rights of the
     person who started the run. `idempotency_key` is the same for every attempt of the step. `remaining_usd` is the
     amount that the run may still spend, or None if the run has no limit. `work` lets `execute` open units of work.
-    `with_secrets(host)` returns the configuration with the values of its secrets, which may be sent only to this host.
+    `with_secrets(host)` returns the configuration with the values of its secrets, which may be sent only to that host.
     In `resolve` and `cancel`, `waits_for` is the id of the object that the step waits for.
     """
 
@@ -117,8 +117,8 @@ class StepType(msgspec.Struct, frozen=True, kw_only=True):
     `dispatch(context)` runs in the unit of work that starts the step. `resolve(context, event)` runs in a unit of work
     and receives an event about the object that the step waits for. It returns the result of the step, or None if the
     step has not ended. `cancel(context, reason)` runs in a unit of work and cancels the work that is done elsewhere,
-    such as a task. It returns whether that work has already ended. If not, `resolve` receives the event about its end
-    later.
+    such as a task. It returns whether that work has already ended. If not, `resolve` later receives the event about the
+    end of the work.
 
     When a workflow is saved, `check(config)` returns additional errors in a configuration. The pointers of the errors
     are relative to the configuration. `gotos(config)` returns the names of the later steps to which a result of the

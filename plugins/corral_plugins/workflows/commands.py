@@ -38,7 +38,7 @@ run_argument = click.argument("run", shell_complete=complete_names("/workflows")
 def workflows_command_group() -> None:
     """Manage workflows and their runs.
 
-    RUN is the id of a run, the name of a workflow (its newest run), or NAME/NUMBER.
+    RUN is the id of a run, the name of a workflow (for its newest run), or NAME/NUMBER.
     """
 
 
@@ -379,7 +379,7 @@ def _duration(item: Mapping[str, Any]) -> str:
 
 
 def _result_of_step(names: ObjectNames, step: Mapping[str, Any]) -> str:
-    """Return the object that a step waits for, its error, the beginning of its output, or the reason it was skipped."""
+    """Return the object that a step waits for, or the step's error, the beginning of its output, or its skip reason."""
     if (waits := waited_for(names, step)) is not None:
         return waits
     if step["error"] is not None:

@@ -30,7 +30,7 @@ Iteration = Annotated[list[Annotated[int, Meta(ge=0, le=1000)]], Meta(max_length
 
 
 class Concurrency(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The maximum number of active runs of a workflow, and the handling of further runs once this number is reached."""
+    """The maximum number of active runs of a workflow, and the policy for further runs once that number is reached."""
 
     limit: Annotated[int, Meta(ge=1, le=1000)] | None = None
     on_limit: Literal["queue", "skip", "cancel_running"] = "queue"

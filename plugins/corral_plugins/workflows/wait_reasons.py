@@ -40,7 +40,7 @@ def waited_for(names: ObjectNames, step: Mapping[str, Any]) -> str | None:
 def task_obstacles(client: ApiClient, run: Mapping[str, Any]) -> dict[str, str]:
     """Return why the tasks of steps are not running, keyed by the name of the step.
 
-    The reason is the first unmet condition of `corral tasks explain`, with the command that removes it.
+    The reason is the first unmet condition that `corral tasks explain` reports, with the command that resolves it.
     """
     waiting = [step for step in run["steps"] if step["task_id"] is not None and step["status"] not in ENDED]
     found = {}

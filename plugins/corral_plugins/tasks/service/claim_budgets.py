@@ -95,8 +95,7 @@ def find_shortage(row: TaskRow, agent: AgentFacts, model: str) -> Shortage | Non
 
 
 def with_shortage(row: TaskRow, agent: AgentFacts, model: str, shortage: Shortage) -> dict[str, Any]:
-    """Return the refused calls to store with the task: the existing ones for other agents and `shortage` for
-    `agent`."""
+    """Return the refused calls to store with the task: those of other agents, and `shortage` for this agent."""
     others = {key: each for key, each in row.get("budget_shortages").items() if key != agent.id}
     newest = dict(list(others.items())[1 - MAX_SHORTAGES :])
     return {**newest, agent.id: {"configuration": [agent.version, model], **shortage._asdict()}}

@@ -108,7 +108,7 @@ class TaskLogs:
 
 
 def read_log_lines(task_id: str, fence: int, query: LogQuery) -> list[LogView]:
-    """Return the log lines of an attempt whose `seq` is greater than `query.after`, oldest first."""
+    """Return an attempt's log lines whose `seq` is greater than `query.after`, oldest first."""
     where = (LogLine.task_id == task_id) & (LogLine.fence == fence) & (LogLine.seq > query.after)
     if isinstance(query.level, list):
         where &= LogLine.level.in_(query.level)

@@ -49,7 +49,7 @@ class ApiError(Exception):
     """Raised if the server refused a call.
 
     `code` is the stable error code. `members` is the whole problem document. If `is_foreign` is true, the response did
-    not come from the API, but from a proxy or another program at this address.
+    not come from the API, but from a proxy or another program at the server's address.
     """
 
     def __init__(self, status: int, members: Mapping[str, Any], retry_after: float | None = None) -> None:

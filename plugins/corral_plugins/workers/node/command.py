@@ -127,7 +127,7 @@ def worker_command(
 
 
 def _list_mcp_tools(path: Path) -> WorkerMcp:
-    """Start the MCP servers in a configuration file once to list their tools. Exit with status 1 if this fails."""
+    """Start each MCP server in the file once, to list its tools. Exit with status 1 if this fails."""
     import asyncio
 
     from corral_plugins.workers.node.tools.mcp import McpConfigurationError, list_mcp_tools, read_mcp_file
@@ -197,7 +197,7 @@ def _configure_logging(level: str, form: str, *, relayed: bool) -> None:
 
 
 def _run_worker(options: WorkerOptions, folder: WorkerFolder, *, until_stdin_closes: bool) -> None:
-    """Run the worker until it is drained. Exit with status 1 or 3 if the worker cannot run."""
+    """Run the worker until it is drained. Exit with status 3 if its folder is in use, or 1 after other failures."""
     import asyncio
 
     from corral_plugins.workers.node.identity import FolderInUse, FolderUnusable

@@ -61,8 +61,8 @@ class TaskLease:
     def apply_state(self, state: str, reason: str | None = None) -> None:
         """Apply the lease state from a response: `ok`, `lost`, `cancel_requested` or `budget_warning`.
 
-        If a lost lease has a `reason`, its own process ended the lease with a report and is about to exit. The state is
-        then ignored.
+        If a lost lease has a `reason`, the task's own process ended the lease with a report and is about to exit. The
+        state is then ignored.
         """
         if state == "lost" and reason is not None:
             return

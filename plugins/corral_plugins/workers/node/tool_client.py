@@ -101,7 +101,7 @@ class ToolClient:
     async def _send_call(self, name: str, call_id: str, arguments: Any) -> Mapping[str, Any]:
         """Send the call to the server.
 
-        If an earlier attempt made the same call and it is still running, wait for its outcome.
+        If an earlier attempt made the same call and the call is still running, wait for its outcome.
         """
         try:
             return await self._client.call_tool(self._task_id, name, call_id, arguments)

@@ -33,7 +33,7 @@ UNKNOWN_REASON_SECONDS = 5.0
 
 
 class WorkerRefused(Exception):
-    """Raised if the server permanently refuses the worker, so that repeating the call does not help."""
+    """Raised if the server permanently refuses the worker. Repeating the call would not help."""
 
 
 class WorkerOptions(msgspec.Struct, kw_only=True):

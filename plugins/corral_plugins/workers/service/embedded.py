@@ -51,7 +51,7 @@ class RunnableWorker(Protocol):
 
 
 def start_embedded(runtime: Runtime, address: str, *, max_agents: int, allow: Sequence[str]) -> None:
-    """Run the embedded worker whenever this process holds its lease. `address` is the URL of the server."""
+    """Run the embedded worker whenever this process holds the worker's lease. `address` is the URL of the server."""
     work, keys = runtime.service(Database).work, runtime.service(RegistrationKeys)
 
     def make_key() -> Awaitable[str]:
@@ -225,7 +225,7 @@ class EmbeddedWorker:
 
 
 async def relay_output(lines: asyncio.StreamReader) -> None:
-    """Log the worker's log lines through the logging of this process, which formats and redacts them."""
+    """Log the worker's log lines with the logger of this process, which formats and redacts them."""
     level, name = logging.INFO, log.name
     while True:
         try:

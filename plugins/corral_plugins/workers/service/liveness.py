@@ -165,7 +165,7 @@ class WorkerSweeps:
             pass
 
     def _is_sweep_needed(self) -> bool:
-        """Return whether a sweep would write anything. This check is cheaper because its unit of work is read-only."""
+        """Return whether a sweep would write anything. The check is cheaper than a sweep because it only reads."""
         return bool(Worker.select().where(self._silent_workers()).exists()) or self._lacks_worker() != _is_alerted()
 
     def _silent_workers(self) -> Any:

@@ -34,7 +34,7 @@ CLAIM_REASONS = ("ok", "none", "at_capacity", "draining", "budget_exhausted", "k
 class ClaimMetrics:
     """Counts claim requests by the reason in the response, and measures their durations.
 
-    The methods must only be called on the event loop.
+    The methods must be called only on the event loop.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class ClaimMetrics:
         self.seconds = Histogram()
 
     def count_claim(self, reason: str, seconds: float) -> None:
-        """Count one claim request after its response is known."""
+        """Count one claim request once its response is known."""
         self._answers[reason] += 1
         self.seconds.observe(seconds)
 

@@ -323,7 +323,7 @@ def _fingerprint_hash(new: NewWorker) -> str | None:
 def _is_same_registrant(
     row: Worker, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
 ) -> bool:
-    """Return whether a registration comes from the same registrant and the same machine as the row.
+    """Return whether a registration comes from the registrant and the machine that the row records.
 
     The machine is identified by its fingerprint, or by its host name if there is no fingerprint.
     """

@@ -114,9 +114,10 @@ def changed_error(row: Worker) -> Conflict:
 def release_leases_of(tasks: Tasks | None, worker_id: str, reason: str) -> int:
     """Release every live lease of a worker without consuming an attempt. Return the number of released leases.
 
-    `reason` is stored with the attempts: registered | rejected | deleted. Tasks must be locked before workers. Callers
-    therefore release the leases, change the worker's row, and release the leases again. The second call releases leases
-    that were claimed between the first call and the change. After the change, the worker cannot claim tasks.
+    `reason` (`registered`, `rejected` or `deleted`) is stored with the attempts. Tasks must be locked before workers.
+    Callers therefore release the leases, change the worker's row, and release the leases again. The second call
+    releases leases that were claimed between the first call and the change. After the change, the worker cannot claim
+    tasks.
     """
     return tasks.release_leases_of_worker(worker_id, reason=reason) if tasks is not None else 0
 

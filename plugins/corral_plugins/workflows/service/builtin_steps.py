@@ -183,7 +183,7 @@ class HttpSteps:
         self._client: httpx2.AsyncClient | None = None
 
     def declare_breakers(self) -> None:
-        """Declare that the requests are guarded by the circuit breakers of the hosts."""
+        """Declare that each request is guarded by its host's circuit breaker."""
         if self.breakers is not None:
             self.breakers.declare("http")
 
@@ -415,7 +415,7 @@ def _error_of_child(error: Mapping[str, Any] | None) -> Json:
 
 
 class BuiltInSteps:
-    """The built-in step types that this plugin contributes to the hook. Their services are set after the boot."""
+    """The built-in step types of this plugin. Their services are set after the kernel has booted."""
 
     def __init__(self) -> None:
         self.agent, self.model, self.http, self.child = AgentSteps(), ModelSteps(), HttpSteps(), ChildSteps()

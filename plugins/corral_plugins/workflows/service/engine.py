@@ -145,7 +145,7 @@ class Engine:
         self._accounts, self._permissions = accounts, permissions
 
     async def advance(self, run_id: str) -> None:
-        """Advance a run as far as is possible now."""
+        """Advance a run as far as currently possible."""
         for _ in range(ROUNDS):
             found = await self._work(lambda: self._load(run_id), read=True)
             if found is None:
@@ -219,7 +219,7 @@ class Engine:
         )
 
     def _caller_of(self, run: Run, *, may_be_inactive: bool) -> Principal:
-        """Return the principal with whose rights the steps of a run act.
+        """Return the principal whose rights the steps of a run have.
 
         If the person who started the run is no longer active, raise `RightsLost`. With `may_be_inactive`, return a
         principal without rights instead, so that work started for this person can still be ended.
@@ -447,7 +447,7 @@ def active_runs(workflow_id: str | None, limit: int) -> int:
 def report_of(result: StepResult) -> Json:
     """Return the stored form of a step's result.
 
-    If `is_large` is set in it, the next advance stores the output as a file.
+    If `is_large` is set in the stored form, the next advance stores the output as a file.
     """
     report: Json = {"status": result.status, "cost_micro": round(result.cost_usd * 1e6), "error": result.error}
     report |= {"retryable": result.retryable, "reason": result.reason and result.reason[:500], "goto": result.goto}

@@ -52,9 +52,9 @@ class _Batch(NamedTuple):
 class EventWaits:
     """Looks for the events that steps wait for.
 
-    A step receives only events that the person who started its run may read. If handling an event fails for a step, it
-    is retried, as for any durable consumer. After the last failed try, the step skips the event. Other steps are not
-    delayed. The content of a tainted event taints the run.
+    A step receives only events that the person who started its run may read. If an event cannot be handled for a step,
+    the handling is retried, as in any durable consumer. After the last failed try, the step skips the event. Other
+    steps are not delayed. The content of a tainted event taints the run.
     """
 
     event_taint: EventTaint | None
@@ -154,7 +154,7 @@ def _event_data(event: LoggedEvent) -> dict[str, Any]:
 
 
 def _read(after: tuple[str, str]) -> tuple[list[Any], list[LoggedEvent], int]:
-    """Return a batch of waiting steps, the new events of their types, and the log position after these events.
+    """Return a batch of waiting steps, the new events of the awaited types, and the log position after these events.
 
     Steps that have already seen the newest event are omitted. The steps are ordered by event type and id.
     """

@@ -247,7 +247,7 @@ class StepExecutors:
         return with_secrets
 
     async def _store(self, run_id: str, row_id: str, lease: str, given: Any, output: Any, report: Json) -> None:
-        """Store the report about a step, unless its lease has ended. Retry while the database is unavailable.
+        """Store the report about a step, unless the step's lease has ended. Retry while the database is unavailable.
 
         The run is then advanced directly, unless a job that advances it is already queued. Another job would take three
         more transactions.

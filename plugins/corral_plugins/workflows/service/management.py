@@ -195,7 +195,7 @@ class WorkflowManagement:
         return {"config": row.config, "steps": row.steps}
 
     def _refuse_referenced(self, row: Workflow, name: str) -> None:
-        """Raise `Conflict` if another step, or the configuration of the workflow, refers to this step by name."""
+        """Raise `Conflict` if another step, or the configuration of the workflow, refers to the step `name`."""
         graph = build_graph(row.steps, row.config, self._types.gotos)
         users = [
             step.name

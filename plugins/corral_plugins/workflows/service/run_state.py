@@ -1,7 +1,7 @@
 """The rows of one run in memory while the run is being advanced, and the functions that write the changes.
 
-Rows are read without their inputs and outputs, which may be large and are read only when an expression needs them. They
-cannot change in the meantime, because the changes are written only if the revision of the run is still the same.
+Rows are read without their inputs and outputs, which may be large and are read only when an expression needs them. If
+they change in the meantime, the revision of the run changes too, and the computed changes are not written.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class WorkflowTemplateInstaller:
         return dict(rows)
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
-        """Create a workflow as a draft, which can only be run by hand."""
+        """Create a workflow as a draft, which can be run only manually."""
         new = convert(NewWorkflow, spec)
         values = {name: getattr(new, name) for name in COPIED}
         values |= {"is_template": False, "status": "draft"}
@@ -66,7 +66,7 @@ class WorkflowTemplateInstaller:
         return InstalledObject(id=self._store().insert(values, by=by).id)
 
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return the definitions by workflow id.
+        """Return the definitions, keyed by workflow id.
 
         The configuration and the steps form one value because they refer to each other.
         """

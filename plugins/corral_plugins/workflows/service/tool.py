@@ -66,6 +66,6 @@ class WorkflowTool:
 
 
 def _is_admitted(config: Mapping[str, Any], arguments: Json) -> bool:
-    """Return whether the tool's configuration allows the agent to run this workflow."""
+    """Return whether the tool's configuration allows the agent to run the requested workflow."""
     allowed = config.get("workflow_ids")
     return allowed is None or arguments["workflow_id"].lower() in [each.lower() for each in allowed]

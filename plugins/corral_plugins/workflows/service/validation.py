@@ -186,7 +186,7 @@ def plan_of(graph: Graph) -> list[PlannedStep]:
 
 
 def _is_computed(config: Json, pointer: str) -> bool:
-    """Return whether an expression computes the value at a pointer or a value that contains it."""
+    """Return whether an expression computes the value at a pointer, or a value that contains that value."""
     value: Any = config
     for part in pointer.split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")

@@ -44,8 +44,8 @@ def claim_advance(run_id: str) -> bool | None:
     """Lock a run and mark it as changed. Return whether the caller has to advance the run.
 
     If a job that advances the run is already queued, the caller need not do anything. Otherwise, the caller must
-    advance the run after the commit. If its process dies before that, the sweep queues a job. Return None if the run
-    does not exist.
+    advance the run after the commit. If the caller's process dies before that, the sweep queues a job. Return None if
+    the run does not exist.
     """
     mark = clock.now()
     row = _QUEUE.one({"id": run_id, "mark": mark, "due_at": clock.now(LOST_SECONDS)})
@@ -71,9 +71,10 @@ def queue_due_runs(limit: int) -> int:
 
 
 def wake_queued_runs(workflow_id: str, limit: int = 1) -> None:
-    """Queue jobs that try to start queued runs.
+    """Queue jobs that try to start queued runs of this workflow or of any workflow.
 
-    These are the oldest `limit` queued runs of a workflow, and the oldest queued run of all workflows.
+    A job is queued for up to `limit` of the oldest queued runs of the workflow, and for the oldest queued run across
+    all workflows.
     """
     oldest = fetch_tuples(Run.select(Run.id).where(Run.status == "queued").order_by(Run.id).limit(1))
     same = (Run.status == "queued") & (Run.workflow_id == workflow_id)

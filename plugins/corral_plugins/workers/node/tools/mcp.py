@@ -1,7 +1,7 @@
 """The MCP servers that this worker starts as commands, and their tools.
 
-These commands come only from the worker's configuration, never from the Corral server. The library that speaks the MCP
-protocol is found through the entry point group `corral.worker_mcp`.
+These commands come only from the worker's configuration, never from the Corral server. The library that implements MCP
+is found through the entry point group `corral.worker_mcp`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ServerName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])")
 class McpCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The command that starts an MCP server.
 
-    The server receives the environment variables in `env`, and a few that every server receives.
+    The server receives the environment variables in `env`, and a few variables that every MCP server receives.
     """
 
     command: Annotated[str, Meta(min_length=1)]

@@ -38,8 +38,8 @@ async def run_command(argv: Sequence[str], workspace: Workspace, seconds: float)
 
     `output` contains stdout and stderr. If the output is too long, its middle part is omitted. Every process that the
     command started is stopped when this function returns or is cancelled, or when this process is killed. If a command
-    kills its runner, the command's processes become children of this process, which stops them only if it has called
-    `adopt_orphans`.
+    kills its runner (`sandbox_runner`), the command's processes become children of this process, which stops them only
+    if it has called `adopt_orphans`.
     """
     home = str(workspace.path)
     process = await asyncio.create_subprocess_exec(
