@@ -220,9 +220,9 @@ class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a lease as reported to its worker.
 
-    `state` is `ok`, `lost`, `cancel_requested` or `budget_warning`. `reason` is the kind of the requested cancellation
-    or, for a lost lease, the call by which the run itself ended the lease, such as `complete`. If the lease ended in
-    any other way, `reason` is null.
+    `state` is `ok`, `lost`, `cancel_requested` or `budget_warning`. `reason` is the kind of cancellation that was
+    requested or, for a lost lease, the call with which the run itself ended the lease, such as `complete`. If the lease
+    ended in any other way, `reason` is null.
     """
 
     task_id: str
@@ -271,7 +271,7 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseSignal(msgspec.Struct, frozen=True, kw_only=True):
-    """A change in the state of a lease that the server reports to the worker immediately.
+    """A change in a lease's state that the server reports to the worker immediately.
 
     `state` is `lost` or `cancel_requested`.
     """
@@ -563,8 +563,8 @@ class Tasks(Protocol):
     ) -> None:
         """Record the usage of one gateway call under this lease, even if the lease has ended.
 
-        `cost_usd` is None if no price is known. Call this method exactly once per gateway call. The method does nothing
-        if the task or the lease no longer exists.
+        `cost_usd` is None if the price of the call is unknown. Call this method exactly once per gateway call. The
+        method does nothing if the task or the lease no longer exists.
         """
         ...
 

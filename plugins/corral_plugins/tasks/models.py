@@ -292,7 +292,7 @@ class Dependency(Model):
 
 
 class WorkerSignal(Model):
-    """A change in the state of a lease that the server reports to the worker immediately."""
+    """A change in a lease's state that the server reports to the worker immediately."""
 
     seq = peewee.BigAutoField()
     worker_id = IdField()

@@ -21,7 +21,7 @@ async def sweep_silent_workers(sweeps: WorkerSweeps) -> None:
 
 
 async def delete_old_workers(sweeps: WorkerSweeps, work: Work) -> None:
-    """Delete workers that have been offline for `workers.prune_days`, and keys that expired more than 30 days ago."""
+    """Delete workers offline for `workers.prune_days`, and registration keys that expired more than 30 days ago."""
     await sweeps.delete_old_workers()
     await work(delete_expired)
 

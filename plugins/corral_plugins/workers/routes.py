@@ -69,7 +69,7 @@ def list_fleet(query: WorkerListQuery, fleet: Fleet, caller: Principal) -> Page[
 
 @fleet_routes.get("/overview", needs=READ)
 def get_fleet_overview(fleet: Fleet) -> FleetOverview:
-    """Summarise all workers: their number, capacity and utilisation, and the queue."""
+    """Summarise all workers: their number, capacity and utilisation, and the task queue."""
     return fleet.get_overview()
 
 

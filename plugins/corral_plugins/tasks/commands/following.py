@@ -39,7 +39,7 @@ class EventPrinter:
         self.taken = False  # whether a worker holds the task now
 
     def set_time(self, ts: str) -> None:
-        """Set the time shown on the following lines to the time of this event, which may have happened long ago."""
+        """Set the time shown on the following lines to `ts`, the time of an event that may have happened long ago."""
         at = clock.parse_instant(ts)
         if self._first is None:
             self._first = at
@@ -81,7 +81,7 @@ class EventPrinter:
             self._open = not ends
 
     def _progress(self, message: str) -> None:
-        """Print a progress message of the agent, or streamed text of the model."""
+        """Print a progress message from the agent, or text streamed from the model."""
         goes_on, fresh = self._live.add(message)
         if goes_on and self._open:
             click.echo(fresh, nl=False, err=True)
@@ -133,7 +133,7 @@ def follow_task(
 def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until: float | None) -> dict[str, Any]:
     """Print the events of a task until the task has ended and was not retried afterwards. Return the task.
 
-    An end in the event log need not be final, because the task may have been retried since.
+    An end recorded in the event log may not be final, because the task may have been retried since.
     """
     for item in client.follow_events(until=until, object_type="task", object_id=task_id):
         event, data = item["event"], item["data"]
@@ -213,7 +213,7 @@ def print_outcome(outcome: dict[str, Any], *, as_json: bool) -> None:
 
 
 def cost_text(cost: dict[str, Any]) -> str:
-    """Return the cost of a task in words."""
+    """Return a text that states the cost of a task."""
     unpriced = f" + {cost['unpriced_tokens']} tokens without a price" if cost["unpriced_tokens"] else ""
     return format_usd(cost["cost_usd"]) + unpriced
 

@@ -189,7 +189,7 @@ def watch_task(client: ApiClient, *, task: str, as_json: bool) -> None:
 def show_logs(
     client: ApiClient, *, task: str, follow: bool, claim: int | None, level: tuple[str, ...], as_json: bool
 ) -> None:
-    """Print the log of an attempt, which is the latest attempt by default."""
+    """Print the log of an attempt, by default the latest one."""
     task_id = _find(client, task)["id"]
     query: dict[str, Any] = {"level": list(level), **({"fence": claim} if claim else {})}
     with client.waiting_out_outages(lambda reason: click.echo(f"corral: {reason}", err=True)):

@@ -17,7 +17,7 @@ class ProgressPrinter(Protocol):
         ...
 
     def print_model_text(self, text: str, *, goes_on: bool) -> None:
-        """Report streamed text of the model.
+        """Report text streamed from the model.
 
         `goes_on` is true if the text continues the previous text.
         """

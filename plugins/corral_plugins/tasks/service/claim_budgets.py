@@ -230,9 +230,9 @@ class ClaimPlan:
         return cost.amount_to_reserve(cost.quote(provider, name, _MILLION, free=model.free), estimate)
 
     def find_obstacle(self, row: TaskRow, agent: AgentFacts) -> BudgetObstacle | None:
-        """Return the budget that does not allow this attempt in addition to the already planned attempts.
+        """Return the budget that does not allow an attempt of the task in addition to the attempts already planned.
 
-        Return None if all budgets allow it.
+        Return None if all budgets allow the attempt.
         """
         try:
             amount = self.amount_of(row, agent)

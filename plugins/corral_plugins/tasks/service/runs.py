@@ -246,7 +246,7 @@ class TaskRuns:
     def checkpoint(
         self, task_id: str, lease_id: str | None, report: CheckpointReport, by: Principal
     ) -> CheckpointAccepted:
-        """Store the checkpoint from which the next attempt resumes, unless a later step is already stored."""
+        """Store the checkpoint from which the next attempt resumes, unless the stored one belongs to a later step."""
         row, attempt = self.lock_started_task(task_id, lease_id, by)
         self._store_checkpoint(row, attempt, report)
         self.renew_lease(attempt)

@@ -144,7 +144,7 @@ class AgentLoop(Attempt):
         return await call_with_retries(send_call, unless=is_final_response)
 
     async def _handle_model_error(self, error: ApiError) -> None:
-        """Handle an error of the model call: release the task if waiting may help, otherwise fail the attempt."""
+        """Handle an error from the model call: release the task if waiting may help, otherwise fail the attempt."""
         own_cap = error.members.get("scope") == "task"
         if error.code in RELEASE_CODES or (error.status == 402 and not own_cap):
             await self._release_blocked_task(error)

@@ -99,7 +99,7 @@ def worker_command(
     """Run tasks for a server. SIGTERM, Ctrl-C or SIGHUP releases the running tasks and stops the worker; a second
     signal stops it immediately.
 
-    The worker registers with the registration key and stores its identity in its folder. The folder also contains one
+    The worker registers with a registration key and stores its identity in its folder. The folder also contains one
     workspace per task, in which the allowed tools run. shell.run and python.run can do anything that the worker's
     operating system user can do, so run the worker as a separate user or in a container.
     """

@@ -55,7 +55,7 @@ class WorkerLiveness:
 
     @property
     def write_interval(self) -> float:
-        """The minimum number of seconds between two updates of the `last_seen_at` of the same worker."""
+        """The minimum number of seconds between two updates of the same worker's `last_seen_at`."""
         return min(MAX_WRITE_INTERVAL, declared.offline_seconds(self._settings) / 3)
 
     def note_contact(self, worker_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Stores step outputs that are too large for a row as files of the person who started the run."""
+"""Stores step outputs that are too large for a database row as files of the person who started the run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARK = "$file"
 
 
 def is_too_large(output: Any) -> bool:
-    """Return whether an output is too large for a row."""
+    """Return whether an output is too large for a database row."""
     return len(msgspec.json.encode(output)) > OUTPUT_LIMIT
 
 

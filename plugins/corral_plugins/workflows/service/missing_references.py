@@ -110,7 +110,7 @@ class ReferenceChecker:
 
 
 def _refusal(reference: Reference, known: dict[str, AgentFacts], started: Sequence[AgentFacts]) -> str | None:
-    """Return why no agent may use a tool for its step, with the remedy, or None if an agent may use the tool."""
+    """Return why no agent may use the referenced tool, with the remedy, or None if an agent may use the tool."""
     tool, role = reference.name, reference.agent_role
     if reference.agent_id is not None:
         agent = known.get(reference.agent_id)

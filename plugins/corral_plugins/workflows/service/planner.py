@@ -76,7 +76,7 @@ class Planner:
         self._end("completed", output=output)
 
     async def _output(self) -> Any:
-        """Return the output of the run: `config.output`, or by default the outputs of the leaf steps by name."""
+        """Return the output of the run: `config.output`, or by default the outputs of the leaf steps, keyed by name."""
         wanted = self._graph.config.get("output")
         if wanted is not None:
             return await self._rendering.output(wanted)

@@ -44,7 +44,7 @@ class WorkflowTriggerAction:
         )
 
     def check(self, caller: Principal, fields: Json) -> Sequence[str]:
-        """Raise `Invalid` if the workflow does not exist, is a template, or does not accept a constant input.
+        """Raise `Invalid` if the workflow does not exist, is a template, or rejects an input given as a constant.
 
         Return a warning if triggers currently cannot run the workflow because it is a draft, is archived, or has no
         steps.
