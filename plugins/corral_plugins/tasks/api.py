@@ -283,7 +283,7 @@ class LeaseSignal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """A claimed task with all the data that a worker needs to run it (see the section on claims in `workers.md`)."""
+    """A claimed task with all the data that a worker needs to run it (see `docs/contract/workers.md`)."""
 
     task: Any
     agent: dict[str, Any]

@@ -174,8 +174,7 @@ def _structured(text: str, schema: Json | None) -> Any:
 
 
 class HttpSteps:
-    """Steps of the type `http`: the step sends a request, guarded by the egress guard and the host's circuit
-    breaker."""
+    """Steps of the type `http`: the step sends a request that the egress guard and the host's circuit breaker allow."""
 
     egress: Egress | None
     breakers: Breakers | None
