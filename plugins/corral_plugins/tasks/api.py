@@ -419,7 +419,8 @@ class Tasks(Protocol):
         ...
 
     def end_review(self, task_id: str, review_id: str, *, approved: bool, message: str) -> bool:
-        """Complete a task that is waiting for this review, or fail it with the error kind `rejected`.
+        """Complete a task that is waiting for the review if `approved` is true; else fail it with the error kind
+        `rejected`.
 
         Return False if the task is not waiting for the review.
         """

@@ -21,7 +21,11 @@ async def sweep_silent_workers(sweeps: WorkerSweeps) -> None:
 
 
 async def delete_old_workers(sweeps: WorkerSweeps, work: Work) -> None:
-    """Delete workers offline for `workers.prune_days`, and registration keys that expired more than 30 days ago."""
+    """Delete old workers and old registration keys.
+
+    Workers are deleted when they have been offline for `workers.prune_days`, and keys 30 days after they have
+    expired.
+    """
     await sweeps.delete_old_workers()
     await work(delete_expired)
 

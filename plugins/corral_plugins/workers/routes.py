@@ -108,7 +108,7 @@ def list_claimable_tasks(id: str, query: ClaimableTasksQuery, protocol: WorkerPr
 def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Principal) -> ClaimResponse | Wait:
     """Claim tasks and receive a lease for each.
 
-    With `wait_seconds`, the response is delayed until a task can be claimed or the time has passed.
+    With `wait_seconds`, the response is delayed until a task can be claimed, but for no longer than `wait_seconds`.
     """
     return protocol.claim(id, body, caller=caller)
 

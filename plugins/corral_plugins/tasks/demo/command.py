@@ -51,7 +51,7 @@ class Screen:
     def step(self, name: str, text: str, *, ends: bool = True) -> None:
         """Record and print a step.
 
-        With `ends=False`, no newline is printed, so that `print_model_text` can append text.
+        With `ends=False`, no newline is printed, so that `print_model_text` can append text to the line.
         """
         elapsed = time.monotonic() - self.began
         self.steps.append({"step": name, "detail": text, "elapsed_ms": round(elapsed * 1000)})
@@ -165,8 +165,8 @@ class Demo:
     def run(self, signals: InterruptHandler, folder: Path, port: int | None) -> bool:
         """Start the server, run the task and stop the server. Return whether the task was completed.
 
-        If no port was given and another program takes the default port in the meantime, the demo starts again on any
-        free port.
+        If no port was given and another program takes the default port before the server does, the demo starts again on
+        any free port.
         """
         password = secrets.token_urlsafe(12)
         config = write_configuration(folder, self._choice)

@@ -64,7 +64,7 @@ class DemoFlow:
         self._teller.step("trigger", f"{trigger['name']}: runs the workflow when the agent completes a task")
 
     def follow(self, until: float, *, person: str) -> dict[str, Any]:
-        """Wait until the trigger fires, approve the run's request for approval as `person`, and return its summary."""
+        """Wait for the trigger, approve the run's approval request as `person`, and return a summary of the run."""
         run_id = self._wait_for_fire(until)
         for event, data in self._remote.events("workflow_run", run_id, until=until):
             if event == "step.waiting":

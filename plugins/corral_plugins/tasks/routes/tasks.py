@@ -68,8 +68,8 @@ def get_task_stats(query: TaskStatsQuery, queries: TaskQueries, caller: Principa
 def get_task(id: str, query: TaskGetQuery, views: TaskViews, caller: Principal) -> TaskView | Encoded | Wait:
     """Get a task.
 
-    If `wait` is set, the response is delayed until the task has ended, but not longer than `wait` seconds. A worker may
-    read the tasks that it holds.
+    If `wait` is set, the response is delayed until the task has ended, but for no longer than `wait` seconds. A worker
+    may read the tasks that it holds.
     """
     if caller.kind == "worker":
         find_readable_task(id, caller)
@@ -140,7 +140,7 @@ def get_attempt(id: str, fence: str, queries: TaskQueries, caller: Principal) ->
 def list_task_logs(id: str, query: LogQuery, caller: Principal) -> Page[LogView] | Wait:
     """List the log lines of an attempt, oldest first.
 
-    If `wait` is set, the response is delayed until new lines arrive or the task ends, but not longer than `wait`
+    If `wait` is set, the response is delayed until new lines arrive or the task ends, but for no longer than `wait`
     seconds.
     """
     row = find_readable_task(id, caller)

@@ -48,7 +48,7 @@ routes = Routes("/tasks", tag="Worker")
 
 
 def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> str | None:
-    """Return the id of the lease that a request refers to, or None if it refers to none.
+    """Return the id of the lease that a request refers to, or None if it does not refer to a lease.
 
     This is the lease named in the request body or in the `Corral-Lease` header, or else the lease for which the token
     was issued.

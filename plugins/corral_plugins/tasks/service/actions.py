@@ -69,7 +69,7 @@ WHILE_LEASED = ALWAYS | {"title", "description", "deadline", "priority"}
 
 
 class OwnerActions:
-    """The actions of people on tasks. Every method runs in the caller's unit of work.
+    """The actions that people perform on tasks. Every method runs in the caller's unit of work.
 
     A method that changes a task returns the changed task.
     """

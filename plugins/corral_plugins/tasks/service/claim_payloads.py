@@ -102,7 +102,8 @@ class ClaimPayloads:
         )
 
     def find_executor(self, row: TaskRow) -> dict[str, Any] | None:
-        """Return the configuration of the task executor that handles the task, or None if the agent loop runs it."""
+        """Return the configuration of the task executor that handles the task, or None if the agent loop runs the
+        task."""
         about = {
             "id": row.id,
             "source": {"type": row.source_type, "id": row.source_id},

@@ -134,7 +134,7 @@ def check_reviewer(agents: Agents, policy: ReviewPolicy | None, author_id: str |
 
 
 def has_open_dependency(ids: Sequence[str]) -> bool:
-    """Return whether any dependency is not completed yet.
+    """Return whether any dependency has not been completed yet.
 
     Raise `Invalid` if a dependency does not exist, has failed or is cancelled.
     """
@@ -298,7 +298,7 @@ class TaskCreation:
         }
 
     def _check_quota(self, by: Principal) -> None:
-        """Raise `TooMany` if the caller has reached the quota of open tasks.
+        """Raise `TooMany` if the caller has reached the quota for open tasks.
 
         While a caller is far below the quota, the count is read at most once per second. Near the quota, it is read on
         every call.

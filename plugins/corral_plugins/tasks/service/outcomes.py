@@ -372,7 +372,7 @@ class TaskOutcomes:
             self._transitions.send_signal(attempt, "cancel_requested")
 
     def end_cancelling(self, row: TaskRow, attempt: AttemptRow, *, by: str, late_result: str | None = None) -> None:
-        """End the run of a task in the status `cancelling`.
+        """End the run of a task with the status `cancelling`.
 
         The kind of cancellation determines whether the task is cancelled, fails or is retried. This method is called
         when the worker has stopped the run, has lost the lease, or has exceeded the grace period. `late_result` (JSON

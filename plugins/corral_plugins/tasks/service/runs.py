@@ -367,9 +367,9 @@ class TaskRuns:
         return rows.encoded_response(row.id, row.version)
 
     def _wait_for_approval(self, row: TaskRow, attempt: AttemptRow, report: WaitReport, by: Principal) -> None:
-        """Make the task wait for an approval.
+        """Make the task wait for the decision on an approval request.
 
-        If the approval has already been decided, queue the task immediately instead.
+        If the request has already been decided, queue the task immediately instead.
         """
         if self.approvals is None:
             raise Unavailable(

@@ -208,7 +208,7 @@ class AttemptState:
     its answer. `warned` is true if the model has been told about the budget warning. `running` is the id of a tool call
     that was started on this machine. `invalid` is the reason why the checkpoint cannot be read, or None if it can be
     read. `received` contains the ids of the received messages. `unread` contains messages and people's decisions that
-    the next model step adds to the conversation. These have to wait because models accept other messages only after the
+    the next model step adds to the conversation. They have to wait because models accept other messages only after the
     results of all tool calls.
     """
 

@@ -1,4 +1,4 @@
-"""A lease that the worker holds: the start of its task, the process, the deadline, and the final report."""
+"""Runs a claimed task under its lease: starts the process, watches the deadline, and sends the final report."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def list_workflow_runs(query: AllRunsQuery, runs: RunViews, caller: Principal) -
 def get_workflow_run(id: str, query: GetRunQuery, runs: RunViews, caller: Principal) -> RunView | Wait:
     """Get a run with its steps.
 
-    With `wait`, the response is delayed until the run has ended, but not longer than `wait` seconds.
+    With `wait`, the response is delayed until the run has ended, but for no longer than `wait` seconds.
     """
     run = runs.get(id, by=caller)
     if query.wait and run.status not in FINAL_RUN and clock.time_s() < query.poll_deadline:
