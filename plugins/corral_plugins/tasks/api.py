@@ -419,10 +419,9 @@ class Tasks(Protocol):
         ...
 
     def end_review(self, task_id: str, review_id: str, *, approved: bool, message: str) -> bool:
-        """Complete a task that is waiting for the review if `approved` is true; else fail it with the error kind
-        `rejected`.
+        """Complete a task that is waiting for the review, or fail the task if the review was not approved.
 
-        Return False if the task is not waiting for the review.
+        A failed task gets the error kind `rejected`. Return False if the task is not waiting for the review.
         """
         ...
 

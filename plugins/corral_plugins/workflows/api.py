@@ -151,7 +151,7 @@ class StepTasks(Protocol):
     """
 
     def create(self, context: StepContext, fields: Json) -> StepWait:
-        """Create a task with these fields for a step. Return a `StepWait` that makes the step wait for the task.
+        """Create a task with the given fields for a step. Return a `StepWait` that makes the step wait for the task.
 
         The task belongs to the person who started the run. Its cost limit is at most the amount that the run may still
         spend. Raise `StepFailure` if the person is not allowed to create tasks.
@@ -161,7 +161,7 @@ class StepTasks(Protocol):
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
         """End the step if its task has ended. The result of the task becomes the result of the step.
 
-        Return None if the event does not end the task.
+        Return None if the event is not about the end of the task.
         """
         ...
 

@@ -21,8 +21,7 @@ LAST_PLACE = 1_000_000  # the largest offset of a list
 @click.command("status")
 @client_command
 def status_command(client: ApiClient, *, as_json: bool) -> None:
-    """Show the server and its health, the signed-in user, the running tasks, and the items that are waiting for the
-    user."""
+    """Show the server and its health, the user, the running tasks, and the items that are waiting for the user."""
     me = client.get("/auth/me")
     running = client.get("/tasks", status=list(RUNNING))
     waiting = client.get("/tasks", status="waiting", **({} if me["role"] == "admin" else {"created_by": me["id"]}))

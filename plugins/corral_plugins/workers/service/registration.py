@@ -188,7 +188,7 @@ class WorkerRegistration:
     ) -> tuple[Worker | None, str]:
         """Insert a worker. Return its row and its token.
 
-        Return None and an empty string if another worker has taken the name in the meantime.
+        Return None and an empty string if another worker has just taken the name.
         """
         limit = self._settings.get(declared.MAX_WORKERS)
         if Worker.select().count() >= limit:
@@ -294,7 +294,7 @@ def _registration_key_of(caller: Principal) -> RegistrationKey | None:
 
 
 def _check_name(name: str, key: RegistrationKey | None) -> None:
-    """Raise `Invalid` if the embedded worker has a name other than `embedded`, or if another worker uses this name."""
+    """Raise `Invalid` if the embedded worker is not named `embedded`, or if any other worker is named `embedded`."""
     if key is None or not key.embedded:
         check_not_reserved(name)
     elif name != repository.EMBEDDED:

@@ -174,7 +174,7 @@ def _structured(text: str, schema: Json | None) -> Any:
 
 
 class HttpSteps:
-    """Steps of the type `http`: the step sends a request that the egress guard and the host's circuit breaker allow."""
+    """Steps of the type `http`: the step sends a request unless the egress guard or a circuit breaker refuses it."""
 
     egress: Egress | None
     breakers: Breakers | None
@@ -340,7 +340,7 @@ class InputSteps:
         )
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Wait for a person.
+        """Make the step wait for a person.
 
         `waits_for` is the id of the step itself. No event ends this wait; only a person or a timer ends the step.
         """

@@ -108,7 +108,7 @@ EXECUTORS: Mapping[str, Callable[[Json], Json]] = {"code": _code, "tool": _tool}
 
 
 class ToolTasks:
-    """The task executor of `code` and `tool` steps, which tells the worker which tool call to make.
+    """The task executor for `code` and `tool` steps, which tells the worker which tool call to make.
 
     The methods run in units of work.
     """

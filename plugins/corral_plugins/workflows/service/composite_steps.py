@@ -47,7 +47,7 @@ class CompositeSteps:
     async def advance(self, step: Step, row: StepRow, iteration: Iteration, *, is_ending: bool) -> None:
         """Advance the steps inside a loop or a parallel step.
 
-        If `is_ending` is set, their results are no longer needed.
+        If `is_ending` is set, the results of the inner steps are no longer needed.
         """
         if step.type == "loop":
             if row.cursor is None:

@@ -175,7 +175,7 @@ class Engine:
         return Rendering(self._expressions, self._work, state, graph)
 
     def load(self, run_id: str) -> tuple[RunState, Graph] | None:
-        """Return the state and the graph of a run, or None if it does not exist or has ended.
+        """Return the state and the graph of a run, or None if the run does not exist or has ended.
 
         Runs in a unit of work.
         """
@@ -425,7 +425,7 @@ def _workflow_name(run: Run) -> str:
 
 
 def summary_of(output: Any) -> str | None:
-    """Return at most 1 KiB of a step's output, for use in events, or None if there is no output.
+    """Return at most the first 1 KiB of a step's output, for use in events, or None if there is no output.
 
     Output that is not text is encoded as JSON.
     """

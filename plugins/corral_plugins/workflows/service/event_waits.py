@@ -39,7 +39,7 @@ LOOK_SECONDS = 1.0
 class _Batch(NamedTuple):
     """Waiting steps, the new events of the types that they wait for, and the log position after these events.
 
-    `callers` maps the id of each run to the person with whose rights the run acts. People who are no longer active are
+    `callers` maps the id of each run to the person whose rights the run has. People who are no longer active are
     omitted.
     """
 

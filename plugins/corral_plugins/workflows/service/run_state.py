@@ -181,7 +181,7 @@ def claim_revision(state: RunState) -> bool:
 
 
 def write_rows(state: RunState) -> None:
-    """Insert the new rows and update the changed rows. Call `claim_revision`, which locks the run, first."""
+    """Insert the new rows and update the changed rows. Call `claim_revision` first, because it locks the run."""
     for row in state.rows.values():
         if row.is_new:
             _INSERT.run(_encoded(StepRun, _columns(state.run.id, row)))

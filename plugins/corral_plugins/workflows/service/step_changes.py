@@ -68,7 +68,7 @@ class StepChanges:
     def has_room(self) -> bool:
         """Return whether this advance of the run may change more steps.
 
-        If it may not, the run is advanced again immediately.
+        If not, the run is advanced again immediately.
         """
         if self.changed < BATCH:
             return True
@@ -92,7 +92,7 @@ class StepChanges:
     async def complete(self, step: Step, row: StepRow, output: Any, *, goto: str | None = None) -> None:
         """Complete a step with an output.
 
-        A large output is stored as a file. If it cannot be stored, the step fails.
+        A large output is stored as a file. If the file cannot be stored, the step fails.
         """
         if is_too_large(output):
             try:
