@@ -130,7 +130,7 @@ class AgentTools:
         return ToolOutput(value={"items": shown, "total": page.total}, untrusted=untrusted)
 
     def create_subtask(self, context: ToolContext, arguments: Json) -> Json:
-        """Create a task to which the calling agent delegates work."""
+        """Create a task for work that the calling agent delegates."""
         new, origin = convert(NewTask, arguments), Origin(parent_task_id=context.task_id)
         made = self._creation.create(new, by=context.caller, source=None, origin=origin)
         task = msgspec.json.decode(made.body, type=TaskView)

@@ -188,7 +188,7 @@ class TaskLeases:
         ]
 
     def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
-        """Return the worker's signals with a sequence number above `after`."""
+        """Return the worker's signals whose sequence number is greater than `after`."""
         found = _SIGNALS.rows({"worker": worker_id, "after": after})
         return [LeaseSignal(seq=row[0], task_id=row[1], lease_id=row[2], state=row[3]) for row in found]
 

@@ -31,7 +31,7 @@ INLINE_CHARACTERS = 65_536
 
 
 class TaskReviews:
-    """Makes tasks wait for code reviews, and ends the tasks when the reviews are decided."""
+    """Makes tasks wait for code reviews, and ends the tasks when the reviews are completed."""
 
     code_reviews: CodeReviews | None
 
@@ -133,7 +133,7 @@ class TaskReviews:
         self._agents.record_attempt_end(attempt.agent_id, configuration_failure=False, stalled=attempt.stalls > 0)
 
     def end(self, task_id: str, review_id: str, *, approved: bool, message: str) -> bool:
-        """Complete or fail a task according to the decision of its review. Implements `Tasks.end_review`."""
+        """Complete or fail a task, depending on the decision in its review. Implements `Tasks.end_review`."""
         row = self._lock_waiting(task_id, review_id)
         if row is None:
             return False
