@@ -225,7 +225,7 @@ class EmbeddedWorker:
 
 
 async def relay_output(lines: asyncio.StreamReader) -> None:
-    """Log the worker's log lines with the logger of this process, which formats and redacts them."""
+    """Log the worker's log lines in this process, which formats and redacts them."""
     level, name = logging.INFO, log.name
     while True:
         try:
