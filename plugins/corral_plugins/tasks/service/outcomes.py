@@ -38,7 +38,7 @@ BATCH_SIZE = 200
 
 
 def _status_is(status: str) -> Any:
-    """Return the SQL condition that a task has this status.
+    """Return the SQL condition for tasks with this status.
 
     The condition is written as a negation so that the database does not use the index on the status. A task has few
     dependents, so finding them by their ids is faster.

@@ -514,7 +514,8 @@ class TaskQueries:
 
 
 def _matches_search(words: list[str]) -> Any:
-    """Return the SQL condition that a task is an unindexed match or one of the newest `MAX_MATCHES` indexed matches."""
+    """Return the SQL condition for tasks that are unindexed matches or among the newest `MAX_MATCHES` indexed
+    matches."""
     if not words:
         return NO_ROWS
     found = Task.id.in_(matches_subselect(search_query(words)))

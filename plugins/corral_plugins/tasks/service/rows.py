@@ -50,10 +50,10 @@ MAX_SOURCES = 50
 FINAL_CANCELLATIONS = ("user", "parent")
 """The kinds of cancellation that end a task permanently. After any other kind, the task may be queued again."""
 CAN_CONTINUE = Task.finished_at.is_null() & (Task.cancel_kind.is_null() | Task.cancel_kind.not_in(FINAL_CANCELLATIONS))
-"""The SQL condition that a task has not ended and was not permanently cancelled."""
+"""The SQL condition for tasks that have not ended and were not permanently cancelled."""
 PENDING = peewee.SQL("status = 'pending'")
 QUEUED = peewee.SQL("status = 'pending' AND queue IS NOT NULL")
-"""The SQL condition that a task is in a queue.
+"""The SQL condition for tasks that are in a queue.
 
 The condition uses literals because the query planner uses a partial index only for conditions without parameters.
 """

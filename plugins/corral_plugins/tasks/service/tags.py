@@ -52,7 +52,7 @@ def count_tagged(tags: Sequence[str]) -> int:
 
 
 def has_tag(tags: Sequence[str], *, in_order: bool) -> Any:
-    """Return the SQL condition that a task has at least one of the tags.
+    """Return the SQL condition for tasks that have at least one of the tags.
 
     With `in_order`, the database engine reads the list in order and looks up the tags of each task. Otherwise, it
     starts with the tasks that have the tags.

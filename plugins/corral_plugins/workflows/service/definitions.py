@@ -267,6 +267,6 @@ def _filters(query: WorkflowQuery) -> list[Any]:
 
 
 def _has_tag(tag: str) -> Any:
-    """Return the SQL condition that a workflow has exactly this tag. The condition works on SQLite and PostgreSQL."""
+    """Return the SQL condition for workflows with exactly this tag. The condition works on SQLite and PostgreSQL."""
     quoted = peewee.Value(msgspec.json.encode(tag).decode(), converter=False)
     return peewee.fn.REPLACE(Workflow.tags, quoted, "") != Workflow.tags

@@ -119,7 +119,7 @@ class WorkflowTemplateInstaller:
 
 
 def _text_contains(column: Any, text: str) -> Any:
-    """Return the SQL condition that the JSON text of a column contains a string."""
+    """Return the SQL condition for rows in which the JSON text of a column contains `text`."""
     return peewee.Expression(column, peewee.OP.ILIKE, peewee.Value(f"%{text}%", converter=False))
 
 
