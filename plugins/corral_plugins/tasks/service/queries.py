@@ -514,8 +514,7 @@ class TaskQueries:
 
 
 def _matches_search(words: list[str]) -> Any:
-    """Return the SQL condition for tasks that are unindexed matches or among the newest `MAX_MATCHES` indexed
-    matches."""
+    """Return the SQL condition for the unindexed matches and the newest `MAX_MATCHES` indexed matches."""
     if not words:
         return NO_ROWS
     found = Task.id.in_(matches_subselect(search_query(words)))
