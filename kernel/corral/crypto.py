@@ -293,7 +293,7 @@ def key_id(sealed: bytes) -> str:
 
 def _versioned_aad(aad: str) -> bytes:
     if not aad:
-        raise ValueError("aad must say where the value is stored; make it with associated_data()")
+        raise ValueError("aad must say where the value is stored; create aad with associated_data()")
     return _VERSION + aad.encode()
 
 

@@ -83,7 +83,7 @@ def test_a_password_from_standard_input_is_read_without_a_warning_of_python(term
     assert (done.returncode, "Warning" in done.stderr) == (0, False), done
     assert "Reading the password from standard input." in done.stderr
     nothing = terminal.run(*arguments)
-    assert (nothing.returncode, "standard input has no password" in nothing.stderr) == (2, True), nothing
+    assert (nothing.returncode, "standard input contains no password" in nothing.stderr) == (2, True), nothing
 
 
 def test_who_wins(terminal: Terminal) -> None:
@@ -144,7 +144,7 @@ def test_the_server_of_this_folder_is_found(terminal: Terminal, tmp_path: Path) 
     assert invited.splitlines()[-1].startswith(f"{terminal.address}/account/accept-invitation#token=")
     lost = terminal.run("whoami", environ={**environ, "CORRAL_URL": "http://127.0.0.1:9"})
     assert lost.stderr.endswith(
-        f"The server of this folder is at {terminal.address}: corral login {terminal.address}\n"
+        f"The server for this folder is at {terminal.address}; sign in with `corral login {terminal.address}`\n"
     )
 
 

@@ -248,7 +248,7 @@ def test_references_in_values(tmp_path: Path) -> None:
         load({"CORRAL_METRICS_TOKEN": "not${EXPANDED}here9", "CORRAL_CONFIG": os.devnull}).metrics_token
         == "not${EXPANDED}here9"
     )
-    assert "the variable PW is not set" in faults(text)[0]
+    assert "the environment variable PW is not set" in faults(text)[0]
     assert "absent" in faults('metrics_token = "file:/absent"')[0]
 
 

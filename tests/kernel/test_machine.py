@@ -17,7 +17,7 @@ from corral_core.health.service.single_machine_lock import LEASE, SingleMachineL
 async def test_a_second_machine_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     async with make_kernel(tmp_path, plugins=[]) as kit:
         work = kit.kernel.database.work
-        with pytest.raises(StartupError, match=r"the machine .+ already serves this database file"):
+        with pytest.raises(StartupError, match=r"a server on the machine .+ already uses this database file"):
             await SingleMachineLock(work, "elsewhere 0000-1111").acquire()
         clock.travel(31)
         await SingleMachineLock(work, "elsewhere 0000-1111").acquire()

@@ -77,10 +77,10 @@ BROKEN = {
     "exit at import": (PLUGIN + "raise SystemExit(3)\n" + FAULTY, "SystemExit: 3"),
     "syntax": ("def (:\n", "SyntaxError"),
     "no plugin": ("class FaultyPlugin:\n    name = 'faulty'\n", "not a subclass"),
-    "other name": (PLUGIN + FAULTY.replace('name = "faulty"', 'name = "other"'), "class name 'other'"),
-    "other kernel": (body("kernel_api = 2"), "the plugin is made for kernel API 2, but this kernel has 1"),
+    "other name": (PLUGIN + FAULTY.replace('name = "faulty"', 'name = "other"'), "plugin name 'other'"),
+    "other kernel": (body("kernel_api = 2"), "the plugin requires kernel API 2, but this kernel provides 1"),
     "requires no tuple": (body('requires = "core"'), "requires and wants must be tuples"),
-    "foreign permission": (body('permissions = (Permission("tasks.read", "Read"),)'), "must begin with faulty."),
+    "foreign permission": (body('permissions = (Permission("tasks.read", "Read"),)'), "must begin with 'faulty.'"),
     "constructor": (body("def __init__(self, settings):\n    raise OSError('no luck')"), "OSError: no luck"),
     "unknown hook": (body("@hookimpl\ndef corral_rotues(self):\n    return []"), "corral_rotues"),
     "unknown optional hook": (
@@ -104,28 +104,28 @@ BROKEN = {
             "class T(Model):\n    class Meta:\n        table_name = 'tasks_x'\n"
             "@hookimpl\ndef corral_models(self):\n    return [self.T]"
         ),
-        "table tasks_x must begin with faulty_",
+        "the name of the table tasks_x must begin with faulty_",
     ),
     "unknown visibility": (
         body(
             "class T(Model):\n    visibility = 'sharde'\n    class Meta:\n        table_name = 'faulty_x'\n"
             "@hookimpl\ndef corral_models(self):\n    return [self.T]"
         ),
-        "T: visibility 'sharde' is none of private, shared, admin, private_and_admin",
+        "T: the visibility 'sharde' is not one of private, shared, admin, private_and_admin",
     ),
     "no owner": (
         body(
             "class T(Model):\n    visibility = 'private'\n    class Meta:\n        table_name = 'faulty_x'\n"
             "@hookimpl\ndef corral_models(self):\n    return [self.T]"
         ),
-        "T is private; set owner_field to the column of the owner",
+        "T is private; set owner_field to the owner's column",
     ),
     "unknown visibility of an event": (
         body(
             "class E(Event):\n    event = 'faulty.seen'\n    visibility = 'everyone'\n"
             "@hookimpl\ndef corral_events(self):\n    return [self.E]"
         ),
-        "E: visibility 'everyone' is none of",
+        "E: the visibility 'everyone' is not one of",
     ),
     "unknown event": (
         body(
@@ -157,7 +157,7 @@ BROKEN = {
     ),
     "unknown permission": (
         (PLUGIN + FAULTY).replace("needs=PUBLIC", 'needs="faulty.read"'),
-        "no plugin declares the permission faulty.read",
+        "needs must name declared permissions, not faulty.read",
     ),
     "no docstring": ((PLUGIN + FAULTY).replace('    """Answer."""\n', ""), "the handler has no docstring"),
     "argument that no hook has": (
@@ -170,7 +170,7 @@ BROKEN = {
     ),
     "name in a path": (
         (PLUGIN + FAULTY).replace('@routes.get("/"', '@routes.get("/{someId}"'),
-        "GET /faulty/{someId}: names in a path have the form {lower_case}",
+        "GET /faulty/{someId}: path parameters must have the form {lower_case}",
     ),
     "path of a built-in": (
         (PLUGIN + FAULTY).replace('"/faulty"', '"/health"'),

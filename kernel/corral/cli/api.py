@@ -26,7 +26,7 @@ DATA_LENGTH = 200  # characters
 @field_option
 @body_option
 @click.option("-H", "--header", "headers", multiple=True, help="send a header, such as 'If-Match: \"3\"' (repeatable)")
-@click.option("--all", "all_pages", is_flag=True, help="print the items of all pages of a list")
+@click.option("--all", "all_pages", is_flag=True, help="print the items from all pages of a list")
 @server_option
 def api_command(
     method: str,
@@ -50,7 +50,7 @@ def api_command(
     else:
         body = read_body(input_path, fields)
     if all_pages and method != "GET":
-        raise click.UsageError("--all can be used with GET only")
+        raise click.UsageError("--all can be used only with GET")
     if all_pages and headers:
         raise click.UsageError("--all cannot be used with --header")
     sent = _parse_headers(headers)
@@ -88,7 +88,7 @@ def _parse_headers(texts: tuple[str, ...]) -> dict[str, str]:
         if not colon or not re.fullmatch(r"[\w-]+", name, re.ASCII) or not (value.isascii() and value.isprintable()):
             raise click.UsageError(f"{text!r} is not a header; write it as 'Name: value'")
         if name.lower() == "authorization":
-            raise click.UsageError("--header cannot send Authorization; put the token into CORRAL_TOKEN")
+            raise click.UsageError("--header cannot set Authorization; set CORRAL_TOKEN to the token instead")
         headers[name.lower()] = value
     return headers
 

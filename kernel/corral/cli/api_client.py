@@ -264,7 +264,7 @@ class ApiClient:
             page = self.get("/events", **query, wait=wait)
             yield from page["items"]
             query["after"] = page["next"]
-        raise ApiClientError("no event that ends the wait arrived in time")
+        raise ApiClientError("timed out while waiting for an event that ends the wait")
 
     def absolute(self, address: str) -> str:
         """Return `address` as a URL with a host.

@@ -72,8 +72,8 @@ def open_session(config_path: Path | None, label: str, *, create: bool = False) 
     config = load_config(path=config_path)
     if not create and not has_installation(config):
         raise StartupError(
-            f"there is no installation in {config.data_dir}; change to its working directory, or set --config or "
-            "CORRAL_DATA_DIR"
+            f"there is no installation in {config.data_dir}; change to the installation's working directory, or set "
+            "--config or CORRAL_DATA_DIR"
         )
     logging_setup.configure("critical", "console")  # `corral doctor` reports failures of plugins
     umask = restrict_new_files()

@@ -29,7 +29,8 @@ def ensure_data_dir(config: Config) -> None:
         raise StartupError(f"{folder}: the data folder cannot be created: {error.strerror}") from None
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise StartupError(
-            f"{folder}: the data folder must be readable and writable; make the user of the server its owner"
+            f"{folder}: the data folder must be readable and writable; change the owner of the folder to the "
+            "user that the server runs as"
         )
     if exposed:
         raise StartupError(*(f"{path}: other users can read this key; run chmod 600 {path}" for path in exposed))

@@ -111,7 +111,10 @@ def check_installation(config: Config) -> Iterator[Finding]:
             name, remedy = check.__name__.removeprefix("check_").replace("_", " "), "report this as a bug of Corral"
             detail = f"{type(error).__name__}: {error}"
             if isinstance(error, OSError) and error.filename is not None:
-                detail, remedy = f"{error.filename}: {error.strerror}", "run `corral doctor` as the user of the server"
+                detail, remedy = (
+                    f"{error.filename}: {error.strerror}",
+                    "run `corral doctor` as the user that the server runs as",
+                )
             yield Finding(name, "down", f"the check failed: {detail}", remedy)
 
 
@@ -137,7 +140,10 @@ def check_data_folder(config: Config) -> Iterator[Finding]:
     mode = stat.S_IMODE(folder.stat().st_mode)
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         yield Finding(
-            "data folder", "down", f"{folder} must be readable and writable", "make the user of the server its owner"
+            "data folder",
+            "down",
+            f"{folder} must be readable and writable",
+            "change the owner of the folder to the user that the server runs as",
         )
     elif mode & (stat.S_IRWXG | stat.S_IRWXO):
         yield Finding(
@@ -220,7 +226,10 @@ def check_storage(config: Config) -> Iterator[Finding]:
         yield Finding("storage", "down", error, remedy) if error else Finding("storage", "ok", "the store answers")
     elif folder.exists() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         yield Finding(
-            "storage", "down", f"{folder} must be readable and writable", "make the user of the server its owner"
+            "storage",
+            "down",
+            f"{folder} must be readable and writable",
+            "change the owner of the folder to the user that the server runs as",
         )
     elif config.storage.url is None and not config.database.is_file:
         detail = f"files are stored in {folder}, which other machines with the same database do not see"

@@ -75,7 +75,7 @@ def find_plugin(plugins: list[PluginRecord], name: str) -> PluginRecord:
             return item
     near = difflib.get_close_matches(name, [item.name for item in plugins], 1)
     hint = f"; did you mean {near[0]}?" if near else "; `corral plugins list` shows all plugins"
-    raise click.ClickException(f"there is no installed plugin {name}{hint}")
+    raise click.ClickException(f"no plugin named {name} is installed{hint}")
 
 
 def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:

@@ -289,7 +289,7 @@ class Http1(H11Protocol):
         framing = [item for item in headers if item[0].lower() in FRAMING]
         lines = b"".join([b"%b: %b\r\n" % item for item in headers if item[0].lower() not in FRAMING])
         if lines.translate(None, asgi_servers.PRINTABLE) != b"\r\n" * (len(headers) - len(framing)):
-            raise LocalProtocolError("A header of the response contains a control character.")
+            raise LocalProtocolError("A response header contains a control character.")
         return Response(headers=framing, status_code=status), lines
 
     async def _send_h11_event(self, event: Any, *following: Any, lines: bytes = b"") -> None:

@@ -42,7 +42,7 @@ def migrate_command(plugin: str | None, plan: bool, as_json: bool, config_path: 
     try:
         loaded = [item for item in load(discover(config), config) if item.active]
         if plugin is not None and plugin not in {item.name for item in loaded}:
-            raise click.UsageError(f"there is no active plugin {plugin}; `corral plugins list` shows all plugins")
+            raise click.UsageError(f"no plugin named {plugin} is active; `corral plugins list` shows all plugins")
         migrations = [each for each in migrations_of(loaded) if plugin in (None, each.plugin)]
         if plan:
             scripts = pending_migrations(database, migrations)

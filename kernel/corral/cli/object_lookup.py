@@ -66,7 +66,7 @@ def find_user_id(client: ApiClient, path: str, user: str) -> str:
     if user.strip().casefold() == me["email"].casefold():
         return str(me["id"])
     if me["role"] != "admin":
-        raise ApiClientError(f"only admins can find users by their addresses; give the id of {user} instead")
+        raise ApiClientError(f"only admins can look up users by email address; give the id of {user} instead")
     return str(client.find(path, user, kind="user", field="email", listing="corral user list")["id"])
 
 

@@ -272,7 +272,7 @@ def _print_change(name: str, state: str, path: Path, changed: bool, as_json: boo
     if failures:
         undo = f"corral plugins {'disable' if state == 'enabled' else 'enable'} {name}"
         told_once = "\n".join(dict.fromkeys(failures))
-        raise click.ClickException(f"{told_once}\nRepair the cause and reload, or undo the change: {undo}")
+        raise click.ClickException(f"{told_once}\nFix the cause and reload the plugins, or undo the change: {undo}")
 
 
 def _failed_reload(reload: ReloadResult, name: str) -> str | None:

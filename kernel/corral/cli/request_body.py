@@ -23,14 +23,14 @@ field_option = click.option(
     "fields",
     multiple=True,
     metavar="KEY=VALUE",
-    help="field with a text value, KEY=@FILE with the text of a file (@- for standard input, or on a terminal a "
-    'hidden prompt), or KEY:=VALUE with a JSON value such as true, 3 or ["a"]; repeatable',
+    help="set a field to a text; KEY=@FILE uses the text of a file (@- reads standard input, or on a terminal a hidden "
+    'prompt), and KEY:=VALUE a JSON value such as true, 3 or ["a"]; repeatable',
 )
 body_option = click.option(
     "--input",
     "input_path",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-    help="file with a JSON object that contains further fields, or - for standard input",
+    help="file that contains a JSON object with further fields, or - for standard input",
 )
 
 
@@ -72,9 +72,9 @@ def read_body(input_path: Path | None, fields: tuple[str, ...]) -> dict[str, Any
         try:
             value = json.loads(_read(input_path))
         except ValueError as error:
-            raise click.UsageError(f"--input {input_path}: not JSON: {error}") from None
+            raise click.UsageError(f"--input {input_path}: the content is not JSON: {error}") from None
         if not isinstance(value, dict):
-            raise click.UsageError(f"--input {input_path}: not a JSON object")
+            raise click.UsageError(f"--input {input_path}: the content is not a JSON object")
     return {**value, **parse_fields(fields)}
 
 

@@ -76,7 +76,7 @@ def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
     here = running_url() if error.status is None and "does not answer" in str(error) else None
     if here is None or here == url:
         return error
-    return ApiClientError(f"{error}. The server of this folder is at {here}: corral login {here}")
+    return ApiClientError(f"{error}. The server for this folder is at {here}; sign in with `corral login {here}`")
 
 
 def open_client(server: str | None = None) -> ApiClient:
@@ -150,7 +150,7 @@ def valid_token(text: str, where: str) -> str:
     """Return the token without surrounding white space. Raise `UsageError` if it cannot be a token."""
     token = text.strip()
     if not token or not (token.isascii() and token.isprintable()):
-        raise click.UsageError(f"{where}: not a token, which consists of printable ASCII characters")
+        raise click.UsageError(f"{where}: a token must consist of printable ASCII characters")
     return token
 
 

@@ -150,7 +150,7 @@ class WebSocket(WSProtocol):
         try:
             await super().send(message)
         except ClientDisconnected as gone:
-            raise ConnectionResetError("the client is gone") from gone
+            raise ConnectionResetError("the client has disconnected") from gone
 
     def handle_close(self, event: CloseConnection) -> None:
         if self.conn.state is ConnectionState.OPEN:  # the peer has not closed: wsproto itself generated the event

@@ -129,7 +129,7 @@ class _Reader:
         if match[0].startswith("$$"):
             return match[0][1:]
         if match[1] not in self.environ:
-            raise ValueError(f"the variable {match[1]} is not set")
+            raise ValueError(f"the environment variable {match[1]} is not set")
         return self.environ[match[1]]
 
     def read_environment(self) -> None:

@@ -182,7 +182,7 @@ def translate(error: BaseException) -> BaseException:
         return error  # a read unit that writes is a bug in its handler
     problem = Unavailable("The database cannot be reached.", retry_after=2)
     if "full" in text or "disk i/o" in text or "no space" in text:
-        problem = Unavailable("The disk of the database is full or failing.", code="storage_full", retry_after=10)
+        problem = Unavailable("The database's disk is full or failing.", code="storage_full", retry_after=10)
     elif "locked" in text or "busy" in text or "interrupt" in text:
         problem = Unavailable("The database is busy.", code="overloaded")
     problem.__cause__ = error

@@ -105,7 +105,7 @@ def read_signature(route: Route) -> Signature:
     in_path = route.names
     missing = set(in_path) - set(names)
     if missing:
-        raise TypeError(f"{route.label}: the handler has no parameters for {sorted(missing)} in its path")
+        raise TypeError(f"{route.label}: the handler lacks the path parameters {sorted(missing)}")
     parts: dict[str, Any] = {"services": {}}
     for name in names:
         kind = kinds[name]

@@ -151,7 +151,7 @@ class Routes:
             text = inspect.getdoc(handler) or ""
             summary, _, description = text.partition("\n")
             if set("{}") & set(_NAME.sub("", self.prefix + path)):
-                raise ValueError(f"{method} {self.prefix}{path}: names in a path have the form {{lower_case}}")
+                raise ValueError(f"{method} {self.prefix}{path}: path parameters must have the form {{lower_case}}")
             route = Route(
                 method=method,
                 path=(self.prefix + path).rstrip("/") or "/",

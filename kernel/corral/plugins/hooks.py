@@ -101,7 +101,7 @@ def all_specs(records: Iterable[PluginRecord]) -> dict[str, Any]:
         for module in offered:
             added = specs_of(module)
             if not added or specs.keys() & added:
-                raise ValueError(f"{module!r} specifies no hook, or existing hooks: {sorted(specs.keys() & added)}")
+                raise ValueError(f"{module!r} must specify new hooks; existing hooks: {sorted(specs.keys() & added)}")
             specs.update(added)
         record.contributions_to("corral_hookspecs")[:] = offered
 

@@ -114,11 +114,11 @@ def _import(record: PluginRecord, config: Config) -> None:
 
 def _check_manifest(record: PluginRecord, kind: type[Plugin]) -> None:
     if getattr(kind, "name", None) != record.name or not _IDENTIFIER.fullmatch(record.name):
-        raise TypeError(f"class name {getattr(kind, 'name', None)!r} differs from the entry point {record.name!r}")
+        raise TypeError(f"plugin name {getattr(kind, 'name', None)!r} differs from the entry point {record.name!r}")
     if record.name == KERNEL.plugin:
-        raise TypeError("the name kernel is reserved for the tables of the kernel itself")
+        raise TypeError("the name kernel is reserved for the kernel's own tables")
     if kind.kernel_api != KERNEL_API:
-        raise TypeError(f"the plugin is made for kernel API {kind.kernel_api}, but this kernel has {KERNEL_API}")
+        raise TypeError(f"the plugin requires kernel API {kind.kernel_api}, but this kernel provides {KERNEL_API}")
     if kind.protected not in _RANKS:
         raise TypeError(f'protected must be True, False or "essential", not {kind.protected!r}')
     if kind.protected and not record.found.built_in and record.found.distribution != "test":
@@ -132,7 +132,7 @@ def _check_manifest(record: PluginRecord, kind: type[Plugin]) -> None:
         raise TypeError("only plugins of Corral's own distribution may declare prefixes")
     foreign = [each.name for each in kind.permissions if each.name.split(".")[0] not in (kind.name, *kind.prefixes)]
     if foreign:
-        raise TypeError(f"permissions must begin with {record.name}.: {', '.join(foreign)}")
+        raise TypeError(f"permissions must begin with '{record.name}.', unlike {', '.join(foreign)}")
 
 
 def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:

@@ -90,14 +90,14 @@ class PluginWiring:
         for model in record.contributions_to("corral_models"):
             table = model._meta.table_name
             if not table.startswith(tuple(f"{each}_" for each in prefixes)) and table != record.name:
-                raise ValueError(f"table {table} must begin with {record.name}_")
+                raise ValueError(f"the name of the table {table} must begin with {record.name}_")
             if model.visibility in (PRIVATE, PRIVATE_AND_ADMIN) and model.owner_field is None:
-                raise ValueError(f"{model.__name__} is {model.visibility}; set owner_field to the column of the owner")
+                raise ValueError(f"{model.__name__} is {model.visibility}; set owner_field to the owner's column")
         kinds: list[Any] = [*record.contributions_to("corral_models"), *record.contributions_to("corral_events")]
         for kind in kinds:
             if kind.visibility not in VISIBILITIES:
                 raise ValueError(
-                    f"{kind.__name__}: visibility {kind.visibility!r} is none of {', '.join(VISIBILITIES)}"
+                    f"{kind.__name__}: the visibility {kind.visibility!r} is not one of {', '.join(VISIBILITIES)}"
                 )
         record.services = self._container.build(record, record.contributions_to("corral_services"))
         self._event_types.declare(record.name, record.contributions_to("corral_events"))

@@ -90,7 +90,7 @@ def check_declaration(setting: Setting[Any]) -> None:
     if setting.env in VARIABLES:
         raise ValueError(f"setting {setting.name}: {setting.env} configures something else; choose another variable")
     if setting.env and not _VARIABLE.fullmatch(setting.env):
-        raise ValueError(f"setting {setting.name}: {setting.env} must be CORRAL_ followed by upper-case letters")
+        raise ValueError(f"setting {setting.name}: {setting.env} must match CORRAL_[A-Z0-9_]+")
 
 
 def _refusal(setting: Setting[Any], source: str, code: str, error: Exception | None = None) -> SettingRefused:

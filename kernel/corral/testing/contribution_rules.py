@@ -122,7 +122,7 @@ def _tables(prefixes: tuple[str, ...], models: list[Any]) -> Iterator[str]:
     for model in models:
         table = model._meta.table_name
         if table not in prefixes and not table.startswith(tuple(f"{each}_" for each in prefixes)):
-            yield f"{model.__name__}: table {table} must begin with {prefixes[0]}_"
+            yield f"{model.__name__}: the name of the table {table} must begin with {prefixes[0]}_"
         if table in [f"{each}_migrations" for each in prefixes]:
             yield f"{model.__name__}: {table} is the name of the migration history"
 

@@ -226,7 +226,7 @@ def database_servers_folder(*, in_memory: bool = False) -> Path:
             raise DatabaseServerError(f"{folder} belongs to another user")
         return folder
     raise DatabaseServerError(
-        "no folder for temporary files is accessible and has a path short enough for Unix sockets"
+        "found no accessible folder for temporary files whose path is short enough for Unix sockets"
     )
 
 

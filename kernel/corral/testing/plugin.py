@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the `--long` option, which runs long tests and benchmarks in their full form."""
-    parser.addoption("--long", action="store_true", help="run long tests and benchmarks in their full form")
+    parser.addoption("--long", action="store_true", help="run long tests and benchmarks at full length")
 
 
 @pytest.fixture

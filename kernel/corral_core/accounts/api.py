@@ -113,8 +113,9 @@ REGISTRATION = Setting(
     default="invite",
     title="Who may register an account",
     choices=("open", "invite", "closed"),
-    description="The first account of an installation can always be registered. If the server listens on more than "
-    "the loopback interface, its registration needs the set-up token that the server prints when it starts.",
+    description="The first account of an installation can always be registered. If the server listens on more than the "
+    "loopback interface, the set-up token that the server prints when it starts is needed to register the first "
+    "account.",
 )
 """The setting that controls who may register. The `health` plugin warns if registration is open on a public address."""
 

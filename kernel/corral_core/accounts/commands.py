@@ -31,7 +31,7 @@ COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
 password_option = click.option(
     "--password-file",
     type=click.Path(allow_dash=True, dir_okay=False, path_type=Path),
-    help="file with the password, or - for standard input (default: prompt for it)",
+    help="file that contains the password, or - for standard input (default: prompt for the password)",
 )
 
 
@@ -44,7 +44,7 @@ def user_command_group() -> None:
 @click.argument("email")
 @click.option("--admin", is_flag=True, help="create an admin account; the same as --role admin")
 @click.option("--role", type=click.Choice(ROLES), help="role of the account (default: member)")
-@click.option("--full-name", help="name of the user (default: the part of the address before the @)")
+@click.option("--full-name", help="name of the user (default: the part of the email address before the @)")
 @click.option("--must-change", is_flag=True, help="require the user to choose a new password at the first sign-in")
 @password_option
 @config_option
@@ -246,7 +246,7 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
 
 @user_command_group.command("purge")
 @click.argument("email")
-@click.option("--yes", is_flag=True, help="do not ask for the address as a confirmation")
+@click.option("--yes", is_flag=True, help="do not ask for the email address as confirmation")
 @config_option
 @json_option
 def purge_user(email: str, yes: bool, config_path: Path | None, as_json: bool) -> None:
@@ -361,7 +361,7 @@ def crypto_key_command_group() -> None:
     "--label",
     default="v1",
     show_default=True,
-    help="label of the key, which has only letters and digits and differs from the labels of all other keys",
+    help="label of the key (only letters and digits; must differ from the labels of all other keys)",
 )
 @json_option
 def generate_master_key(label: str, as_json: bool) -> None:

@@ -31,14 +31,16 @@ LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)")
 
 @click.command("login")
 @click.argument("url", required=False)
-@click.option("--email", help="email address of the account (default: prompt for it)")
+@click.option("--email", help="email address of the account (default: prompt for the address)")
 @click.option(
     "--password-file",
     type=click.Path(exists=True, allow_dash=True, dir_okay=False, path_type=Path),
-    help="file with the password, or - for standard input (default: prompt for it)",
+    help="file that contains the password, or - for standard input (default: prompt for the password)",
 )
-@click.option("--with-token", is_flag=True, help="sign in with an API key that is read from standard input")
-@click.option("--server", metavar="NAME", help="name under which the server is saved (default: its host and port)")
+@click.option("--with-token", is_flag=True, help="sign in with an API key, which is read from standard input")
+@click.option(
+    "--server", metavar="NAME", help="name under which to save the server (default: the server's host and port)"
+)
 @json_option
 def login_command(
     url: str | None, email: str | None, password_file: Path | None, with_token: bool, server: str | None, as_json: bool
@@ -142,7 +144,9 @@ def _sign_in(client: ApiClient, email: str | None, password_file: Path | None) -
         click.echo("Reading the password from standard input.", err=True)
         password = sys.stdin.readline().rstrip("\r\n")
         if not password:
-            raise click.UsageError("standard input has no password; give --password-file, or sign in from a terminal")
+            raise click.UsageError(
+                "standard input contains no password; give --password-file, or sign in from a terminal"
+            )
     else:
         text = sys.stdin.readline() if str(password_file) == "-" else password_file.read_text("utf-8", "replace")
         password = text.rstrip("\r\n")

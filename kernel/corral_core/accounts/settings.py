@@ -205,8 +205,8 @@ MAIL_HOST = Setting[str | None](
     maximum=253,
     pattern=r"[A-Za-z0-9._:-]+",
     title="Host name of the mail server (unset: no mail is sent)",
-    description="The egress guard checks the address of the mail server: a server in a private network is allowed, but "
-    "a server on this machine must be listed in CORRAL_EGRESS_ALLOW.",
+    description="The egress guard checks the address of the mail server: a server on a private network is allowed; a "
+    "server on the machine that Corral runs on must be listed in CORRAL_EGRESS_ALLOW.",
 )
 MAIL_PORT = Setting(name="mail.port", kind=int, default=587, title="Port of the mail server", minimum=1, maximum=65535)
 MAIL_USERNAME = Setting[str | None](

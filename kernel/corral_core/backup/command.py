@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from corral_core.backup.service.archive import ArchiveWriter, Manifest
 
 
-verbose_option = click.option("--verbose", is_flag=True, help="print the number of rows of each table")
+verbose_option = click.option("--verbose", is_flag=True, help="print the number of rows in each table")
 
 
 class TableProgress:
@@ -52,7 +52,7 @@ class TableProgress:
 @click.option(
     "--with-files/--no-files",
     default=None,
-    help="include stored files in the backup (default: only if the files are in a local folder)",
+    help="include stored files in the backup (default: only if the files are stored in a local folder)",
 )
 @verbose_option
 @config_option

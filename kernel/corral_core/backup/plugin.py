@@ -40,7 +40,7 @@ class BackupPlugin(Plugin):
         return [
             Metric(
                 name="corral_last_backup_age_seconds",
-                help="Age of the last backup in seconds. Absent if there is no backup.",
+                help="Age of the last backup, in seconds. Absent if there is no backup.",
                 collect=_last_backup_age,
             )
         ]

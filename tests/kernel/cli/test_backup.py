@@ -183,7 +183,7 @@ def test_a_restore_refuses_what_it_cannot_restore_and_changes_nothing(
     for file, status, words in (
         (damaged, 1, "tables/security_ip_mode.jsonl was changed or is damaged"),
         (newer, 4, "0002_of_tomorrow"),
-        (other, 1, "is not a backup"),
+        (other, 1, "is not a Corral backup"),
     ):
         refused = corral("restore", str(file), environ=environ)
         assert (refused.status, words in refused.err) == (status, True), refused

@@ -220,7 +220,11 @@ def test_paths_that_cannot_be_looked_at_are_told_in_one_line(corral: Any) -> Non
         done = corral(*arguments, environ={"CORRAL_DATA_DIR": path})
         assert (done.status, done.err) == (1, f"corral: {path}/corral.db: File name too long\n"), done
     done = corral("doctor", environ={"CORRAL_DATA_DIR": path})
-    assert (done.status, "Traceback" in done.err, "run `corral doctor` as the user of the server" in done.out) == (
+    assert (
+        done.status,
+        "Traceback" in done.err,
+        "run `corral doctor` as the user that the server runs as" in done.out,
+    ) == (
         1,
         False,
         True,

@@ -109,7 +109,7 @@ def test_what_would_break_is_refused_and_the_file_untouched(two: Any) -> None:
         (("enable", "picky"), "requires absent, which is not installed; enable absent first"),
         (("enable", "stedy"), "did you mean steady?"),
         (("disable", "accounts"), "protected"),
-        (("disable", "nothing-like-it"), "there is no installed plugin nothing-like-it"),
+        (("disable", "nothing-like-it"), "no plugin named nothing-like-it is installed"),
     ):
         done = two("plugins", *arguments)
         assert (done.status, told in done.err) == (1, True), done

@@ -171,9 +171,7 @@ def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
         receipt = _insert(repository_id, received) or _duplicate(repository_id, received)
         if receipt is not None:
             return receipt
-    raise Unavailable(
-        "Deliveries of the repository are being deleted at the moment; send the delivery again.", code="overloaded"
-    )
+    raise Unavailable("Deliveries from this repository are being deleted; send the delivery again.", code="overloaded")
 
 
 def _insert(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:

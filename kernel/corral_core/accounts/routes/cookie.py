@@ -29,7 +29,7 @@ def check_origin(request: Request, installation: InstallationConfig, allowed: It
     own = {f"{scheme}://{request.header('host')}" for scheme in ("http", "https")}
     if origin not in {*own, _origin_of_url(installation.public_url or ""), *allowed} or not origin:
         raise Forbidden(
-            "The refresh cookie is accepted only from pages of this host; send the refresh token in the body instead."
+            "The refresh cookie is accepted only from pages on this host; send the refresh token in the body instead."
         )
 
 

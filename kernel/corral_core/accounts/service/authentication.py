@@ -237,8 +237,8 @@ class SigningKeys:
         """
         if self._tokens.is_fixed:
             raise Conflict(
-                "Access tokens are signed with CORRAL_JWT_SECRET; change the variable, which invalidates all "
-                "access tokens.",
+                "Access tokens are signed with CORRAL_JWT_SECRET; change this variable to replace the key and "
+                "invalidate all access tokens.",
                 code="setting_locked",
             )
         kid = self._tokens.rotate_key()

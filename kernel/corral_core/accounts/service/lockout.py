@@ -77,7 +77,7 @@ class Lockout:
             while not await self._work(lambda: self._reserve(key), entry=entry):
                 if time.monotonic() > until:
                     raise TooMany(
-                        "Too many sign-ins with this email address at the same time; try again.",
+                        "Too many sign-ins with this email address are in progress; try again.",
                         code="concurrency_limit",
                     )
                 await asyncio.sleep(POLL_SECONDS)
@@ -152,7 +152,7 @@ class Lockout:
                     await gate.room.acquire()
             except TimeoutError:
                 raise TooMany(
-                    "Too many sign-ins with this email address at the same time; try again.", code="concurrency_limit"
+                    "Too many sign-ins with this email address are in progress; try again.", code="concurrency_limit"
                 ) from None
             try:
                 yield

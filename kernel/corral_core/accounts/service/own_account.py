@@ -211,7 +211,7 @@ class ProfileChanges:
             return await self._work(unit, entry=entry)
         password, pointer = patch.current_password, "/current_password"
         if not isinstance(password, str):
-            raise Forbidden("Send current_password to change the address.", code="reauth_required")
+            raise Forbidden("Send current_password to change the email address.", code="reauth_required")
         return await self._sign_in.verify_and_run(user.email, password, entry, proved, pointer=pointer, user_id=user_id)
 
     def _request_address_change(self, user_id: str, email: str) -> None:

@@ -89,7 +89,7 @@ class Passwords:
 
     async def _run_in_pool(self, work: Callable[[], T]) -> T:
         if self._waiting >= THREADS + QUEUE_LIMIT:
-            raise Unavailable("Too many sign-ins at the same time; try again in a moment.", code="overloaded")
+            raise Unavailable("Too many sign-ins are in progress; try again in a moment.", code="overloaded")
         self._waiting += 1
         try:
             value, seconds = await asyncio.get_running_loop().run_in_executor(_threads, _count_seconds, work)

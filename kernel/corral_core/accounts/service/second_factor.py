@@ -79,7 +79,7 @@ class SecondFactor:
         if row is None:
             status = "enabled" if user.mfa_enabled else "disabled"
             raise Conflict(
-                "No setup of a second factor is waiting for a code; start one with `corral api POST /auth/mfa/setup`.",
+                "No second-factor setup is waiting for a code; start one with `corral api POST /auth/mfa/setup`.",
                 current_status=status,
             )
         step = self._matching_step(row, code)
@@ -88,7 +88,7 @@ class SecondFactor:
         same = (SecondFactorRow.user_id == user.id) & (SecondFactorRow.seed == row.seed) & waiting
         if not SecondFactorRow.update(confirmed_at=clock.now(), last_step=step).where(same).execute():
             raise Conflict(
-                "A newer setup of the second factor was started; send a code of the newest setup.",
+                "A newer second-factor setup was started; send a code from the newest setup.",
                 current_status="disabled",
             )
         self._mark_user(user.id, enabled=True)

@@ -26,7 +26,7 @@ class SignOut:
             return _holder(claims.sub, claims.sid)
         caller = self._credentials.authenticate(credential)
         code = "insufficient_scope" if caller.kind == "api_key" else "forbidden"
-        raise Forbidden("Only user sessions can be signed out; revoke the API key or the token instead.", code=code)
+        raise Forbidden("Only users can sign out; to disable an API key or a token, revoke it instead.", code=code)
 
     @staticmethod
     def holder_of_refresh_token(refresh: str) -> Principal:

@@ -125,7 +125,7 @@ class Archive:
             self._zip = zipfile.ZipFile(path)
             self.manifest = msgspec.json.decode(self._zip.read(MANIFEST), type=Manifest)
         except (zipfile.BadZipFile, KeyError, msgspec.DecodeError) as error:
-            raise ArchiveError(f"{path} is not a backup of Corral: {error}") from None
+            raise ArchiveError(f"{path} is not a Corral backup: {error}") from None
         if self.manifest.format != FORMAT:
             raise ArchiveError(
                 f"{path} has the unknown format {self.manifest.format}; install a newer release of Corral"

@@ -70,7 +70,7 @@ def to_json(value: Any) -> str:
     text = msgspec.json.encode(value).decode()
     _check_length(len(text))
     if "null" in text and not _is_finite(value):
-        raise ValueError("the value contains a number that is infinite, for example from a division by zero")
+        raise ValueError("the value contains an infinite number, for example from a division by zero")
     return text
 
 
@@ -85,7 +85,7 @@ def parse_json(text: str) -> Any:
 def split(text: str, separator: str) -> list[str]:
     """Split a string at each separator and return the parts."""
     if not separator:
-        raise ValueError("split() needs a separator that is not empty")
+        raise ValueError("split() needs a non-empty separator")
     return text.split(separator)
 
 
@@ -134,7 +134,7 @@ def rounded(number: Any, digits: int = 0) -> Any:
     if not _is_number(number) or not math.isfinite(number):
         raise ValueError(f"round() needs a finite number, not {_kind(number)}")
     if not 0 <= digits <= 15:
-        raise ValueError("round() needs 0 to 15 digits")
+        raise ValueError("round() needs a number of digits from 0 to 15")
     if abs(number) >= 2**53:  # no float of this size has decimals
         return number
     exact = Decimal(repr(number)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
@@ -214,7 +214,7 @@ def _comparable(items: tuple[Any, ...], function: str) -> list[Any]:
         raise ValueError(f"{function}() needs at least one value")
     if all(_is_number(item) for item in found) or len({type(item) for item in found}) == 1:
         return found
-    raise ValueError(f"{function}() needs numbers, or values of one type")
+    raise ValueError(f"{function}() needs numbers, or values of the same type")
 
 
 def _check_length(length: int) -> None:

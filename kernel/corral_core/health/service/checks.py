@@ -138,7 +138,7 @@ class KernelChecks:
         usage = await asyncio.to_thread(shutil.disk_usage, self._installation.data_dir)
         free = usage.free / usage.total
         if self._disk_is_full:
-            return "down", "The disk of the database is full or defective."
+            return "down", "The database's disk is full or defective."
         status = "down" if free < NOTHING_LEFT else "degraded" if free < LITTLE else "ok"
         return status, f"{free:.0%} of the disk with the data folder is free."
 

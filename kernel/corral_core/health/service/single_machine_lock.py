@@ -43,7 +43,8 @@ class SingleMachineLock:
         if other is not None:
             name = other.partition(" ")[0]
             raise StartupError(
-                f"the machine {name} already serves this database file; stop its server, or use a database server"
+                f"a server on the machine {name} already uses this database file; stop that server, or use a "
+                "database server"
             )
 
     async def renew_regularly(self) -> None:
