@@ -528,7 +528,7 @@ def test_settings_are_read_and_changed(terminal: Terminal) -> None:
     terminal("settings", "set", "http.cors_origins", '["https://example.org"]')
     assert terminal.json("settings", "show", "http.cors_origins")["value"] == ["https://example.org"]
     no_json = terminal.run("settings", "set", "http.cors_origins", "https://example.org")
-    assert (no_json.returncode, "give it as JSON" in no_json.stderr) == (2, True), no_json
+    assert (no_json.returncode, "give the value as JSON" in no_json.stderr) == (2, True), no_json
     terminal("settings", "reset", "http.cors_origins")
     assert terminal.run("settings", "set", "mail.password", "on the command line").returncode == 2
     assert "mail.password is ********." in terminal("settings", "set", "mail.password", stdin="a long password\n")

@@ -355,7 +355,7 @@ def test_a_review_names_its_blockers_and_is_found_after_its_decision(terminal: T
     (terminal.folder / "blocked.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+three\n")
     assert "is pending at revision 2." in terminal("reviews", "revise", "Count on", "blocked.patch")
     wrong = terminal.run("reviews", "approve", "Count on", "--sha256", "x")
-    assert (wrong.returncode, "--sha256 x is not a SHA-256 hash, which has 64 hexadecimal digits" in wrong.stderr) == (
+    assert (wrong.returncode, "--sha256 x is not a SHA-256 hash of 64 hexadecimal digits" in wrong.stderr) == (
         2,
         True,
     )
@@ -380,7 +380,7 @@ def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> N
     wrong = terminal.run("template", "plan", "research-assistant", "-p", "depth=3")
     assert wrong.stderr.splitlines() == [
         "corral: /parameters/depth: must be an integer",
-        "  depth was given as a text; write -p depth:=VALUE for a number, true, false or a list",
+        "  depth was given as text; write -p depth:=VALUE for a number, true, false or a list",
     ]
     planned = terminal.run("template", "plan", "hello-fleet")
     assert "agent Greeter: it needs a model: without a model, scripted/echo only repeats its input." in planned.stderr

@@ -138,6 +138,6 @@ def _seq_after(after: str | UnsetType) -> int:
     if place is None and parse_id(after) is None:
         raise Invalid.at("/query/after", "bad_format", "`after` must be the seq or the id of an event.")
     if place is None or place < oldest - 1:
-        detail = "The log no longer contains the requested events; continue from oldest_seq."
+        detail = "The event log no longer contains the requested events; continue from oldest_seq."
         raise Gone(detail, code="cursor_expired", oldest_seq=oldest)
     return place

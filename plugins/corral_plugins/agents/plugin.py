@@ -140,7 +140,7 @@ class AgentsPlugin(Plugin):
             ),
             Metric(
                 name="corral_agent_state_changes_total",
-                help="Number of state changes of agents by new state.",
+                help="Number of agent state changes, by new state.",
                 kind="counter",
                 labels={"to": STATUSES},
                 collect=self._changes.count_by_state,

@@ -32,9 +32,11 @@ def audit_command() -> None:
 
 @audit_command.command("verify")
 @click.argument("source", required=False)
-@click.option("--checkpoints", "checkpoints_path", type=readable, help="file with checkpoints that were saved earlier")
+@click.option(
+    "--checkpoints", "checkpoints_path", type=readable, help="file that contains checkpoints that were saved earlier"
+)
 @click.option("--public-key", help="base64 public key of the checkpoints (default: the key in the --checkpoints file)")
-@click.option("--filtered", is_flag=True, help="accept missing rows, because SOURCE is a filtered export")
+@click.option("--filtered", is_flag=True, help="accept missing rows; use this option if SOURCE is a filtered export")
 @config_option
 @json_option
 @click.pass_obj

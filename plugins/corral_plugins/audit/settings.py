@@ -12,7 +12,7 @@ RETENTION_DAYS: Setting[int | None] = Setting(
     minimum=30,
     maximum=36_500,
     title="Days for which audit rows are kept (unset: forever)",
-    description="Audit rows are removed from the oldest row up to a signed checkpoint.",
+    description="Audit rows are removed oldest first, up to a signed checkpoint.",
 )
 VERBOSE = Setting(
     name="audit.verbose",
@@ -20,7 +20,7 @@ VERBOSE = Setting(
     kind=bool,
     default=False,
     title="Whether the audit log records every request",
-    description="If true, the audit log also records reads and ordinary writes, so every request writes one row.",
+    description="If true, the audit log also records reads and ordinary writes, so every request adds one row.",
 )
 RECORD_IP = Setting(
     name="audit.record_ip",
@@ -28,7 +28,7 @@ RECORD_IP = Setting(
     kind=bool,
     default=True,
     title="Whether the audit log records client addresses",
-    description="If false, new audit rows contain neither the address nor the user agent of the client.",
+    description="If false, new audit rows contain neither the client's address nor its user agent.",
 )
 
 ALL = (RETENTION_DAYS, VERBOSE, RECORD_IP)

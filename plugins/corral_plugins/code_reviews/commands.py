@@ -106,7 +106,7 @@ def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
 @review_argument
 @click.option("--revision", type=int, help="revision to show (default: the current revision)")
 @click.option("--against", type=int, help="show the changes since this revision")
-@click.option("--raw", is_flag=True, help="print the diff byte for byte, for example for git apply")
+@click.option("--raw", is_flag=True, help="print the diff byte for byte, for example as input for git apply")
 @client_command
 def show_diff(
     client: ApiClient, *, review: str, revision: int | None, against: int | None, raw: bool, as_json: bool
@@ -176,8 +176,7 @@ def approve_review(
     """Approve the current diff of a review."""
     if sha256 is not None and not SHA256.fullmatch(sha256):
         raise click.UsageError(
-            f"--sha256 {sha256} is not a SHA-256 hash, which has 64 hexadecimal digits; `corral reviews show` prints "
-            "the hash"
+            f"--sha256 {sha256} is not a SHA-256 hash of 64 hexadecimal digits; `corral reviews show` prints the hash"
         )
     found = _find(client, review)
     if found["status"] == "changes_requested":
@@ -194,7 +193,7 @@ def approve_review(
 
 @reviews_command_group.command("reject")
 @review_argument
-@click.option("--reason", help="reason for the rejection, which becomes the error message of the failed task")
+@click.option("--reason", help="reason for the rejection, used as the error message of the failed task")
 @client_command
 def reject_review(client: ApiClient, *, review: str, reason: str | None, as_json: bool) -> None:
     """Reject the diff of a review. A task that waits for the review fails."""
@@ -221,9 +220,7 @@ def cancel_review(client: ApiClient, *, review: str, as_json: bool) -> None:
 @reviews_command_group.command("comment")
 @review_argument
 @click.argument("text")
-@click.option(
-    "--at", metavar="FILE[:LINE[-LINE]]", help="file, line or range of lines of the diff on which you comment"
-)
+@click.option("--at", metavar="FILE[:LINE[-LINE]]", help="file, line or range of lines in the diff to comment on")
 @click.option(
     "--side",
     type=click.Choice(get_args(Side)),

@@ -28,7 +28,7 @@ COLUMNS = {
     type=click.Choice(list(REPORTS)),
     default="agent",
     show_default=True,
-    help="property by which the cost is broken down",
+    help="property by which to break down the cost",
 )
 @click.option(
     "--days", type=click.IntRange(1, 365), default=30, show_default=True, help="number of past days in the breakdown"

@@ -80,7 +80,7 @@ def upload_file(
 ) -> None:
     """Store a file, or standard input if PATH is `-`."""
     if share and task is None:
-        raise click.UsageError("--share needs --task TASK: a file is shared with the readers of its task")
+        raise click.UsageError("--share needs --task TASK: a file is shared with everyone who may read its task")
     given = {"name": name, "visibility": "task" if share else None, "expires_at": expires_at}
     fields = {key: value for key, value in given.items() if value is not None}
     query = {} if task is None else {"task_id": _task_id(client, task)}
@@ -121,7 +121,7 @@ def download_file(client: ApiClient, *, file: str, target: Path | None, force: b
 @files_command_group.command("show")
 @file_argument
 @click.option(
-    "--link", is_flag=True, help="also create a link that downloads the file without a login and works for an hour"
+    "--link", is_flag=True, help="also create a download link that works without signing in and expires after an hour"
 )
 @client_command
 def show_file(client: ApiClient, *, file: str, link: bool, as_json: bool) -> None:
@@ -190,7 +190,11 @@ def show_usage(client: ApiClient, *, as_json: bool) -> None:
 
 @files_command_group.command("move")
 @click.option(
-    "--to", "url", required=True, metavar="URL", help="URL of the other store: s3://bucket?endpoint=… or file:///…"
+    "--to",
+    "url",
+    required=True,
+    metavar="URL",
+    help="URL of the store to copy the files to: s3://bucket?endpoint=… or file:///…",
 )
 @config_option
 @json_option

@@ -58,7 +58,7 @@ def _installation_options(command: F) -> F:
             type=click.Choice(("rename", "fail", "skip")),
             default="rename",
             show_default=True,
-            help="behaviour if an object with the same name exists",
+            help="what to do if an object with the same name exists",
         ),
     )
     for option in reversed(options):
@@ -72,7 +72,7 @@ def template_command_group() -> None:
 
 
 @template_command_group.command("list")
-@click.option("--category", help="list only templates of this category")
+@click.option("--category", help="list only templates in this category")
 @click.option("--search", help="list only templates whose name, description or tags contain this text")
 @client_command
 def list_templates(client: ApiClient, *, category: str | None, search: str | None, as_json: bool) -> None:
@@ -303,7 +303,7 @@ def _explaining_parameters(parameters: tuple[str, ...]) -> Iterator[None]:
         texts = [name for name, mark, _ in (each.partition("=") for each in parameters) if mark and name in refused]
         if not texts:
             raise
-        hint = f"{texts[0]} was given as a text; write -p {texts[0]}:=VALUE for a number, true, false or a list"
+        hint = f"{texts[0]} was given as text; write -p {texts[0]}:=VALUE for a number, true, false or a list"
         raise ApiClientError(f"{error}\n  {hint}", error.status, error.problem) from None
 
 
@@ -497,6 +497,8 @@ def _find_installation(client: ApiClient, name: str) -> str:
     if len(present) == 1:
         return str(present[0])
     if present:
-        raise ApiClientError(f"{name} is installed {len(present)} times; give the id instead: {', '.join(present)}")
+        raise ApiClientError(
+            f"{name} is installed {len(present)} times; give the id of an installation instead: {', '.join(present)}"
+        )
     hint = f"{client.url}; `corral template installations` shows all installations"
     raise ApiClientError(f"there is no installation of {name} at {hint}", 404)

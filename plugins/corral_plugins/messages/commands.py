@@ -25,7 +25,7 @@ WARNINGS = {
 
 for_agent = click.option(
     "--agent",
-    help="agent for which the command acts, if you may act for several recipients",
+    help="agent on whose behalf the command acts, if you may act for several recipients",
     shell_complete=complete_names("/agents"),
 )
 
@@ -37,9 +37,11 @@ def messages_command_group() -> None:
 
 @messages_command_group.command("list")
 @click.option("--agent", help="list only messages that this agent sent or received")
-@click.option("--channel", help="list only messages of this channel")
+@click.option("--channel", help="list only messages in this channel")
 @click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only messages in this state")
-@click.option("--unread", is_flag=True, help="list only messages that you (or the agent of --agent) have not read")
+@click.option(
+    "--unread", is_flag=True, help="list only messages that you (or the agent given with --agent) have not read"
+)
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of messages")
 @client_command
 def list_messages(
@@ -146,7 +148,7 @@ def read_message(client: ApiClient, *, message: str, agent: str | None, as_json:
 
 @messages_command_group.command("ack")
 @click.argument("message")
-@click.option("--rejected", is_flag=True, help="reject the request of the message instead of reporting it as done")
+@click.option("--rejected", is_flag=True, help="reject the request in the message instead of reporting it as done")
 @click.option("--note", help="note, which is stored with the acknowledgement")
 @for_agent
 @client_command

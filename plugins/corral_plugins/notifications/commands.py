@@ -185,7 +185,7 @@ def list_channel_types(client: ApiClient, *, as_json: bool) -> None:
     "secret_files",
     multiple=True,
     metavar="MEMBER=FILE",
-    help="secret member of the config, such as bot_token, and the file with its value; repeatable",
+    help="secret member of the config, such as bot_token, and the file that contains its value; repeatable",
 )
 @client_command
 def create_channel(
@@ -221,7 +221,7 @@ def create_channel(
     "secret_files",
     multiple=True,
     metavar="MEMBER=FILE",
-    help="secret member of the config to replace, and the file with its value; repeatable",
+    help="secret member of the config to replace, and the file that contains its value; repeatable",
 )
 @client_command
 def edit_channel(
@@ -297,7 +297,10 @@ def list_rules(client: ApiClient, *, as_json: bool) -> None:
     "--event", "events", multiple=True, help="event that the rule follows, such as task.failed, task.* or *; repeatable"
 )
 @click.option(
-    "--channel", "channels", multiple=True, help="name or id of a channel through which the rule sends; repeatable"
+    "--channel",
+    "channels",
+    multiple=True,
+    help="name or id of a channel through which the rule sends notifications; repeatable",
 )
 @body_option
 @field_option
@@ -315,7 +318,7 @@ def create_rule(
     """Create a rule. To set further fields, such as group_by, use --field or a file."""
     body = {**read_body(input_path, fields), "name": name, **_rule_parts(client, events, channels)}
     if "events" not in body:
-        raise click.UsageError("name the events that the rule follows with --event")
+        raise click.UsageError("use --event to name the events that the rule follows")
     made = client.post(RULES, body)
     name = shlex.quote(made["name"])
     text = f"Created {made['name']} ({made['id']}).\nWhat it would have sent: corral notifications test-rule {name}"

@@ -51,7 +51,8 @@ DEFAULT_NOTIFICATIONS = Setting[dict[str, bool]](
     default={},
     check=_are_entries,
     title="Events about which people are notified even without a rule",
-    description="The value maps the names of events to true or false. People are notified about an absent event.",
+    description="The value maps the names of events to true or false. People are notified about events that the "
+    "value does not contain.",
 )
 
 
@@ -66,6 +67,6 @@ CONSOLE_URL = Setting(
     maximum=MAX_URL,
     check=_is_url,
     title="Base URL of the links in notifications",
-    description="If null, links in notifications begin with CORRAL_PUBLIC_URL.",
+    description="If null, links in notifications begin with the value of CORRAL_PUBLIC_URL.",
 )
 ALL = (RETENTION_DAYS, UNREAD_RETENTION_DAYS, RETRY_SCHEDULE, DEFAULT_NOTIFICATIONS, CONSOLE_URL)

@@ -177,7 +177,7 @@ def _new_value(setting: Setting, value: str | None) -> Any:
     except ValueError:
         example = '["a", "b"]' if setting["type"] == "list" else '{"a": 1}'
         raise click.UsageError(
-            f"{name} is of the type {setting['type']}; give it as JSON such as '{example}'"
+            f"{name} is of the type {setting['type']}; give the value as JSON, such as '{example}'"
         ) from None
 
 

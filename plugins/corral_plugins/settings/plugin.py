@@ -72,7 +72,7 @@ class SettingsPlugin(Plugin):
         return [
             Metric(
                 name="corral_settings_version",
-                help="Version of the stored settings, which grows with every change.",
+                help="Version of the stored settings. It increases with every change.",
                 collect=_collect_settings_version,
             ),
             Metric(

@@ -81,7 +81,7 @@ def show_connection(client: ApiClient, *, connection: str, as_json: bool) -> Non
     "--key",
     "key_path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="file with the private key; -f passphrase=@- asks for its passphrase",
+    help="file that contains the private key; -f passphrase=@- asks for the passphrase of the key",
 )
 @click.option(
     "--password", is_flag=True, help="log in with a password, which is read from a prompt or from standard input"
@@ -169,7 +169,11 @@ def accept_host_key(client: ApiClient, *, connection: str, fingerprint: str, as_
 @connection_argument
 @click.argument("command")
 @click.option(
-    "--timeout", type=click.IntRange(1, 600), default=60, show_default=True, help="time limit of the command in seconds"
+    "--timeout",
+    type=click.IntRange(1, 600),
+    default=60,
+    show_default=True,
+    help="time limit for the command, in seconds",
 )
 @client_command
 def run_command(client: ApiClient, *, connection: str, command: str, timeout: int, as_json: bool) -> None:

@@ -95,7 +95,7 @@ def show_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
 @mcp_command_group.command("add")
 @name_argument
 @click.argument("url")
-@click.option("--headers-secret", help="name of the secret that contains a token, or a JSON object with headers")
+@click.option("--headers-secret", help="name of the secret that contains either a token or a JSON object with headers")
 @field_option
 @body_option
 @client_command

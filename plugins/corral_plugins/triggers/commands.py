@@ -81,7 +81,7 @@ def _action_options(command: F) -> F:
         click.option(
             "--agent",
             metavar="NAME",
-            help="agent for the task of --task (default: any idle agent)",
+            help="agent for the task that --task creates (default: any idle agent)",
             shell_complete=complete_names("/agents"),
         ),
         click.option(
@@ -93,7 +93,8 @@ def _action_options(command: F) -> F:
             "values",
             multiple=True,
             metavar="KEY=VALUE",
-            help="input of --workflow: KEY=TEXT or KEY:=JSON, which may contain {{ expressions }}; repeatable",
+            help="input for the workflow given with --workflow: KEY=TEXT or KEY:=JSON, which may contain "
+            "{{ expressions }}; repeatable",
         ),
     )
 
@@ -174,8 +175,8 @@ def show_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
 @body_option
 @field_option
 @_when_options
-@click.option("--webhook", is_flag=True, help="fire on calls to an address that this command prints")
-@click.option("--manual", is_flag=True, help="fire only when `corral triggers fire` is called")
+@click.option("--webhook", is_flag=True, help="fire when a request is sent to the URL that this command prints")
+@click.option("--manual", is_flag=True, help="fire only when `corral triggers fire` is run")
 @_action_options
 @client_command
 def create_trigger(
@@ -354,9 +355,9 @@ def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], li
 @click.option(
     "--days",
     type=click.IntRange(1, 30),
-    help="number of past days in which to find events on which the trigger would have fired",
+    help="number of past days to search for events on which the trigger would have fired",
 )
-@click.option("--next", "count", type=click.IntRange(1, 100), help="number of future times to list")
+@click.option("--next", "count", type=click.IntRange(1, 100), help="number of future firing times to list")
 @client_command
 def test_trigger(
     client: ApiClient, *, trigger: str, payload: tuple[str, ...], days: int | None, count: int | None, as_json: bool
@@ -534,5 +535,7 @@ def _with_kind(
         return body
     kind, config = named[0]
     if body.get("type", kind) != kind:
-        raise click.UsageError(f"--field or --input sets the type {body['type']}, but an option sets the type {kind}")
+        raise click.UsageError(
+            f"--field or --input sets the type {body['type']}, but another option sets the type {kind}"
+        )
     return {**body, "type": kind, "config": {**body.get("config", {}), **config}}

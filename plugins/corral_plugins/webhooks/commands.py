@@ -31,7 +31,7 @@ delivery_argument = click.argument("delivery")
 secret_option = click.option(
     "--secret-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="file with the secret (default: a secret is generated)",
+    help="file that contains the secret (default: a secret is generated)",
 )
 
 
@@ -91,7 +91,7 @@ def show_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
 @body_option
 @field_option
 @click.option("--event", "events", multiple=True, help="event to send, such as task.completed, task.* or *; repeatable")
-@click.option("--description", help="description of the purpose of the webhook")
+@click.option("--description", help="description of the webhook's purpose")
 @secret_option
 @client_command
 def create_webhook(
@@ -115,7 +115,7 @@ def create_webhook(
     if description is not None:
         body["description"] = description
     if "events" not in body:
-        raise click.UsageError("name the events to send with --event; `corral webhooks event-types` lists the events")
+        raise click.UsageError("use --event to name the events to send; `corral webhooks event-types` lists the events")
     made = client.post("/webhooks", body)
     lines = [f"Created {made['id']}.", f"Its secret, which is not shown again: {made['secret']}"]
     lines += warnings_in_words(made["warnings"])
@@ -161,7 +161,7 @@ def delete_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
 
 @webhooks_command_group.command("test")
 @webhook_argument
-@click.option("--event", help="event whose example is sent")
+@click.option("--event", help="event whose example data is sent (default: the test event webhook.test)")
 @client_command
 def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json: bool) -> None:
     """Send a test message, and wait for the result. The exit status is 1 if the message was not delivered."""
@@ -339,7 +339,7 @@ def _find(client: ApiClient, name: str) -> Any:
     if same:
         ids = ", ".join(row["id"] for row in same)
         raise ApiClientError(f"{len(same)} webhooks send to {name}; give the id instead: {ids}")
-    raise ApiClientError(f"there is no webhook to {name}; `corral webhooks list` shows all webhooks", 404)
+    raise ApiClientError(f"no webhook sends to {name}; `corral webhooks list` shows all webhooks", 404)
 
 
 def _id(client: ApiClient, name: str) -> str:

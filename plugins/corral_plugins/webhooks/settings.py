@@ -44,8 +44,8 @@ DISABLE_AFTER_SECONDS = Setting(
     maximum=2_592_000,
     check=_is_off_or_a_minute,
     title="Seconds without a success after which a failing webhook is disabled",
-    description="With 0, failing webhooks are never disabled. Otherwise, a webhook is disabled only if at least 10 "
-    "attempts have failed as well.",
+    description="If 0, failing webhooks are never disabled. Otherwise, a webhook is disabled only after at least 10 "
+    "failed attempts.",
     env="CORRAL_WEBHOOK_DISABLE_AFTER",
 )
 MAX_PER_USER = Setting(
@@ -78,8 +78,8 @@ PROBE_SECONDS = Setting(
     maximum=3600,
     check=_is_off_or_ten_seconds,
     title="Seconds between the probes of a failing webhook in the first hour",
-    description="With 0, failing webhooks are not probed. After an hour of failures, a probe is sent every 5 minutes, "
-    "and after a day every 15 minutes, unless the value of this setting is larger.",
+    description="If 0, failing webhooks are not probed. After an hour of failures, a probe is sent every 5 minutes, "
+    "and after a day, every 15 minutes, unless the value of this setting is larger.",
 )
 RETENTION_DAYS = Setting(
     name="webhooks.retention_days",

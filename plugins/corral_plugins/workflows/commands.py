@@ -185,7 +185,7 @@ def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> Non
 )
 @body_option
 @click.option("--dry-run", is_flag=True, help="show the steps that would run, without running them")
-@click.option("--wait", is_flag=True, help="wait for the end of the run, and print its output")
+@click.option("--wait", is_flag=True, help="wait until the run has ended, and print its output")
 @client_command
 def run_workflow(
     client: ApiClient,

@@ -18,17 +18,19 @@ def follow_run(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[s
 
     Ctrl-C stops only the output; the run continues.
     """
-    goes_on = f"he run continues: corral workflows watch {run['id']}"
+    command = f"corral workflows watch {run['id']}"
     try:
         with client.waiting_out_outages(lambda reason: click.echo(f"  {reason}", err=True)):
             return _print_events(client, run, quiet=quiet)
     except KeyboardInterrupt:
-        click.echo(f"\nT{goes_on}", err=True)
+        click.echo(f"\nThe run continues: {command}", err=True)
         sys.exit(130)
     except ApiClientError as error:
         if error.status == 404:
             raise
-        raise ApiClientError(f"{str(error).rstrip('.')}; t{goes_on}", error.status, error.problem) from None
+        raise ApiClientError(
+            f"{str(error).rstrip('.')}; the run continues: {command}", error.status, error.problem
+        ) from None
 
 
 def _print_events(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[str, Any]:

@@ -159,7 +159,7 @@ async def test_ssh_7_rules_that_change_while_a_command_is_checked_hold(
     refused = await fleet.run(connection, "rm -rf x")
     assert (refused.status, refused.json()["detail"]) == (
         409,
-        "The connection was changed at the same time; repeat the request.",
+        "The connection was changed by another request at the same time; repeat the request.",
     )
     assert (await fleet.executions(connection), machine.connections) == ([], 0)
 

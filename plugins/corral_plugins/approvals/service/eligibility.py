@@ -81,7 +81,7 @@ class Eligibility:
         if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
             raise Forbidden("Only the approvers of this request and admins may decide it.")
         if missing := sorted(_needs_of(row) - by.permissions):
-            raise Forbidden(f"Only users with the permission {missing[0]} may decide about this tool.")
+            raise Forbidden(f"Only users with the permission {missing[0]} may decide requests to call this tool.")
         if self._is_own(row, by.user_id):
             detail = "You made this request, or an agent made it for you; another admin or approver must decide it."
             raise Forbidden(detail, code="self_approval")

@@ -52,7 +52,7 @@ class ApprovalMetrics:
             ),
             Metric(
                 name="corral_approval_decision_seconds",
-                help="Time from an approval request to the decision of a person, in seconds.",
+                help="Time from an approval request to a person's decision, in seconds.",
                 kind="histogram",
                 collect=self._seconds.read,
             ),

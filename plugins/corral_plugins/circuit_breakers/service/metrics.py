@@ -75,14 +75,14 @@ class BreakerMetrics:
         return [
             Metric(
                 name="corral_breaker_state",
-                help="Highest state of the circuit breakers with this label: 0 for closed, 1 for half-open, 2 for "
-                "open.",
+                help="Highest state among the circuit breakers that share a label: 0 for closed, 1 for half-open, 2 "
+                "for open.",
                 labels=breaker,
                 collect=self._read_states,
             ),
             Metric(
                 name="corral_breaker_calls_total",
-                help="Number of calls that circuit breakers guard, by outcome.",
+                help="Number of calls that circuit breakers guarded, by outcome.",
                 kind="counter",
                 labels={**breaker, "outcome": OUTCOMES},
                 collect=lambda: self._calls,

@@ -126,7 +126,8 @@ class ReviewTools:
             Tool(
                 name="code_review.comment",
                 title="Comment on a diff",
-                description="Comment on a code review, or on lines of its diff. People decide the review.",
+                description="Comment on a code review, or on lines of its diff. People decide the outcome of the "
+                "review.",
                 risk="write",
                 schema=COMMENT_SCHEMA,
                 permission="code_reviews.write",
@@ -137,7 +138,7 @@ class ReviewTools:
                 name="code_review.propose",
                 title="Propose a diff",
                 description="Ask people to review a diff. If people sent back an earlier diff of the task, the new "
-                "diff becomes its next revision.",
+                "diff becomes the next revision of that review.",
                 risk="write",
                 schema=PROPOSE_SCHEMA,
                 permission="code_reviews.write",

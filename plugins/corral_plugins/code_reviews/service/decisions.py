@@ -108,7 +108,7 @@ class ReviewDecisions:
     def _lock_to_decide(self, review_id: str, match: IfMatch, by: Principal) -> Review:
         row = self._reviews.lock_readable(review_id, by)
         if by.kind != "user":
-            raise Forbidden("Only users who are signed in can decide code reviews.")
+            raise Forbidden("Only users who are signed in can approve or reject code reviews, or request changes.")
         if row.status != "pending":
             raise rows.already_decided(row.status)
         match.check(row.version)

@@ -48,7 +48,7 @@ class ReviewMetrics:
             ),
             Metric(
                 name="corral_code_review_rounds",
-                help="Number of times that a decided code review was sent back to its agent.",
+                help="Number of times that a code review was sent back to its agent before it was decided.",
                 kind="histogram",
                 collect=self._rounds.read,
             ),

@@ -137,7 +137,9 @@ class CodeReviewsService:
         required = {each.user_id.lower() for each in reviewers if each.user_id is not None and each.required}
         refused = {each.reviewer_id for each in before if each.required and each.state == "rejected"}
         if refused - required and not by.may(MANAGE):
-            raise Forbidden("Only admins may release a review from a required reviewer who asked for changes.")
+            raise Forbidden(
+                "Only admins may remove a required reviewer who asked for changes, or make this reviewer optional."
+            )
         known = {each.reviewer_id for each in before}
         replace_reviewers(row.id, reviewers)
         if any(each.agent_id is not None and each.agent_id.lower() not in known for each in reviewers):

@@ -85,7 +85,7 @@ class BudgetMetrics:
         return [
             Metric(
                 name="corral_budget_ratio",
-                help="Spent fraction of the installation's budget in the current month.",
+                help="Fraction of the installation's budget that was spent in the current month.",
                 collect=_spent_ratio,
             ),
             Metric(
@@ -97,7 +97,7 @@ class BudgetMetrics:
             ),
             Metric(
                 name="corral_reservations",
-                help="Number of budget reservations of running attempts and calls.",
+                help="Number of budget reservations for running attempts and calls.",
                 collect=lambda: {(): float(Reservation.select().count())},
             ),
         ]

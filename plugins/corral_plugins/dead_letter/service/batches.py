@@ -73,7 +73,7 @@ class DeadLetterBatches:
         if row is None:
             running = Batch.select(Batch.id).where(SQL("status = 'running'")).first()
             raise Conflict(
-                "Another batch of retries is running; wait for its end, or cancel it.",
+                "Another batch of retries is running; wait until that batch has ended, or cancel it.",
                 code="batch_in_progress",
                 existing_id=None if running is None else running.id,
             )

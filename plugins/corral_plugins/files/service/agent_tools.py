@@ -156,7 +156,8 @@ class FileTools(ToolSet[AgentFiles]):
             Tool(
                 name="files.read",
                 title="Read a file",
-                description="Read the text of a file. Long files are read in parts, with next_offset.",
+                description="Read the text of a file. To read a long file in parts, pass the returned next_offset "
+                "as offset.",
                 risk="read",
                 schema=READ_SCHEMA,
                 permission="files.read",

@@ -228,7 +228,9 @@ class FileRegistry:
     def _change(self, row: File, changes: dict[str, Any]) -> File:
         changed = File.update(**changes, updated_at=clock.now(), version=File.version + 1)
         if not changed.where((File.id == row.id) & (File.version == row.version)).execute():
-            raise Conflict("The file was changed at the same time; read it again and repeat the change.")
+            raise Conflict(
+                "The file was changed by another request at the same time; read it again and repeat the change."
+            )
         found: File = File.get_by_id(row.id)
         return found
 

@@ -327,7 +327,9 @@ def _check_vendor_fields(request: Mapping[str, Any], target: ModelTarget) -> Non
         faults = [
             FieldError(f"/{name.replace('~', '~0').replace('/', '~1')}", "unknown_field", detail) for name in vendor
         ]
-        raise Invalid(f"The request has fields that are not part of OpenAI's API: {', '.join(vendor)}.", errors=faults)
+        raise Invalid(
+            f"The request has fields that are not part of the OpenAI API: {', '.join(vendor)}.", errors=faults
+        )
 
 
 def _check_input(inputs: list[Any], target: ModelTarget) -> None:

@@ -83,7 +83,7 @@ def _require_permissions(
     """
     for needed in sorted({installers[each.kind].write for each in objects}):
         if not by.may(needed):
-            raise Forbidden(f"Removing these objects needs the permission {needed}.")
+            raise Forbidden(f"Removing the installed objects needs the permission {needed}.")
 
 
 def _add_used(present: set[str], reasons: dict[str, str], installers: Mapping[str, Installer]) -> None:

@@ -96,7 +96,8 @@ class UpgradeService:
         row = find_writable_installation(before.id, by)
         if (row.updated_at, row.status) != (before.updated_at, before.status):
             raise Conflict(
-                "The installation was changed at the same time; repeat the request.", current_status=row.status
+                "The installation was changed by another request at the same time; repeat the request.",
+                current_status=row.status,
             )
         refuse_critical(self._catalogue.findings(prepared.template, prepared.parameters), by)
         objects = objects_of(row.id)

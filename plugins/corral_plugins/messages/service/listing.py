@@ -130,7 +130,7 @@ class MessageListing:
         if by.agent_id is None:
             require_owner(by, agent.owner_id, what="agent")
         elif by.agent_id != agent_id:
-            raise Forbidden("An agent can change only its own channels.")
+            raise Forbidden("An agent can change only its own channel subscriptions.")
         names = sorted(set(wanted.channels))
         Subscription.delete().where((Subscription.agent_id == agent_id) & Subscription.channel.not_in(names)).execute()
         if names:

@@ -140,7 +140,9 @@ def _view(row: Channel) -> NotificationChannelView:
 
 
 def _changed() -> Conflict:
-    return Conflict("The channel was changed at the same time; repeat the request.", current_status="changed")
+    return Conflict(
+        "The channel was changed by another request at the same time; repeat the request.", current_status="changed"
+    )
 
 
 def _require_free_name(name: str) -> None:

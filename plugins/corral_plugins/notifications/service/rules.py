@@ -70,7 +70,10 @@ class RuleManagement:
         told = {name: (getattr(row, name), value) for name, value in changes.items() if name != "since_seq"}
         changes |= {"version": row.version + 1, "updated_at": clock.now()}
         if not Rule.update(changes).where((Rule.id == row.id) & (Rule.version == row.version)).execute():
-            raise Conflict("The rule was changed at the same time; repeat the request.", current_status="changed")
+            raise Conflict(
+                "The rule was changed by another request at the same time; repeat the request.",
+                current_status="changed",
+            )
         for column, value in changes.items():
             setattr(row, column, value)
         if "channel_ids" in changes:

@@ -146,7 +146,7 @@ def close_code(problem: Problem) -> int:
 def _check_may_follow(principal: Principal) -> None:
     """Raise `Forbidden` or `Unauthorized` unless the principal may receive live events."""
     if principal.kind == "worker":
-        raise Forbidden("Workers cannot follow events. They receive signals at GET /api/v1/workers/{id}/signals.")
+        raise Forbidden("Workers cannot follow events. They receive signals from GET /api/v1/workers/{id}/signals.")
     if principal.limited is not None:
         raise Forbidden(code=principal.limited)
     if not principal.may(PERMISSION):

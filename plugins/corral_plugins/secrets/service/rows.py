@@ -163,7 +163,7 @@ def require_audit_log(audit: Audit | None) -> None:
     """
     if audit is None:
         raise Unavailable(
-            "Values are not disclosed while the audit log is unavailable; enable the `audit` plugin.",
+            "Secret values are not disclosed while the audit log is unavailable; enable the `audit` plugin.",
             code="audit_unavailable",
         )
 

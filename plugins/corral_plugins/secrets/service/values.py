@@ -92,7 +92,7 @@ class SecretValues:
         """Return version `n` of a secret. Raise `NotFound` if this version does not exist."""
         found = SecretVersion.get_or_none((SecretVersion.secret_id == row.id) & (SecretVersion.n == n))
         if found is None:
-            raise NotFound("This secret has no such version; the version never existed or was removed.")
+            raise NotFound("This secret has no version with this number; the version never existed or was removed.")
         return found
 
     def decrypt(self, row: SecretRow, n: int | None = None) -> str:

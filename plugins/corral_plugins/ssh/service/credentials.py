@@ -128,7 +128,9 @@ class ConnectionCredentials:
         attached = _attached(row, part)
         name = self._secrets.name_of(secret_id)
         if name is None:
-            raise Conflict("The secret of the connection no longer exists.", current_status="no_credential")
+            raise Conflict(
+                "The secret that contains the connection's credential no longer exists.", current_status="no_credential"
+            )
         return self._secrets.use_value(name, attached.consumer_name, row.hostname, attached=attached)
 
 

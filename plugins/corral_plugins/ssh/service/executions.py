@@ -88,7 +88,10 @@ class SshExecutions:
         """
         is_unchanged = (Connection.id == connection.id) & (Connection.version == connection.version)
         if not Connection.update(name=Connection.name).where(is_unchanged).execute():  # locks the row
-            raise Conflict("The connection was changed at the same time; repeat the request.", current_status="changed")
+            raise Conflict(
+                "The connection was changed by another request at the same time; repeat the request.",
+                current_status="changed",
+            )
         mine = (Execution.connection_id == connection.id) & RUNNING
         if Execution.select().where(mine).count() >= connection.max_concurrency:
             detail = f"{connection.max_concurrency} commands are already running on {connection.name}."

@@ -29,7 +29,7 @@ input_option = click.option(
     "--input",
     "input_path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="file with the input of the task, which is a JSON object or text",
+    help="file that contains the input of the task: a JSON object or text",
 )
 require_tool_option = click.option(
     "--require-tool",

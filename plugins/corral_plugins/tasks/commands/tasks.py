@@ -51,7 +51,7 @@ def tasks_command_group() -> None:
 @tasks_command_group.command("list")
 @click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only tasks in this state; repeatable")
 @click.option("--agent", metavar="NAME", help="list only tasks of this agent", shell_complete=complete_names("/agents"))
-@click.option("--search", help="list only tasks with these words in the title or the description")
+@click.option("--search", help="list only tasks whose title or description contains these words")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of tasks")
 @client_command
 def list_tasks(
@@ -229,7 +229,9 @@ def cancel_task(client: ApiClient, *, task: str, reason: str | None, as_json: bo
 
 @tasks_command_group.command("retry")
 @task_argument
-@click.option("--from-start", is_flag=True, help="start the task from the beginning instead of its last checkpoint")
+@click.option(
+    "--from-start", is_flag=True, help="start the task from the beginning instead of from its last checkpoint"
+)
 @click.option("--reason", help="reason, which is stored with the task")
 @click.option(
     "--yes", is_flag=True, help="retry the task even if it failed because of its cost limit, which stays the same"

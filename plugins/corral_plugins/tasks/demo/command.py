@@ -94,7 +94,7 @@ class Screen:
     "--input",
     "input_path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="file with the text to summarise (default: a sample)",
+    help="file that contains the text to summarise (default: a sample)",
 )
 @click.option("--require-model", is_flag=True, help="fail if no local model is installed")
 @click.option(

@@ -79,9 +79,8 @@ def check_input_length(text: str, choice: ModelChoice) -> None:
     if needed > choice.model.context_tokens:
         raise click.UsageError(
             f"the input has about {estimate_tokens(text)} tokens; with {FRAME_TOKENS} for the question and "
-            f"{NEW_TOKENS} "
-            f"for the answer, the task needs {needed} tokens, but the context of {choice.name} is only "
-            f"{choice.model.context_tokens}"
+            f"{NEW_TOKENS} for the answer, the task needs {needed} tokens, but the context of {choice.name} holds "
+            f"only {choice.model.context_tokens}"
         )
 
 

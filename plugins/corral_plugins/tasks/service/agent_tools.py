@@ -167,7 +167,7 @@ class TaskTools(ToolSet[AgentTools]):
             Tool(
                 name="tasks.list",
                 title="List tasks",
-                description="List the tasks of the last hours with their status, error and cost, newest first.",
+                description="List recent tasks with their status, error and cost, newest first.",
                 risk="read",
                 schema=LIST_SCHEMA,
                 permission="tasks.read",
@@ -177,7 +177,7 @@ class TaskTools(ToolSet[AgentTools]):
             Tool(
                 name="tasks.create",
                 title="Delegate a task",
-                description="Create a task for another agent. Read its result later with tasks.get.",
+                description="Create a task for another agent. Read the result of the task later with tasks.get.",
                 risk="write",
                 schema=CREATE_SCHEMA,
                 permission="tasks.write",

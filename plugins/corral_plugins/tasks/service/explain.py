@@ -415,8 +415,8 @@ def _more_tasks(agent: str) -> str:
 
 
 def _provider_unmet(agent: AgentFacts, model: AgentModel) -> Condition:
-    other = f"hoose another model: corral agents edit {shlex.quote(agent.name)} --model PROVIDER/MODEL"
-    unblock = f"C{other}" if model.remedy is None else f"{model.remedy}, or c{other}"
+    other_model = f"another model: corral agents edit {shlex.quote(agent.name)} --model PROVIDER/MODEL"
+    unblock = f"Choose {other_model}" if model.remedy is None else f"{model.remedy}, or choose {other_model}"
     lists = "corral api GET /llm/models lists them"
     return _unmet("provider_configured", model.problem or "", f"{unblock} ({lists}).", "/llm/providers")
 

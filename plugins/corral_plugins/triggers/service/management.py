@@ -211,7 +211,9 @@ class TriggerManagement:
         """Fire a trigger on behalf of a person. It fires even if it is disabled or its filter does not match."""
         row = find_writable_trigger(trigger_id, by)
         if row.disabled_reason == "owner_inactive":
-            raise Conflict("The owner of this trigger lacks the rights for its action.", current_status="disabled")
+            raise Conflict(
+                "The owner of this trigger lacks the permissions for the trigger's action.", current_status="disabled"
+            )
         if count_fires_since([row.id], HOUR).get(row.id, 0) >= row.max_fires_per_hour:
             raise TooMany(f"The trigger fired {row.max_fires_per_hour} times within the last hour.")
         fire = self._slots.record(row, f"manual:{new_id()}", payload=body.payload, event={}, is_manual=True)
@@ -268,7 +270,10 @@ class TriggerManagement:
     def _write(self, row: Trigger, changes: dict[str, Any]) -> None:
         changes |= {"version": row.version + 1, "updated_at": clock.now()}
         if not Trigger.update(changes).where((Trigger.id == row.id) & (Trigger.version == row.version)).execute():
-            raise Conflict("The trigger was changed at the same time; repeat the request.", current_status="changed")
+            raise Conflict(
+                "The trigger was changed by another request at the same time; repeat the request.",
+                current_status="changed",
+            )
         for column, value in changes.items():
             setattr(row, column, value)
 

@@ -57,7 +57,7 @@ class TriggerMetrics:
             ),
             Metric(
                 name="corral_triggers",
-                help="Number of enabled and of disabled triggers.",
+                help="Number of enabled and disabled triggers.",
                 labels={"enabled": ("true", "false")},
                 collect=count_triggers,
             ),

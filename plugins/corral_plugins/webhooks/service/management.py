@@ -205,7 +205,10 @@ class WebhookManagement:
     def _write(self, row: Webhook, changes: dict[str, Any]) -> None:
         changes |= {"version": row.version + 1, "updated_at": clock.now()}
         if not Webhook.update(changes).where((Webhook.id == row.id) & (Webhook.version == row.version)).execute():
-            raise Conflict("The webhook was changed at the same time; repeat the request.", current_status="changed")
+            raise Conflict(
+                "The webhook was changed by another request at the same time; repeat the request.",
+                current_status="changed",
+            )
         for column, value in changes.items():
             setattr(row, column, value)
 

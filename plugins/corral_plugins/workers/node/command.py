@@ -41,7 +41,7 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
 @click.option(
     "--token-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="file with the registration key (default: use the key in CORRAL_WORKER_TOKEN)",
+    help="file that contains the registration key (default: use the key in CORRAL_WORKER_TOKEN)",
 )
 @click.option(
     "--dir",
@@ -55,14 +55,14 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
     multiple=True,
     metavar="TOOL",
     callback=lambda context, option, given: _allowed_tools(given),
-    help=f"let agents use a tool on this machine, with this user's rights: {', '.join(TOOLS)}; repeatable",
+    help=f"let agents use a tool on this machine, with the rights of your user account: {', '.join(TOOLS)}; repeatable",
 )
 @click.option(
     "--mcp",
     "mcp_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help='file with MCP servers that are started on this machine, {"mcpServers": {"NAME": {"command": "…", "args": '
-    "[…]}}}; agents may use all tools of these servers",
+    help='JSON file that lists the MCP servers to start on this machine, in the form {"mcpServers": {"NAME": {"command": '
+    '"…", "args": […]}}}; agents may use all tools of these servers',
 )
 @click.option(
     "--log-level",
@@ -174,7 +174,7 @@ def _registration_key(token_file: Path | None) -> str | None:
         text, where = token_file.read_text(encoding="utf-8", errors="replace"), f"--token-file {token_file}"
     text = text.strip()
     if not (text.isascii() and text.isprintable()):
-        raise click.UsageError(f"{where}: not a registration key, which consists of printable ASCII characters")
+        raise click.UsageError(f"{where}: a registration key must consist of printable ASCII characters")
     return text or None
 
 

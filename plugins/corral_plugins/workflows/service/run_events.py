@@ -86,7 +86,9 @@ def _position(cursor: str | None) -> int:
     if place is None and parse_id(cursor) is None:
         raise Invalid.at("/query/after", "bad_format", "`after` must be the seq or the id of an event.")
     if place is None or place < event_log.first_seq() - 1:
-        raise Gone("The log no longer contains the requested events; read the run instead.", code="cursor_expired")
+        raise Gone(
+            "The event log no longer contains the requested events; read the run instead.", code="cursor_expired"
+        )
     return place
 
 

@@ -85,7 +85,10 @@ class WorkflowTemplateInstaller:
             changes["steps"] = stored_steps(convert(list[NewStep], fields["steps"] or []))
         row = find_writable_workflow(workflow_id, by)
         if self._store().update(row, changes, by=by) is None:
-            raise Conflict("The workflow was changed at the same time; repeat the request.", current_status=row.status)
+            raise Conflict(
+                "The workflow was changed by another request at the same time; repeat the request.",
+                current_status=row.status,
+            )
 
     def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
         """Return the workflows whose steps or review policies name agents or workflows with these ids."""

@@ -31,7 +31,7 @@ class WorkflowTool:
         return Tool(
             name="workflows.run",
             title="Run a workflow",
-            description="Start a run of a workflow with an input, and return the id and the status of the run.",
+            description="Start a workflow run with the given input, and return the id and the status of the run.",
             risk="external",
             schema=SCHEMA,
             permission="workflows.run",

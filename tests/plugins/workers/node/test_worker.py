@@ -142,8 +142,8 @@ def test_what_is_wrong_with_the_call_of_a_worker_is_one_line(run_corral: Callabl
     files = ("image", "word", "key", "taken")
     (tmp_path / "taken" / ".fingerprint.new").mkdir(parents=True)
     cases = [
-        (("--token-file", "image"), 2, "image: not a registration key"),
-        (("--token-file", "word"), 2, "word: not a registration key"),
+        (("--token-file", "image"), 2, "image: a registration key must consist"),
+        (("--token-file", "word"), 2, "word: a registration key must consist"),
         (("--token-file", "key", "--dir", "key/of"), 1, "cannot be used"),
         (("--token-file", "key", "--url", "http://[::1"), 2, "http://[::1 is not a valid URL"),
         (("--token-file", "key", "--url", "http://127.0.0.1:x"), 2, "http://127.0.0.1:x is not a valid URL"),

@@ -164,7 +164,8 @@ class McpServers:
         ]
         if faults:
             raise Invalid(
-                "The MCP server has changed these definitions; review and accept the current ones.",
+                "The MCP server no longer lists all of the given definitions; review and accept the current "
+                "definitions.",
                 code="unknown_reference",
                 errors=tuple(faults),
             )

@@ -17,7 +17,7 @@ from corral_plugins.workers.node.tools.workspace import ToolFailed, Workspace
 SHELL = "/bin/sh"
 DEFAULT_SECONDS, MAX_SECONDS = 60, 600
 ToolName = Literal["workspace.read", "workspace.list", "workspace.write", "shell.run", "python.run"]
-Path = Annotated[str, Meta(max_length=1024, description="path relative to the workspace, with / between names")]
+Path = Annotated[str, Meta(max_length=1024, description="path relative to the workspace, with / as the separator")]
 Seconds = Annotated[int, Meta(ge=1, le=MAX_SECONDS, description="time in seconds after which the command is stopped")]
 
 
@@ -60,7 +60,7 @@ class ReadFile(BuiltinTool, kw_only=True, forbid_unknown_fields=True):
     name, title, risk = "workspace.read", "Read a file", "read"
 
     path: Path
-    offset: Annotated[int, Meta(ge=0, le=2**53, description="position in bytes at which to begin")] = 0
+    offset: Annotated[int, Meta(ge=0, le=2**53, description="byte offset at which to start reading")] = 0
 
     async def run(self, workspace: Workspace, limit: float = MAX_SECONDS) -> Any:
         return await asyncio.to_thread(workspace.read_text, self.path, self.offset)
