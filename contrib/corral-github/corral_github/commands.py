@@ -65,7 +65,7 @@ def show_repository(client: ApiClient, *, repository: str, as_json: bool) -> Non
     show_default=True,
     help="name of the secret with which GitHub signs deliveries",
 )
-@click.option("--label", "labels", multiple=True, help="label of issues from which tasks are created; repeatable")
+@click.option("--label", "labels", multiple=True, help="create tasks from issues with this label; repeatable")
 @click.option(
     "--pull-requests",
     type=click.Choice(["code_review", "task", "ignore"]),

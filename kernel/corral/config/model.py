@@ -34,8 +34,8 @@ ProxyUrl = Annotated[str, Meta(pattern=r"^https?://[^\s/?#]+/?$", description="h
 _PG = r"postgresql://(?=\S)([^\s@/]*@)?[^\s@?]*(\?\S*)?$"
 _SQL_HINT = "sqlite:///… or postgresql://… (in a password, @ is written %40, / %2F and % %25)"
 SqlUrl = Annotated[str, Meta(pattern=rf"^(sqlite:///\S|{_PG})", description=_SQL_HINT)]
-RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://\S", description="a URL redis://…, rediss://… or unix://…")]
-StoreUrl = Annotated[str, Meta(pattern=r"^(s3://|file:///)\S", description="a URL s3://bucket?endpoint=… or file:///…")]
+RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://\S", description="redis://…, rediss://… or unix://…")]
+StoreUrl = Annotated[str, Meta(pattern=r"^(s3://|file:///)\S", description="s3://bucket?endpoint=… or file:///…")]
 
 
 class Key(NamedTuple):

@@ -327,7 +327,8 @@ def _read_password(path: Path | None) -> str:
     if path is None:
         if not sys.stdin.isatty():
             raise click.UsageError(
-                "there is no terminal to prompt on; pass --password-file FILE, or - for standard input"
+                "there is no terminal to prompt on; pass --password-file FILE, or --password-file - to read "
+                "standard input"
             )
         return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
     try:

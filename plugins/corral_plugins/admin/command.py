@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from corral.plugin import OpenSession
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml"
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path to corral.toml"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 

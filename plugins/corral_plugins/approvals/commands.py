@@ -41,7 +41,7 @@ def approvals_command_group() -> None:
 )
 @click.option("--mine", is_flag=True, help="list only approval requests that you may decide")
 @click.option("--type", "kind", type=click.Choice(get_args(Kind)), help="list only approvals of this type")
-@click.option("--risk", type=click.Choice(RISKS), multiple=True, help="list only approvals of this risk; repeatable")
+@click.option("--risk", type=click.Choice(RISKS), multiple=True, help="list only approvals with this risk; repeatable")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of approvals")
 @client_command
 def list_approvals(

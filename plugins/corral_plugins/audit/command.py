@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HEADER_BYTES = 16
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml"
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path to corral.toml"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 readable = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -35,7 +35,9 @@ def audit_command() -> None:
 @click.option(
     "--checkpoints", "checkpoints_path", type=readable, help="file that contains checkpoints that were saved earlier"
 )
-@click.option("--public-key", help="base64 public key of the checkpoints (default: the key in the --checkpoints file)")
+@click.option(
+    "--public-key", help="base64 public key that verifies the checkpoints (default: the key in the --checkpoints file)"
+)
 @click.option("--filtered", is_flag=True, help="accept missing rows; use this option if SOURCE is a filtered export")
 @config_option
 @json_option

@@ -148,7 +148,9 @@ def _amount(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise click.UsageError(f"--limit {text} is not an amount in USD; write it like 12.50, or none") from None
+        raise click.UsageError(
+            f"--limit {text} is not an amount in USD; give an amount such as 12.50, or none"
+        ) from None
 
 
 def _print_budget(client: ApiClient, budget: dict[str, Any], *, as_json: bool) -> None:

@@ -45,7 +45,7 @@ def _installation_options(command: F) -> F:
     options = (
         parameter_option,
         version_option,
-        click.option("--prefix", default="", help="prefix of the names of all created objects"),
+        click.option("--prefix", default="", help="prefix for the names of all created objects"),
         click.option(
             "--secret",
             "secrets",

@@ -21,7 +21,7 @@ def ip_rules_command() -> None:
 
 
 @ip_rules_command.command("off")
-@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml")
+@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path to corral.toml")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.pass_obj
 def turn_off_ip_rules(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:

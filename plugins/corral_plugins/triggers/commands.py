@@ -59,7 +59,7 @@ def _when_options(command: F) -> F:
     return _with_options(
         command,
         click.option("--cron", help="fire at the times of this cron expression, such as '0 7 * * mon-fri' or @daily"),
-        click.option("--timezone", help="time zone of --cron, such as Europe/Berlin"),
+        click.option("--timezone", help="time zone for --cron, such as Europe/Berlin"),
         click.option("--every", type=click.IntRange(10), metavar="SECONDS", help="fire at this interval, in seconds"),
         click.option("--event", help="fire on this event, such as task.failed or task.*"),
     )
@@ -72,7 +72,7 @@ def _action_options(command: F) -> F:
         click.option(
             "--filter",
             "condition",
-            help="CEL expression that uses `payload` and `event`; the trigger fires only if it is true",
+            help="CEL expression that uses `payload` and `event`; the trigger fires only if the expression is true",
         ),
         click.option(
             "--task",
@@ -528,7 +528,7 @@ def _with_kind(
     ]
     named = [(kind, config) for kind, config, is_given in given if is_given]
     if len(named) > 1:
-        raise click.UsageError("give one of --cron, --every, --event, --webhook and --manual")
+        raise click.UsageError("give only one of --cron, --every, --event, --webhook and --manual")
     if timezone is not None and cron is None:
         raise click.UsageError("--timezone can be used only with --cron")
     if not named:

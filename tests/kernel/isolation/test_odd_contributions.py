@@ -74,7 +74,7 @@ ODD: dict[str, tuple[str, list[Any], str]] = {
     "hook_of_tools": ("hookspecs", [specs(corral_tools=nothing)], "existing hooks: ['corral_tools']"),
     "misnamed_series": ("metrics", [Metric(name="a b{", help="", collect=dict)], "at `$.name`"),
     "socket_nowhere": ("sockets", [Socket("live", nothing)], "at `$.path`"),
-    "no_hooks": ("hookspecs", [specs()], "specifies no hook"),
+    "no_hooks": ("hookspecs", [specs()], "must specify new hooks"),
 }
 MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "requires_lists": ({"requires": (["tasks"],)}, "tuples of names"),

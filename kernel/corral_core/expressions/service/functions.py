@@ -61,7 +61,7 @@ def get(value: Any, path: str, fallback: Any = None) -> Any:
         if value is None:
             return fallback
     if position != len(path):
-        raise ValueError(f"get() cannot read the path {path!r}; write it as a.b[0]")
+        raise ValueError(f"get() cannot read the path {path!r}; write the path in the form a.b[0]")
     return fallback if value is None else value
 
 
@@ -70,7 +70,7 @@ def to_json(value: Any) -> str:
     text = msgspec.json.encode(value).decode()
     _check_length(len(text))
     if "null" in text and not _is_finite(value):
-        raise ValueError("the value contains an infinite number, for example from a division by zero")
+        raise ValueError("the value contains a number that is not finite, for example from a division by zero")
     return text
 
 

@@ -146,7 +146,7 @@ class FileTools(ToolSet[AgentFiles]):
             Tool(
                 name="files.list",
                 title="List files",
-                description="List files that the requester may read, newest first.",
+                description="List the files that you may read, newest first.",
                 risk="read",
                 schema=LIST_SCHEMA,
                 permission="files.read",

@@ -61,8 +61,8 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
     "--mcp",
     "mcp_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help='JSON file that lists the MCP servers to start on this machine, in the form {"mcpServers": {"NAME": {"command": '
-    '"…", "args": […]}}}; agents may use all tools of these servers',
+    help="JSON file that lists the MCP servers to start on this machine, in the form "
+    '{"mcpServers": {"NAME": {"command": "…", "args": […]}}}; agents may use all tools of these servers',
 )
 @click.option(
     "--log-level",

@@ -82,7 +82,7 @@ def test_of_two_workers_with_one_fingerprint_one_is_told_and_ends(site: Site, tm
     (over,) = [each for each in both if each.popen.poll() is not None]
     (left,) = [each for each in both if each is not over]
     assert over.popen.returncode == 1
-    assert "Another worker with the same name and fingerprint registers" in over.output
+    assert "Another worker with the same name and fingerprint is registering" in over.output
     assert len(site.call("GET", "/admin/workers")["items"]) == 1
     assert site.ended(site.task(site.agent("echo")))["status"] == "completed"
     assert left.stop() == 0
