@@ -348,7 +348,10 @@ def test_a_review_names_its_blockers_and_is_found_after_its_decision(terminal: T
     assert "\nResolve one: corral reviews resolve " in refused.stderr
     terminal("reviews", "request-changes", "Count on")
     early = terminal.run("reviews", "approve", "Count on")
-    assert (early.returncode, "changes were requested to Count on; approve the next revision" in early.stderr) == (
+    assert (
+        early.returncode,
+        "changes to Count on were requested; wait for the agent's next revision" in early.stderr,
+    ) == (
         1,
         True,
     )

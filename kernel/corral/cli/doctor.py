@@ -108,7 +108,7 @@ def check_installation(config: Config) -> Iterator[Finding]:
         try:
             yield from check(config)
         except Exception as error:
-            name, remedy = check.__name__.removeprefix("check_").replace("_", " "), "report this as a bug of Corral"
+            name, remedy = check.__name__.removeprefix("check_").replace("_", " "), "report this as a bug in Corral"
             detail = f"{type(error).__name__}: {error}"
             if isinstance(error, OSError) and error.filename is not None:
                 detail, remedy = (
@@ -259,7 +259,7 @@ def check_mail(config: Config) -> Iterator[Finding]:
     except StartupError:  # another check reports plugins that cannot be loaded
         return
     if failure is not None:
-        remedy = "correct the settings mail.* or repair the mail server; mails are sent afterwards"
+        remedy = "correct the settings mail.* or fix the mail server; the mails are sent afterwards"
         yield Finding("mail", "warning", failure, remedy)
     else:
         yield Finding("mail", "ok", f"{host.value} answers")
@@ -301,16 +301,16 @@ def check_plugins(config: Config) -> Iterator[Finding]:
             states = [(item.name, item.state, item.reason) for item in kernel.plugins]
     except StartupError as refused:
         yield from (
-            Finding("plugins", "down", fault, "repair the plugin; the server does not start without it")
+            Finding("plugins", "down", fault, "fix the plugin; the server does not start without it")
             for fault in refused.faults
         )
         return
     for name, state, reason in states:
         if state == "failed":
-            remedy = f"repair or update it, or run `corral plugins disable {name}`"
+            remedy = f"fix or update the plugin, or run `corral plugins disable {name}`"
             yield Finding("plugins", "down", f"{name} is failed: {reason}", remedy)
         elif state == "blocked":
-            yield Finding("plugins", "warning", f"{name} is blocked: {reason}", "repair the plugins that it requires")
+            yield Finding("plugins", "warning", f"{name} is blocked: {reason}", "fix the plugins that it requires")
     yield from _missing_plugins(config, {name for name, _, _ in states})
     active = sum(state == "active" for _, state, _ in states)
     yield Finding("plugins", "ok", f"{active} active, loaded in {time.monotonic() - began:.1f} s")

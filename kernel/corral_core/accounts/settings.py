@@ -45,7 +45,7 @@ REQUIRE_MFA_ROLES = Setting[list[Covered]](
     name="security.require_mfa_roles",
     kind=list[Covered],
     default=list(get_args(Covered)),
-    title="Roles to which the requirement of a second factor applies",
+    title="Roles that need a second factor",
 )
 ACCESS_TTL = Setting(
     name="security.access_ttl_seconds",

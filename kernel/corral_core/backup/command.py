@@ -93,7 +93,7 @@ def backup_command(
         "files": len(manifest.files) if with_files else None,
     }
     files = f"{len(manifest.files)} files" if with_files else "no files"
-    text = f"Wrote {manifest.rows} rows of {len(manifest.tables)} tables and {files} to {file}. It contains no keys."
+    text = f"Wrote {manifest.rows} rows from {len(manifest.tables)} tables and {files} to {file}. It contains no keys."
     print_value(found, as_json=as_json, text=text)
 
 
@@ -235,7 +235,7 @@ def restore_command(file: Path, verbose: bool, config_path: Path | None, as_json
         "defects": defects,
     }
     lines = [
-        f"Restored {manifest.rows} rows and {len(manifest.files)} files of the backup of {manifest.created_at}.",
+        f"Restored {manifest.rows} rows and {len(manifest.files)} files from the backup of {manifest.created_at}.",
         *defects,
         "The kill switch is engaged. Put the master key in place, and run `corral kill-switch off` to start the work.",
     ]

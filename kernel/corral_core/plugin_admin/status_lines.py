@@ -26,7 +26,7 @@ def reload_status(client: ApiClient) -> StatusPart:
 
     found = failed_reloads_of(client.url)
     told = [
-        f"failed, so the server runs as before: {error}\nRepair the cause, and reload again: kill -HUP {process}"
+        f"failed, so the server runs as before: {error}\nFix the cause, and reload again: kill -HUP {process}"
         for process, error in found.items()
     ]
     return StatusPart(found, "\n".join(told) or None)

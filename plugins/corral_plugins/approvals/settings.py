@@ -64,7 +64,7 @@ REMINDER = Setting(
     default=3600,
     minimum=0,
     maximum=604_800,
-    title="Seconds between reminders of an approval that nobody has decided (0: no reminders)",
+    title="Seconds between reminders about an approval request that nobody has decided (0: no reminders)",
 )
 MAX_OPEN = Setting(
     name="approvals.max_open_per_task",

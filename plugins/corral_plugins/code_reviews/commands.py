@@ -180,7 +180,7 @@ def approve_review(
         )
     found = _find(client, review)
     if found["status"] == "changes_requested":
-        told = f"changes were requested to {found['title']}; approve the next revision, which the agent makes, or you"
+        told = f"changes to {found['title']} were requested; wait for the agent's next revision, or upload one yourself"
         raise ApiClientError(f"{told}: corral reviews revise {found['id']} PATCH")
     body = {"note": note, "patch_sha256": sha256.lower() if sha256 else found["patch_sha256"], "force": force}
     try:

@@ -31,6 +31,6 @@ REMINDER = Setting(
     minimum=0,
     maximum=2_592_000,
     check=_is_off_or_an_hour,
-    title="Seconds between reminders of a review that nobody has decided (0: no reminders)",
+    title="Seconds between reminders about a review that nobody has decided (0: no reminders)",
 )
 ALL = (MAX_ROUNDS, REQUIRE_SECOND_PERSON, REMINDER)

@@ -166,7 +166,7 @@ def _letter_id(client: ApiClient, letter: str) -> str:
         task = ObjectNames(client).read(f"/tasks/{letter}")
         found = _letters_of(client, task["title"], lambda each: each["task_id"] == letter) if task else []
     if not found:
-        told = f"there is no dead letter of {letter} at {client.url}"
+        told = f"there is no dead letter for {letter} at {client.url}"
         raise ApiClientError(f"{told}; `corral dead-letter list --status all` shows all dead letters", 404)
     if len({each["task_id"] for each in found}) > 1:
         ids = ", ".join(each["id"] for each in found)

@@ -52,7 +52,7 @@ STORE_PAYLOADS = Setting(
     kind=str,
     default="off",
     choices=("off", "errors", "all"),
-    title="Which calls to models have their redacted request and response stored",
+    title="Calls to models whose redacted requests and responses are stored",
 )
 PAYLOAD_DAYS = Setting(
     name="llm.payload_days",

@@ -22,7 +22,7 @@ declare_codes(
         ),
         "ssh_connect_failed": (
             502,
-            "The machine could not be reached by SSH",
+            "The machine could not be reached over SSH",
             "Check the host name, the port and the network between Corral and the machine.",
         ),
         "ssh_auth_failed": (

@@ -218,7 +218,7 @@ def rotate_secret(client: ApiClient, *, webhook: str, overlap: int, secret_file:
     found = client.post(f"/webhooks/{_id(client, webhook)}/rotate-secret", body)
     lines = [f"Its secret, which is not shown again: {found['secret']}"]
     if found["old_until"] is not None:
-        lines.append(f"Until {found['old_until']}, the old secret signs as well.")
+        lines.append(f"Until {found['old_until']}, deliveries are also signed with the old secret.")
     print_value(found, as_json=as_json, text="\n".join(lines))
 
 
@@ -382,7 +382,9 @@ def _breaker_text(client: ApiClient, host: str) -> str | None:
 
 def _closed_by_admin(host: str) -> str:
     told = f"the circuit breaker {_breaker(host)} is open, because attempts to this host failed"
-    return f"{told}. It tries again by itself; an admin closes it: corral circuit-breakers force-close {_breaker(host)}"
+    return (
+        f"{told}. It tries again by itself; an admin can close it: corral circuit-breakers force-close {_breaker(host)}"
+    )
 
 
 def _breaker(host: str) -> str:

@@ -132,7 +132,7 @@ class RepositoryClient:
             answer = await self._call("GET", path, query={**query, "per_page": PAGE_SIZE, "page": page})
             found = self._decoded(answer)
             if not isinstance(found, list):
-                raise HostFailure("The host answered with something other than a list.")
+                raise HostFailure("GitHub answered with something other than a list.")
             for item in found:
                 if isinstance(item, dict):
                     yield item
@@ -162,16 +162,16 @@ class RepositoryClient:
         except EgressBlocked as blocked:
             raise HostFailure(f"The connection is not allowed: {blocked.reason}") from None
         except Unresolved:
-            raise HostFailure("The name of the host does not resolve.") from None
+            raise HostFailure("The host name of the GitHub API does not resolve.") from None
         except httpx2.HTTPError as error:
-            raise HostFailure(f"The host did not answer: {str(error) or type(error).__name__}.") from None
+            raise HostFailure(f"GitHub did not answer: {str(error) or type(error).__name__}.") from None
         if answer.is_success:
             return answer
         raise self._failure(answer)
 
     def _failure(self, answer: httpx2.Response) -> HostFailure | HostRefusal:
         status, told = answer.status_code, self._error_detail(answer)
-        detail = f"The host answered with the status {status}" + (f": {told}" if told else ".")
+        detail = f"GitHub answered with the status {status}" + (f": {told}" if told else ".")
         pause = _pause_seconds(answer)
         if status == 429 or (status == 403 and pause is not None):
             return HostFailure(detail, pause if pause is not None else 60.0)
@@ -191,7 +191,7 @@ class RepositoryClient:
     def _object(self, answer: httpx2.Response) -> Json:
         found = self._decoded(answer)
         if not isinstance(found, dict):
-            raise HostFailure("The host answered with something other than an object.")
+            raise HostFailure("GitHub answered with something other than an object.")
         return found
 
     @staticmethod
@@ -199,7 +199,7 @@ class RepositoryClient:
         try:
             return parse_json(answer.content, lenient=True)
         except Problem:
-            raise HostFailure("The host answered with something other than JSON.") from None
+            raise HostFailure("GitHub answered with something other than JSON.") from None
 
 
 def _address(found: Json) -> str:

@@ -163,7 +163,7 @@ def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
     thread = hold(item.claimed)
     began = (item.delivery or item.post).waiting_since  # type: ignore[union-attr]  # one of the two is set
     if began < clock.now(-GIVE_UP_SECONDS):
-        fail(item, f"Given up after {GIVE_UP_SECONDS / 86_400:.0f} days. {detail}")
+        fail(item, f"Corral gave up after {GIVE_UP_SECONDS / 86_400:.0f} days. {detail}")
         _wait(thread, 0.0)
         return
     failures = thread.failures + 1
@@ -210,7 +210,7 @@ def _release(thread: Thread, **changes: Any) -> None:
 def _report(item: WorkItem, detail: str, *, is_lost: bool) -> None:
     """Alert admins to failing work, at most once an hour for each repository."""
     name = item.repository.name
-    title = f"A delivery or a post of {name} failed" if is_lost else f"Work about {name} keeps failing"
+    title = f"A delivery or a post of {name} failed" if is_lost else f"Work on {name} keeps failing"
     kind = "github_failed" if is_lost else "github_unreachable"
     alert = SystemAlert(kind=kind, severity="warning", title=title, detail=f"{detail} See `corral github show {name}`.")
     raise_alert(alert, object=("github_repository", item.repository.id))

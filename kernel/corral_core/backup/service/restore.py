@@ -143,7 +143,7 @@ def _adapt_and_record(kernel: Kernel, unit: Unit, manifest: Manifest, by: Princi
         kind="restored",
         severity="critical" if defects else "warning",
         title="This installation was restored from a backup",
-        detail=" ".join([f"The backup is of {manifest.created_at}.", *defects]),
+        detail=" ".join([f"The backup was made at {manifest.created_at}.", *defects]),
     )
     emit(alert, object=("backup", manifest.created_at))
     kernel.container.get(Audit).record(

@@ -91,7 +91,7 @@ class ProcessMetrics:
         yield _counter(
             "corral_http_body_rejected_total", "Number of rejected request bodies, by reason.", "reason", rejected
         )
-        yield _counter("corral_plugin_errors_total", "Number of errors of plugins.", "plugin", requests.plugin_errors)
+        yield _counter("corral_plugin_errors_total", "Number of plugin errors.", "plugin", requests.plugin_errors)
         yield _counter("corral_events_total", "Number of committed events by type.", "type", requests.events)
 
 

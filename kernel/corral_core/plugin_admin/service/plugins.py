@@ -284,8 +284,8 @@ def safe_mode_alert() -> None:
         kind="safe_mode",
         severity="critical",
         title="Safe mode: only protected plugins are loaded",
-        detail="Three starts in a row ended early, or CORRAL_SAFE_MODE is set. Repair or disable the faulty "
-        "plugin, then restart.",
+        detail="Three starts in a row ended early, or CORRAL_SAFE_MODE is set. Fix or disable the faulty plugin, "
+        "then restart.",
     )
     emit(alert, object=("plugin", "plugin_admin"))
 

@@ -50,7 +50,7 @@ class Eligibility:
         found = self._accounts.get_many(named)
         able = {each for each, user in found.items() if user.is_active and self._role_decides(user.role)}
         if missing := sorted(named - able):
-            detail = f"{missing[0]} is not the id of an active user who may decide approvals."
+            detail = f"{missing[0]} is not the id of an active user who may decide approval requests."
             fault = FieldError("/approvers/users", "unknown_reference", detail)
             raise Invalid(detail, code="unknown_reference", errors=(fault,))
         roles: set[str] = {"admin", *approvers.roles}

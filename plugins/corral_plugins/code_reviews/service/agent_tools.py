@@ -58,7 +58,7 @@ COMMENT_SCHEMA: Json = {
             "minimum": 1,
             "description": "The last line, if the comment is about several lines.",
         },
-        "side": {"enum": ["old", "new"], "description": "Whether the line is one before or after the change."},
+        "side": {"enum": ["old", "new"], "description": "Whether the line is from before or after the change."},
         "severity": {"enum": ["info", "suggestion", "issue", "blocker"]},
         "suggestion": {
             "type": "string",

@@ -323,7 +323,7 @@ def _check_vendor_fields(request: Mapping[str, Any], target: ModelTarget) -> Non
     """Raise `Invalid` for fields that OpenAI does not define, unless the provider is configured to receive them."""
     vendor = sorted(vendor_fields(request))
     if vendor and not target.provider.fields.passthrough:
-        detail = f"Unknown field; the provider {target.provider.name} receives such fields with passthrough: true."
+        detail = f"Unknown field; set passthrough: true to send such fields to the provider {target.provider.name}."
         faults = [
             FieldError(f"/{name.replace('~', '~0').replace('/', '~1')}", "unknown_field", detail) for name in vendor
         ]

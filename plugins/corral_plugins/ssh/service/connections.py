@@ -231,7 +231,7 @@ def mismatch_of(row: Connection) -> Conflict:
     old, new = fingerprint_of(row.host_key), fingerprint_of(row.seen_key)
     accept = f"corral ssh accept-key {shlex.quote(row.name)} {new}"
     shows = f"The machine showed the host key {new}, but the accepted one is {old}. No credential was sent."
-    detail = f"{shows} If the machine has got a new key, an admin accepts it: {accept}"
+    detail = f"{shows} If the machine has a new key, an admin can accept it: {accept}"
     if old == new:
         detail = f"The machine shows the accepted host key {old} again. Accept it to end the block: {accept}"
     key_type = key_type_of(row.seen_key or "")
@@ -267,7 +267,7 @@ def check_policy(policy: str, host_key: str | None, *, has_key: bool) -> None:
         detail = "The policy strict needs the host key: the line in /etc/ssh/ssh_host_ed25519_key.pub of the machine."
         raise Invalid.at("/host_key", "required", detail)
     if policy == "tofu" and host_key is not None:
-        raise Invalid.at("/host_key", "not_allowed", "A host key is given in advance only with the policy strict.")
+        raise Invalid.at("/host_key", "not_allowed", "A host key can be given in advance only with the policy strict.")
 
 
 def _host_key_columns(row: Connection, changed: dict[str, Any], host_key: str | None) -> dict[str, Any]:

@@ -51,7 +51,7 @@ SENTENCES = {
     "rejected": "A person rejected this call.",
     "revision_requested": "A person asked for a different call instead.",
     "expired": "Nobody decided about this call in time.",
-    "cancelled": "The request for an approval of this call was cancelled.",
+    "cancelled": "The approval request for this call was cancelled.",
     "superseded": "The same call was made again; the outcome is stored with the later call.",
     "caps": "The attempt has used all of its tool calls, or too many calls are running.",
 }
