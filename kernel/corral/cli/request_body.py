@@ -23,8 +23,8 @@ field_option = click.option(
     "fields",
     multiple=True,
     metavar="KEY=VALUE",
-    help="set a field to text; KEY=@FILE reads the text from a file (@- reads standard input, or prompts without echo on "
-    'a terminal), and KEY:=VALUE sets a JSON value such as true, 3 or ["a"]; repeatable',
+    help="set a field to text; KEY=@FILE reads the text from a file (@- reads standard input, or prompts without echo "
+    'on a terminal), and KEY:=VALUE sets a JSON value such as true, 3 or ["a"]; repeatable',
 )
 body_option = click.option(
     "--input",
