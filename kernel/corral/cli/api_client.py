@@ -234,7 +234,7 @@ class ApiClient:
         except ApiClientError as error:
             if error.status != 404:
                 raise
-            told = f"there is no {kind} {identifier} at {self.url}; {listing} shows all of them"
+            told = f"there is no {kind} {identifier} at {self.url}; {listing} lists every {kind}"
             raise ApiClientError(told, 404, error.problem) from None
 
     def _similar_name(self, path: str, name: str, field: str) -> str | None:

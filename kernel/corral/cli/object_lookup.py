@@ -83,4 +83,4 @@ def newest_id(
     for item in client.get(path, limit=200)["items"]:
         if wanted.strip().casefold() in {title.casefold() for title in titles(item)}:
             return str(item["id"])
-    raise ApiClientError(f"there is no {kind} {wanted} at {client.url}; `{listing}` shows all of them", 404)
+    raise ApiClientError(f"there is no {kind} {wanted} at {client.url}; `{listing}` lists every {kind}", 404)

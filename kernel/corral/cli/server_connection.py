@@ -65,7 +65,7 @@ def _name_list_command(error: ApiClientError) -> ApiClientError:
         return ApiClientError(f"{error}; {OTHER_PLUGINS}", error.status, error.problem)
     if error.code != "not_found" or "corral " in str(error) or "list" not in group.command.commands:
         return error
-    return ApiClientError(f"{error}; `{group.command_path} list` shows all of them", error.status, error.problem)
+    return ApiClientError(f"{error}; run `{group.command_path} list` to see what exists", error.status, error.problem)
 
 
 def with_server_here(url: str, error: ApiClientError) -> ApiClientError:

@@ -25,7 +25,7 @@ def kill_switch_command() -> None:
 
 @kill_switch_command.command("on")
 @click.option("--reason", required=True, help="reason, which is shown to everyone whose tasks stop")
-@click.option("--cancel", is_flag=True, help="cancel running tasks instead of letting them pause")
+@click.option("--cancel", is_flag=True, help="cancel running tasks instead of pausing them")
 @click.option("--hold-deliveries", is_flag=True, help="hold back webhooks and notifications as well")
 @config_option
 @json_option

@@ -348,7 +348,7 @@ def _read_patch(path: Path) -> str:
         return data.decode()
     except UnicodeDecodeError:
         raise click.ClickException(
-            f"{path} is not UTF-8; upload it with `corral files upload` and use its file_id"
+            f"{path} is not UTF-8; upload the file with `corral files upload` and use its file_id"
         ) from None
 
 

@@ -209,7 +209,7 @@ class SignIn:
             if self._settings.get(EMAIL_VERIFICATION) and not row.email_verified:
                 self._record_audit(SIGN_IN, row.email, row.id, "denied", "email_unverified")
                 return Forbidden(
-                    "This email address is not verified; open the link in the mail that was sent to it.",
+                    "This email address is not verified; open the link in the mail that was sent to this address.",
                     code="email_unverified",
                 )
             return self._create_session(row, device, mfa=True) if given else self.create_session(row, device)

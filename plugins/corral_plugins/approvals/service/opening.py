@@ -60,7 +60,7 @@ class ApprovalsService:
         if new.rubric is not None:
             _check_size(new.rubric, RUBRIC_LIMIT, "/rubric")
         if by.task_id is not None and new.task_id is not None and new.task_id.lower() != by.task_id:
-            raise Forbidden("An agent can request approvals only for the task that it works on.")
+            raise Forbidden("An agent can request approvals only for the task that it is working on.")
         task_owner = self._check_task(new.task_id, by) if new.task_id is not None else None
         self._check_run(new, by)
         agent = self._named_agent(new.agent_id, by)

@@ -81,7 +81,9 @@ class CodeReviewsService:
         agent_id = new.agent_id.lower()
         task = self._task_of(new.task_id, by) if new.task_id is not None else None
         if by.agent_id is not None and (agent_id != by.agent_id or (task and task.id != by.task_id)):
-            raise Forbidden("An agent can open reviews only of its own diffs, and only for the task that it works on.")
+            raise Forbidden(
+                "An agent can open reviews only for its own diffs, and only for the task that it is working on."
+            )
         if self._agents.find(agent_id) is None:
             detail = "There is no agent with this id."
             raise Invalid.at("/agent_id", "unknown_reference", detail, problem="unknown_reference")

@@ -136,7 +136,7 @@ class TaskRuns:
             return row, attempt, True
         if attempt.ended_by in rows.END_REPORTS:
             raise Conflict(
-                f"The call {attempt.ended_by} already ended this lease.",
+                f"The {attempt.ended_by} call already ended this lease.",
                 code="task_terminal",
                 current_status=row.status,
             )
