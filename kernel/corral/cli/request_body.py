@@ -44,7 +44,7 @@ def parse_fields(fields: tuple[str, ...]) -> dict[str, Any]:
     for item in fields:
         key, mark, text = item.partition("=")
         if not mark or not key.rstrip(":"):
-            raise click.BadParameter(f"{item!r} is not KEY=VALUE or KEY:=VALUE")
+            raise click.BadParameter(f"{item!r} does not have the form KEY=VALUE or KEY:=VALUE")
         value: Any = text
         if key.endswith(":"):
             key = key[:-1]

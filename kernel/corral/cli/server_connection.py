@@ -29,7 +29,7 @@ EARLY_SECONDS = 10.0  # a token that expires that soon is renewed before it is s
 server_option = click.option(
     "--server",
     metavar="NAME",
-    help="name or URL of the server (default: CORRAL_URL, else the server of the last corral login)",
+    help="name or URL of the server (default: CORRAL_URL, or else the server of the last `corral login`)",
     shell_complete=lambda context, parameter, start: [
         CompletionItem(name) for name in user_sessions().names() if name.startswith(start)
     ],

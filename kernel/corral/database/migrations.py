@@ -110,7 +110,7 @@ def copy_before_migration(engine: peewee.SqliteDatabase) -> None:
         for part in copy.parent.glob(f"{copy.name}*"):  # including its journal
             part.unlink()
         reason = f"{engine.database} could not be copied before its migration ({error}) and was not changed"
-        raise StartupError(f"{reason}; free disk space for {copy} and start again") from None
+        raise StartupError(f"{reason}; free up disk space for {copy} and start again") from None
     copy.chmod(0o600)
     for old in sorted(copy.parent.glob(f"{Path(engine.database).name}.before-*"))[:-COPIES]:
         old.unlink()

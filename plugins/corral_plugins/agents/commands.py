@@ -174,7 +174,7 @@ def start_agent(client: ApiClient, *, agent: str, override: bool, as_json: bool)
 @agent_argument
 @click.option("--drain", is_flag=True, help="stop the agent only after its running tasks have finished")
 @click.option("--cancel-tasks", is_flag=True, help="cancel running tasks instead of returning them to the queue")
-@click.option("--reason", help="reason, which is stored in the event about the change")
+@click.option("--reason", help="reason, which is stored in the event that records the change")
 @client_command
 def stop_agent(
     client: ApiClient, *, agent: str, drain: bool, cancel_tasks: bool, reason: str | None, as_json: bool
@@ -188,7 +188,7 @@ def stop_agent(
 
 @agents_command_group.command("pause")
 @agent_argument
-@click.option("--reason", help="reason, which is stored in the event about the change")
+@click.option("--reason", help="reason, which is stored in the event that records the change")
 @client_command
 def pause_agent(client: ApiClient, *, agent: str, reason: str | None, as_json: bool) -> None:
     """Pause an agent. It takes no more tasks, and its running tasks continue."""

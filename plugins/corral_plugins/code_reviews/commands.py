@@ -235,7 +235,7 @@ def cancel_review(client: ApiClient, *, review: str, as_json: bool) -> None:
     show_default=True,
     help="severity of the comment",
 )
-@click.option("--suggestion", help="text that should replace the commented lines")
+@click.option("--suggestion", help="suggested replacement for the lines that the comment is about")
 @click.option("--reply-to", help="id, or beginning of the text, of the comment to answer")
 @client_command
 def comment_on_review(

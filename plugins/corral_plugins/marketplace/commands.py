@@ -34,7 +34,7 @@ parameter_option = click.option(
     "parameters",
     multiple=True,
     metavar="KEY=VALUE",
-    help="value of a template parameter, KEY=TEXT or KEY:=JSON; repeatable",
+    help="value of a template parameter, as KEY=TEXT or KEY:=JSON; repeatable",
 )
 version_option = click.option("--version", "version", help="version of the template (default: the latest version)")
 dry_run_option = click.option("--dry-run", is_flag=True, help="show the changes without making them")

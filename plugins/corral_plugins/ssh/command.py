@@ -247,5 +247,7 @@ def _machine_fields(machine: str) -> dict[str, Any]:
     elif ":" in place:
         host, colon, port = place.partition(":")
     if not mark or not username or not host or (colon and not port.isdecimal()):
-        raise click.BadParameter(f"{machine!r} is not USER@HOST or USER@HOST:PORT", param_hint="USER@HOST[:PORT]")
+        raise click.BadParameter(
+            f"{machine!r} does not have the form USER@HOST or USER@HOST:PORT", param_hint="USER@HOST[:PORT]"
+        )
     return {"username": username, "hostname": host, **({"port": int(port)} if port else {})}

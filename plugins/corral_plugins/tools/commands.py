@@ -27,7 +27,7 @@ def tools_command_group() -> None:
 
 @tools_command_group.command("list")
 @click.option("--risk", type=click.Choice(RISKS), multiple=True, help="list only tools with this risk; repeatable")
-@click.option("--source", help="list only tools of this source, such as plugin:tasks, mcp:docs or worker")
+@click.option("--source", help="list only tools from this source, such as plugin:tasks, mcp:docs or worker")
 @client_command
 def list_tools(client: ApiClient, *, risk: tuple[str, ...], source: str | None, as_json: bool) -> None:
     """List tools by name."""

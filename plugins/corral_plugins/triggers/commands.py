@@ -50,7 +50,7 @@ payload_option = click.option(
     "payload",
     multiple=True,
     metavar="KEY=VALUE",
-    help="member of the payload, KEY=TEXT or KEY:=JSON; repeatable",
+    help="member of the payload, as KEY=TEXT or KEY:=JSON; repeatable",
 )
 
 
@@ -93,8 +93,8 @@ def _action_options(command: F) -> F:
             "values",
             multiple=True,
             metavar="KEY=VALUE",
-            help="input for the workflow given with --workflow: KEY=TEXT or KEY:=JSON, which may contain "
-            "{{ expressions }}; repeatable",
+            help="member of the input for the workflow given with --workflow, as KEY=TEXT or KEY:=JSON; the value "
+            "may contain {{ expressions }}; repeatable",
         ),
     )
 

@@ -146,7 +146,7 @@ def test_a_copy_for_which_there_is_no_room_leaves_nothing_and_is_told(tmp_path: 
         process = start(f"sqlite:///{file}", folder, [int], migrates=True)[0]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "free disk space for" in process.refused
+    assert "free up disk space for" in process.refused
     assert "was not changed" in process.refused
     assert list(tmp_path.glob("kept.db.before-*")) == []
     with contextlib.closing(sqlite3.connect(file)) as database:

@@ -63,7 +63,7 @@ COMMENT_SCHEMA: Json = {
         "suggestion": {
             "type": "string",
             "maxLength": 16384,
-            "description": "The text that should replace the commented lines.",
+            "description": "The text that should replace the lines that the comment is about.",
         },
     },
     "required": ["review_id", "body"],

@@ -51,7 +51,7 @@ class TriggerMetrics:
             ),
             Metric(
                 name="corral_trigger_lag_seconds",
-                help="Time from a trigger slot until the trigger fired, in seconds.",
+                help="Delay between a trigger slot and the firing of the trigger, in seconds.",
                 kind="histogram",
                 collect=self._lag.read,
             ),

@@ -162,7 +162,7 @@ def _parse_labels(given: tuple[str, ...]) -> dict[str, str]:
     for item in given:
         key, mark, value = item.partition("=")
         if not mark or not key:
-            raise click.BadParameter(f"{item!r} is not KEY=VALUE", param_hint="--label")
+            raise click.BadParameter(f"{item!r} does not have the form KEY=VALUE", param_hint="--label")
         labels[key] = value
     return labels
 
