@@ -379,7 +379,7 @@ def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
     type=click.IntRange(1, 30),
     default=7,
     show_default=True,
-    help="number of past days whose events are tested",
+    help="number of past days whose events are tested against the rule",
 )
 @client_command
 def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None:

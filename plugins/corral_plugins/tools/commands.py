@@ -139,7 +139,7 @@ def refresh_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
 @mcp_command_group.command("accept")
 @name_argument
 @click.argument("tools", nargs=-1)
-@click.option("--all", "accept_all", is_flag=True, help="accept the current definitions of all tools of the server")
+@click.option("--all", "accept_all", is_flag=True, help="accept the current definitions of all of the server's tools")
 @client_command
 def accept_mcp_tools(client: ApiClient, *, name: str, tools: tuple[str, ...], accept_all: bool, as_json: bool) -> None:
     """Accept the definitions of TOOLS, as shown by `corral mcp show`, so that agents may use the tools."""

@@ -98,7 +98,9 @@ class Screen:
 )
 @click.option("--require-model", is_flag=True, help="fail if no local model is installed")
 @click.option(
-    "--port", type=click.IntRange(1, 65535), help="port of the server (default: 8000 if free, else any free port)"
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="port of the server (default: 8000 if it is free, otherwise any free port)",
 )
 @click.option(
     "--keep",

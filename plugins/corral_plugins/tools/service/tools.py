@@ -84,7 +84,7 @@ class ToolsService:
                 and _is_dangerous(tools, name)
             ):
                 raise Forbidden(
-                    f"Setting the policy of the dangerous tool {name} to allow requires the permission agents.manage."
+                    f"Setting the policy of the dangerous tool {name} to `allow` requires the permission agents.manage."
                 )
         for tool in tools:
             was, now = [rule_of(rules, tool.name).policy or tool.default_policy for rules in (before, policy)]

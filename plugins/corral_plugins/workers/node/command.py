@@ -78,7 +78,7 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
     default="auto",
     show_default=True,
     envvar="CORRAL_LOG_FORMAT",
-    help="format of log lines; auto is console on a terminal and json elsewhere",
+    help="format of log lines; auto selects console on a terminal and json elsewhere",
 )
 @click.option("--drain-seconds", type=click.FloatRange(0, 600), default=30.0, hidden=True)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
