@@ -21,7 +21,7 @@ async def test_a_second_machine_is_refused_with_the_name_of_the_first(tmp_path: 
             await SingleMachineLock(work, "elsewhere 0000-1111").acquire()
         clock.travel(31)
         await SingleMachineLock(work, "elsewhere 0000-1111").acquire()
-        with pytest.raises(StartupError, match="health: StartupError: the machine elsewhere already serves"):
+        with pytest.raises(StartupError, match="health: StartupError: a server on the machine elsewhere already uses"):
             async with make_kernel(tmp_path, plugins=[]):
                 pass
 
