@@ -118,5 +118,7 @@ async def test_a_test_runs_a_command_of_a_plugin(make_kit: MakeKit) -> None:
 @pytest.mark.one_engine
 async def test_a_plugin_class_of_a_script_is_refused_with_the_remedy(make_kit: MakeKit) -> None:
     kind = type("ScriptPlugin", (CounterPlugin,), {"__module__": "__main__"})
-    with pytest.raises(ValueError, match="ScriptPlugin is defined in the script that runs; move it to a module"):
+    with pytest.raises(
+        ValueError, match="ScriptPlugin is defined in the script that is being run; move it to a module"
+    ):
         await make_kit(plugins=[kind])

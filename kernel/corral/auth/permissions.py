@@ -32,7 +32,7 @@ class Permissions:
         self._held.clear()
 
     def held_by(self, role_or_kind: str) -> frozenset[str]:
-        """Return the names of the permissions held by a role (`member`) or a machine kind (`worker`, `agent`)."""
+        """Return the names of the permissions that a role (`member`, …) or a kind of machine (`worker`, …) holds."""
         if role_or_kind not in self._held:
             names = (name for name, item in self._declared.items() if item.held_by(role_or_kind))
             self._held[role_or_kind] = frozenset(names)

@@ -214,7 +214,7 @@ class WholeResponse(NamedTuple):
 
 
 class RequestStream(HTTPStream):
-    """An HTTP/1 request whose response can be sent as one message and is then passed on in one piece.
+    """An HTTP/1 request. The application may send the whole response as one message, which is written in one piece.
 
     Hypercorn's own class passes on the head, the body and the end separately.
     """

@@ -330,7 +330,7 @@ class ParentProcess:
         replacing.add_done_callback(self._draining.discard)
 
     async def run(self) -> int:
-        """Start the processes, print their announcement, and keep them running until a signal.
+        """Start the processes, announce them to the user, and keep them running until a signal arrives.
 
         Return the exit status.
         """

@@ -248,7 +248,7 @@ class DatabasePool:
 
     @property
     def busy(self) -> int:
-        """The number of threads that are running a unit."""
+        """The number of threads that are running a unit of work."""
         return sum(thread.running is not None for thread in self.threads)
 
     def close(self) -> None:

@@ -87,7 +87,7 @@ class _PostgresThread(DatabaseThread):
         else:
             if done == "ROLLBACK" and not queued.read:
                 outcome.error = RuntimeError(
-                    "the unit of work caught the error of a failed statement; do not catch it, or use a savepoint"
+                    "the unit caught the error of a failed statement; let the error propagate, or use a savepoint"
                 )
         return outcome
 

@@ -125,8 +125,8 @@ def _selected(found: list[Found], plugins: Sequence[type[Plugin] | str] | None) 
     for item in classes:
         if item.__module__ == "__main__":
             raise ValueError(
-                f"the plugin class {item.__name__} is defined in the script that runs; move it to a module of its own, "
-                "and import it from there"
+                f"the plugin class {item.__name__} is defined in the script that is being run; move it to a module of "
+                "its own, and import it from there"
             )
     selected = [item for item in found if item.name in plugins or item.package == CORE_PACKAGE]
     return selected + [

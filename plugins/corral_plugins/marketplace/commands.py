@@ -51,7 +51,7 @@ def _installation_options(command: F) -> F:
             "secrets",
             multiple=True,
             metavar="NAME=VAULT_NAME",
-            help="secret in the vault that is used as the template's secret NAME; repeatable",
+            help="vault secret to use for the template's secret NAME; repeatable",
         ),
         click.option(
             "--on-conflict",

@@ -262,7 +262,7 @@ class CodeReviewsService:
             self._review_tasks.ask(row, patch.data, causes=causes)
 
     def causes_of(self, task_id: str | None) -> tuple[str, ...]:
-        """Return a task's chain of causes, which triggers use to detect loops."""
+        """Return a task's chain of causes. Triggers use the chain to detect loops."""
         run = None if task_id is None else self._tasks.find_run(task_id)
         return () if run is None else run.cause_chain
 

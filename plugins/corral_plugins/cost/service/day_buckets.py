@@ -74,7 +74,7 @@ def current_day(tz: ZoneInfo) -> date:
 
 
 def offset_spans(first: date, last: date, tz: ZoneInfo) -> list[OffsetSpan]:
-    """Divide the days from `first` to `last` into ranges of quarter hours with a constant UTC offset.
+    """Divide the days from `first` to `last` into ranges within which the UTC offset is constant.
 
     There are few ranges, because the offset rarely changes more than twice a year.
     """

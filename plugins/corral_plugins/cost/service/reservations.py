@@ -130,9 +130,9 @@ class Reservations:
         self._limits.confirm(revision)
 
     def headroom(self, agent_id: str | None) -> Headroom:
-        """Return the amounts that are left within the limits.
+        """Return how much can still be spent before a limit is reached.
 
-        Creates no counters, so it can run in a read-only unit of work.
+        This method creates no counters, so it can run in a read-only unit of work.
         """
         limits = self._limits.current()
         if limits.is_unlimited:

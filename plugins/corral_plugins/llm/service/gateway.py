@@ -227,7 +227,7 @@ class Gateway:
         limit_micro: int | None = None,
         run_id: str | None = None,
     ) -> CallResult:
-        """Admit a call, send it, and return its result after its outcome was stored."""
+        """Admit a call, send it, store its outcome, and then return the result."""
         call = await self._admit_call(task, kind, request, by, limit_micro)
         call.run_id = run_id
         outcome = call.new_outcome()

@@ -83,7 +83,7 @@ class SshRunner:
             self.breakers.declare(PREFIX)
 
     async def stop(self) -> None:
-        """Cancel the commands that run in this process, and wait until their ends are recorded."""
+        """Cancel the commands that this process runs, and wait until the end of each command is recorded."""
         running = list(self._running.values())
         for task in running:
             _cancel_once(task)

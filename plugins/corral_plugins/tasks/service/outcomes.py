@@ -272,7 +272,7 @@ class TaskOutcomes:
         )
 
     def _retry_delay(self, row: TaskRow, kind: str, type_: str) -> float | None:
-        """Return the delay before the next attempt in seconds, or None if there is no further attempt.
+        """Return the delay in seconds before the next attempt, or None if there is no further attempt.
 
         After a lost lease, the task is retried immediately.
         """

@@ -309,7 +309,7 @@ class TaskMetrics:
             ),
             Metric(
                 name="corral_stale_calls_total",
-                help="Number of worker calls whose lease had already ended, by call.",
+                help="Number of calls by workers whose lease had already ended, by type of call.",
                 kind="counter",
                 labels={"call": LEASED_CALLS},
                 collect=self.stale_calls,

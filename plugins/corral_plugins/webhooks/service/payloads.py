@@ -26,7 +26,7 @@ def body_of(*, type: str, timestamp: str, id: str, data: Any, object_id: str, hr
     """Return the body of a delivery as JSON text.
 
     If the data is too large, it is replaced by the id and API URL of its object. Event data is never too large, because
-    the event log allows only half of the size limit.
+    the event log limits it to half of that size.
     """
     message = {"type": type, "timestamp": timestamp, "id": id, "data": data}
     body = encode(message)
