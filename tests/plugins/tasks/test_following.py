@@ -144,3 +144,22 @@ def test_an_outage_in_any_request_is_waited_out(
     told = capfd.readouterr()
     assert (ended.value.code, told.out) == (0, "done\n")
     assert " is stopping or restarting; waiting for the server, for up to 300 s" in told.err
+
+
+def test_a_retry_is_told_with_its_cause(serve: Callable[..., ApiClient], capfd: pytest.CaptureFixture[str]) -> None:
+    cause = {"type": "provider_error", "message": "openai: api.openai.com does not resolve"}
+    attempts = [{"n": 1, "error": None}, {"n": 1, "error": cause}, {"n": 2, "error": {**cause, "message": "later"}}]
+    data = {"status": "pending", "source": "policy", "attempt": 1, "reason": "provider_error"}
+    by_person = {**data, "source": "person", "reason": "again"}
+
+    def knows_the_attempts(answer: Answer) -> None:
+        if answer.path.split("?")[0].endswith("/attempts"):
+            answer.send(200, {"items": attempts, "next": None})
+        else:
+            answer.refuse(404, "not_found", "No task.")
+
+    retries = [{**STARTED, "event": "task.retried", "data": each} for each in (data, by_person)]
+    with serve(knows_the_attempts, *retries) as client, pytest.raises(ApiClientError):
+        follow_task(client, TASK, EventPrinter(quiet=False), as_json=False)
+    told = [line.split(" s  ", 1)[1] for line in capfd.readouterr().err.splitlines() if "retried" in line]
+    assert told == ["retried    provider_error: openai: api.openai.com does not resolve", "retried    again"]

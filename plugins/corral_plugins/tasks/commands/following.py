@@ -142,12 +142,22 @@ def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until:
             calls = client.pages(f"/tasks/{task_id}/tool-calls")
             for call in [call for call in calls if call["call_id"] == data["call_id"]][-1:]:
                 printer.print_tool_call(call)
+        if event == REOPENED and data["source"] == "policy":
+            data = {**data, "reason": _failure_text(client, task_id, data)}
         printer.print_event(event, data)
         if event in END_EVENTS and not _reopened_after(client, task_id, item["seq"]):
             done: dict[str, Any] = client.get(f"/tasks/{task_id}")
             if done["finished_at"] is not None:
                 return done
     raise AssertionError("the events of a task do not end by themselves")
+
+
+def _failure_text(client: ApiClient, task_id: str, retried: dict[str, Any]) -> str:
+    """Return the type and the message of the error because of which the retry policy queued the task again."""
+    wanted = (retried["attempt"], retried["reason"])
+    errors = [each["error"] or {} for each in client.pages(f"/tasks/{task_id}/attempts") if each["n"] == wanted[0]]
+    message = next((each.get("message") for each in reversed(errors) if each.get("type") == wanted[1]), None)
+    return _shortened(": ".join(filter(None, (wanted[1], message))))
 
 
 def _reopened_after(client: ApiClient, task_id: str, seq: int) -> bool:
