@@ -479,7 +479,7 @@ def _finish(run: dict[str, Any], *, as_json: bool) -> None:
     elif run["status"] == "completed":
         click.echo(json.dumps(run["output"], indent=2, ensure_ascii=False))
     else:
-        click.echo(f"The run is {run['status']}. {error.get('message', '')}".strip(), err=True)
+        click.echo(f"The run ended with the status {run['status']}. {error.get('message', '')}".strip(), err=True)
     if run["status"] != "completed":
         _fail()
 

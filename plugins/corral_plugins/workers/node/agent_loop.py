@@ -42,6 +42,7 @@ MAX_STEPS, MAX_REPAIRS = 25, 2
 MODEL_TRIES, MAX_CUTS = 3, 6
 LIVE_SECONDS = 0.5
 LIVE_LENGTH = 500  # in characters: the maximum length of a progress message
+LONGEST_WORD = 40  # in characters: text without any spaces is longer
 NEEDS_PEOPLE = ("credentials", "model")  # kinds of errors that only a person can resolve
 
 
@@ -197,9 +198,9 @@ def _is_temporary(error: ApiError) -> bool:
 class LiveOutput:
     """Shows the text of a model's reply while it arrives, in two progress reports per second.
 
-    Each report contains the last 500 characters of the text. If the response to a report says that the lease has ended
-    or that the task is being cancelled, `add_text` and the end of the `async with` block raise `WorkerLeaseLost` or
-    `CancelRequested`.
+    Each report contains the last 500 characters of the text, without a last word that may be incomplete. If the
+    response to a report says that the lease has ended or that the task is being cancelled, `add_text` and the end of
+    the `async with` block raise `WorkerLeaseLost` or `CancelRequested`.
     """
 
     def __init__(self, client: WorkerApiClient, task_id: str) -> None:
@@ -214,9 +215,9 @@ class LiveOutput:
         if self._sending is not None and self._sending.done():
             _check_report(self._sending)
             self._sending = None
-        if self._sending is None and self._tail.strip() and time.monotonic() >= self._due:
+        if self._sending is None and time.monotonic() >= self._due and (words := _whole_words(self._tail)):
             self._due = time.monotonic() + LIVE_SECONDS
-            call = self._client.report_progress(self._task_id, {"message": self._tail}, tries=1)
+            call = self._client.report_progress(self._task_id, {"message": words}, tries=1)
             self._sending = asyncio.ensure_future(call)
 
     async def __aenter__(self) -> LiveOutput:
@@ -233,6 +234,13 @@ class LiveOutput:
         await asyncio.wait({self._sending})
         if error is None:
             _check_report(self._sending)
+
+
+def _whole_words(text: str) -> str:
+    """Return the text without its last word, unless that is longer than any word, or "" if nothing else is left."""
+    last = (text.split() or [""])[-1]
+    whole = text if len(last) > LONGEST_WORD else text.removesuffix(last)
+    return whole if whole.strip() else ""
 
 
 def _check_report(sending: asyncio.Task[dict[str, Any]]) -> None:

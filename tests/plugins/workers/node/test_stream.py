@@ -32,6 +32,14 @@ async def test_the_text_is_told_as_it_comes_and_not_too_often(monkeypatch: pytes
     assert server.of("complete") == [{"text": whole}]
 
 
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [("Th", ""), ("The rep", "The "), ("The report ", "The report "), ("x" * 50, "x" * 50), (" ", "")],
+)
+def test_progress_has_no_half_words(text: str, whole: str) -> None:
+    assert importlib.import_module(LOOP)._whole_words(text) == whole
+
+
 async def test_a_short_answer_is_told_once_it_is_there() -> None:
     server = Server("short")
     await server.run(claim())
