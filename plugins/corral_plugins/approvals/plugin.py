@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from corral.auth.principal import READERS, WRITERS, Permission
 from corral.database.model import Model
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, Settings, hookimpl
 from corral_plugins.approvals import jobs, models, settings
 from corral_plugins.approvals.api import EVENTS, Approvals
 from corral_plugins.approvals.routes import routes
@@ -54,9 +56,14 @@ class ApprovalsPlugin(Plugin):
         super().__init__(section)
         self._metrics = ApprovalMetrics()
         self._step = ApprovalStepType()
+        self._rules: AutoApproval | None = None
 
     async def start(self, runtime: Runtime) -> None:
         self._step.implementation = runtime.service(ApprovalStep)
+        self._rules = runtime.service(AutoApproval)
+
+    def _check_rules(self, rules: list[settings.AutoApproveRule], _: Settings) -> str | None:
+        return self._rules.find_fault(rules) if self._rules is not None else None
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -86,7 +93,8 @@ class ApprovalsPlugin(Plugin):
 
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:
-        return settings.ALL
+        checked = msgspec.structs.replace(settings.AUTO_APPROVE, check=self._check_rules)
+        return [*settings.UNCHECKED, checked]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:

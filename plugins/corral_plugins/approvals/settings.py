@@ -83,4 +83,5 @@ AUTO_APPROVE = Setting[list[AutoApproveRule]](
     title="Rules that approve requests of low or medium risk without a person",
     description="The rules never apply to runs that have read untrusted content.",
 )
-ALL = (DEFAULT_TTL, REQUIRE_SECOND_PERSON, REQUIRE_MFA_FOR_HIGH, REJECT_COOLDOWN, REMINDER, MAX_OPEN, AUTO_APPROVE)
+UNCHECKED = (DEFAULT_TTL, REQUIRE_SECOND_PERSON, REQUIRE_MFA_FOR_HIGH, REJECT_COOLDOWN, REMINDER, MAX_OPEN)
+"""The settings besides `AUTO_APPROVE`, to which the plugin adds the check of its conditions."""

@@ -104,6 +104,19 @@ async def test_only_admins_write_rules(desk: Desk) -> None:
 
 
 @pytest.mark.one_engine
+@pytest.mark.parametrize(
+    ("condition", "told"), [("payload.price <", "(at character 16)"), ("price < 3", "'price' here; known are: agent")]
+)
+async def test_a_rule_whose_condition_is_invalid_is_refused(desk: Desk, condition: str, told: str) -> None:
+    rules = [{"id": "all"}, {"id": "small", "when": condition}]
+    refused = await desk.admin.put("/settings/approvals/auto_approve", {"value": rules})
+    (fault,) = refused.json()["errors"]
+    assert (refused.status, fault["pointer"]) == (422, "/value")
+    assert "approvals.auto_approve has the rule small" in fault["detail"]
+    assert told in fault["detail"]
+
+
+@pytest.mark.one_engine
 async def test_high_risk_can_demand_a_fresh_confirmation(desk: Desk) -> None:
     changed = await desk.admin.put("/settings/approvals/require_mfa_for_high", {"value": True})
     assert changed.status == 200

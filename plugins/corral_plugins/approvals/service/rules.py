@@ -26,6 +26,7 @@ from corral_plugins.workflows.api import Workflows
 
 log = logging.getLogger("corral.approvals")
 ENTRY = UnitContext(label="job approvals.auto_approve", actor=SYSTEM)
+ROOTS = ("payload", "agent", "task")
 
 
 class RuleInput(msgspec.Struct, frozen=True):
@@ -49,6 +50,18 @@ class AutoApproval:
 
     def __init__(self, work: Work, settings: Settings, outcomes: ApprovalOutcomes) -> None:
         self._work, self._settings, self._outcomes = work, settings, outcomes
+
+    def find_fault(self, rules: list[AutoApproveRule]) -> str | None:
+        """Return the end of a sentence about the first rule whose condition is invalid, or None.
+
+        The change of a setting calls this method in its unit of work. Expressions are only parsed here, not evaluated.
+        """
+        for rule in rules:
+            if rule.when is None or self.expressions is None:
+                continue
+            if faults := self.expressions.check_expression(rule.when, roots=ROOTS, pointer=""):
+                return f"has the rule {rule.id}, whose condition `when` is invalid: {faults[0].detail}"
+        return None
 
     async def apply_rules(self, approval_id: str) -> None:
         """Approve an open request if one of the rules matches it. Conditions are evaluated outside units of work."""
