@@ -25,7 +25,7 @@ from tests.kernel.cli.warm import warm
 
 from corral.cli.api_client import ApiClient
 from corral.cli.output import format_ms
-from corral.cli.saved_sessions import SavedSessions
+from corral.cli.saved_sessions import SavedSession, SavedSessions
 from corral.cli.server_connection import client_command
 from corral.clock import parse_instant
 from corral.testing.server import EMAIL, PASSWORD
@@ -146,6 +146,29 @@ def test_the_server_of_this_folder_is_found(terminal: Terminal, tmp_path: Path) 
     assert lost.stderr.endswith(
         f"The server for this folder is at {terminal.address}; sign in with `corral login {terminal.address}`\n"
     )
+
+
+def test_the_server_of_this_folder_goes_before_the_last_one(terminal: Terminal, tmp_path: Path) -> None:
+    """Without a session for it, another server answers, and a line says so."""
+    last = "http://127.0.0.1:9"
+    sessions = SavedSessions(tmp_path / "corral")
+    environ = {"XDG_CONFIG_HOME": str(tmp_path), "CORRAL_DATA_DIR": str(terminal.folder / "data")}
+    sessions.store("last", SavedSession(url=last, token="t"), make_current=True)
+    told = f"Using {last}, the server of the last sign-in. The server for this folder is at {terminal.address}; "
+    for command in ("cost", "whoami"):
+        other = terminal.run(command, "--json", environ=environ)
+        assert (other.stdout, other.stderr.startswith(told)) == ("", True), other
+        assert other.stderr.count("The server for this folder") == 1, other
+    assert "Using" not in terminal.run("cost", "--server", "last", environ=environ).stderr
+    assert "Using" not in terminal.run("cost", environ={**environ, "CORRAL_URL": last}).stderr
+    _, kept = terminal.sessions.find() or pytest.fail("not signed in")
+    local = terminal.address.replace("127.0.0.1", "localhost")
+    for url in (local, terminal.address):
+        sessions.store("here", SavedSession(url=url, token=kept.token))
+        here = terminal.run("whoami", "--json", environ=environ)
+        assert (json.loads(here.stdout)["server"], here.stderr) == (url, "")
+    sessions.store("here", SavedSession(url=terminal.address, token="an API key"))
+    assert terminal("logout", **environ).startswith(f"Signed out of {terminal.address}.")
 
 
 def test_signing_in_with_a_second_factor(terminal: Terminal, tmp_path: Path) -> None:

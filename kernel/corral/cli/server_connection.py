@@ -26,10 +26,12 @@ OTHER_PLUGINS = (
     "`corral status` says why"
 )
 EARLY_SECONDS = 10.0  # a token that expires that soon is renewed before it is sent
+TOLD = "corral.told_server"  # in the `meta` of a command that has named the server of the folder
 server_option = click.option(
     "--server",
     metavar="NAME",
-    help="name or URL of the server (default: CORRAL_URL, or else the server of the last `corral login`)",
+    help="name or URL of the server (default: CORRAL_URL; or else the server that runs in this folder, after a "
+    "`corral login` to it; or else the server of the last `corral login`)",
     shell_complete=lambda context, parameter, start: [
         CompletionItem(name) for name in user_sessions().names() if name.startswith(start)
     ],
@@ -71,23 +73,23 @@ def _name_list_command(error: ApiClientError) -> ApiClientError:
 def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
     """If the server at `url` does not answer, add the address of the current folder's server to the error message.
 
-    Other errors are returned unchanged.
+    Other errors are returned unchanged, and so is the error if the command has already told the address.
     """
     here = running_url() if error.status is None and "does not answer" in str(error) else None
-    if here is None or here == url:
+    if here is None or here == url or click.get_current_context().meta.get(TOLD):
         return error
     return ApiClientError(f"{error}. The server for this folder is at {here}; sign in with `corral login {here}`")
 
 
 def open_client(server: str | None = None) -> ApiClient:
-    """Return a client for the server that the command line, the environment or the last sign-in selects.
+    """Return a client for the server that the command line, the environment, the folder or the last sign-in selects.
 
     `server` is a name or a URL. If it is None, `CORRAL_URL` selects the server, and `CORRAL_TOKEN` replaces the token
     of a saved session.
     """
     sessions = user_sessions()
     url, token = os.environ.get("CORRAL_URL") or None, _token_of_environment()
-    found = sessions.find(server or url)
+    found = selected_session(sessions, server or url)
     if server is not None and found is None:
         if "://" not in server:
             known = ", ".join(sessions.names()) or "none"
@@ -102,23 +104,55 @@ def open_client(server: str | None = None) -> ApiClient:
     return _client_of_session(sessions, *found)
 
 
+def selected_session(sessions: SavedSessions, server: str | None = None) -> tuple[str, SavedSession] | None:
+    """Return the name and the session of a server, given its name or URL.
+
+    The default is the server that runs in the current folder, or the one of the last sign-in if there is no session for
+    the former. In the latter case, a line on standard error says so, once for each command.
+    """
+    here = None if server else running_url()
+    if here is None:
+        return sessions.find(server)
+    if found := session_at(sessions, here):
+        return found
+    last, context = sessions.find(), click.get_current_context(silent=True)  # there is none during a tab completion
+    if last is not None and context is not None and not context.meta.get(TOLD):
+        context.meta[TOLD] = True
+        told = f"Using {last[1].url}, the server of the last sign-in. The server for this folder is at {here}"
+        click.echo(f"{told}; sign in with `corral login {here}`.", err=True)
+    return last
+
+
+def session_at(sessions: SavedSessions, here: str) -> tuple[str, SavedSession] | None:
+    """Return the name and the session of the server with this `running_url`. The user may have called it localhost."""
+    return sessions.find(here) or sessions.find(here.replace("//127.0.0.1:", "//localhost:"))
+
+
 def default_url() -> str:
     """Return the URL of the server that runs in the current folder, or `DEFAULT_URL` if no such server is known."""
     return running_url() or DEFAULT_URL
 
 
 def running_url() -> str | None:
-    """Return the URL of the server that runs in the current folder, or None."""
+    """Return the URL of the server that runs in the current folder, or None.
+
+    This is the address of its listener. If the server uses TLS, it is the public URL, if there is one, because
+    certificates are seldom valid for an address of this machine.
+    """
     from corral.cli.listener import loopback_url
     from corral.cli.registered_processes import running_server_url
     from corral.config.reader import load
     from corral.errors import StartupError
 
     try:
-        running = running_server_url(load().data_dir)
+        config = load()
+        running = running_server_url(config.data_dir)
     except (StartupError, OSError):  # the configuration or the data folder is not for this user
         return None
-    return None if running is None else loopback_url(running)
+    if running is None:
+        return None
+    public = config.server.public_url if running.startswith("https:") else None
+    return public or loopback_url(running)
 
 
 def failed_reloads_of(url: str) -> dict[int, str]:

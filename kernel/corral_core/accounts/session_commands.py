@@ -18,6 +18,7 @@ from corral.cli.server_connection import (
     client_command,
     default_url,
     open_client,
+    selected_session,
     server_option,
     session_of,
     valid_token,
@@ -77,7 +78,7 @@ def login_command(
 def logout_command(server: str | None, as_json: bool) -> None:
     """Sign out of a server: end the session and forget it locally. An API key is also forgotten, but stays valid."""
     sessions = user_sessions()
-    found = sessions.find(server or os.environ.get("CORRAL_URL") or None)
+    found = selected_session(sessions, server or os.environ.get("CORRAL_URL") or None)
     if found is None:
         print_value({"signed_out_of": None}, as_json=as_json, text="You are not signed in.")
         return
