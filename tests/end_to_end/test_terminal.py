@@ -271,7 +271,9 @@ def test_tasks_that_fail_are_listed_explained_and_retried(terminal: Terminal) ->
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "failed: scripted: No such thing.\n" in failed.stderr
     (row,) = terminal.json("tasks", "list", "--status", "failed", "--agent", "Refuser", "--limit", "5")["items"]
-    assert "No such thing." in terminal("tasks", "explain", row["id"])
+    explained = terminal("tasks", "explain", row["id"])
+    assert "No such thing." in explained
+    assert "  claim 1: failed, " in explained
     assert terminal.json("tasks", "retry", row["id"], "--from-start")["status"] == "pending"
     watched = terminal.run("tasks", "watch", row["id"])  # from the first failure over the retry to the second one
     told = [words[2] for line in watched.stderr.splitlines() if len(words := line.split()) > 2 and words[1] == "s"]

@@ -284,7 +284,7 @@ async def test_tasks_7_explain_tells_an_unapproved_worker_from_no_worker(make_ki
     assert await _false(world, task_id) == []
     await (await unapproved.run()).ok("complete", {"result": None})
     ended = (await world.member.get(f"/tasks/{task_id}/explain")).json()
-    assert (ended["summary"], len(ended["attempts"])) == ("Completed after 1 attempt.", 1)
+    assert (ended["summary"], len(ended["attempts"])) == ("Completed after 1 claim by workers.", 1)
 
 
 async def _complete(lease: Lease) -> None:

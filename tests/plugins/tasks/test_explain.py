@@ -54,3 +54,18 @@ async def test_a_stranger_does_not_hide_that_the_approved_worker_is_offline(make
 @pytest.mark.one_engine
 async def test_a_role_that_no_agent_has(world: Any) -> None:
     assert await false(world, await world.task(agent_role="nobody")) == ["agent_exists"]
+
+
+@pytest.mark.one_engine
+async def test_the_end_counts_the_claims_that_are_listed(world: Any) -> None:
+    """A retry by hand begins the attempts anew, but not the claims, whose numbers the logs have."""
+    task_id = await world.task()
+    lease = await world.worker.run()
+    await world.member.post(f"/tasks/{task_id}/cancel", {})
+    await lease.ok("cancelled")
+    await world.member.post(f"/tasks/{task_id}/retry", {})
+    await (await world.worker.run()).ok("complete", {"result": None})
+    told = (await world.member.get(f"/tasks/{task_id}/explain")).json()
+    assert told["summary"] == "Completed after 2 claims by workers."
+    found = [(each["fence"], each["n"], each["status"]) for each in told["attempts"]]
+    assert found == [(1, 1, "cancelled"), (2, 1, "completed")]

@@ -217,7 +217,7 @@ async def test_people_are_warned_of_a_worker_that_lacks_a_tool_of_the_agent(worl
     run = Run(world, claim)
     await client.post(f"/tasks/{run.task_id}/start", {"lease_id": run.lease_id})
     explained.append((await world.member.get(f"/tasks/{task['id']}/explain")).json())
-    assert explained[-1]["summary"] == "The task is running: attempt 1 on worker bare."
+    assert explained[-1]["summary"] == "The task is running: claim 1 on worker bare."
     for name in ("my.tool", "workspace.write"):
         refused = await run.tool(name, {})
         assert (refused.status, refused.json()["reason"]) == (403, "not_offered")

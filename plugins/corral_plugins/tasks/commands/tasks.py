@@ -215,7 +215,7 @@ def explain_task(client: ApiClient, *, task: str, as_json: bool) -> None:
     for warning in found["warnings"]:
         click.echo(f"  {click.style('warning', fg='yellow')}  {warning}")
     for attempt in found["attempts"]:
-        click.echo(f"  attempt {attempt['n']}: {_attempt_text(attempt)}")
+        click.echo(f"  claim {attempt['fence']}: {_attempt_text(attempt)}")
 
 
 @tasks_command_group.command("cancel")

@@ -72,7 +72,7 @@ class TaskExplanations:
         worker = self._workers.find(row.worker_id) if row.worker_id is not None else None
         where = worker.name if worker is not None else row.worker_id
         return (
-            f"The task is {row.status}: attempt {attempts[-1].n} on worker {where}."
+            f"The task is {row.status}: claim {attempts[-1].fence} on worker {where}."
             if attempts
             else "A worker holds the lease of the task."
         )
@@ -454,7 +454,7 @@ def _unmet(code: str, detail: str, unblock: str, href: str | None) -> Condition:
 
 
 def _describe_end(row: TaskRow, attempts: Sequence[AttemptView]) -> str:
-    times = f"{row.attempt} attempt{'' if row.attempt == 1 else 's'}"
+    times = f"{row.fence} claim{'' if row.fence == 1 else 's'} by workers"  # retries by hand begin the attempts anew
     if row.status == "completed":
         return f"Completed after {times}."
     if row.status == "cancelled":
