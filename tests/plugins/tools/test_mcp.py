@@ -260,7 +260,9 @@ async def test_ignored_tools_are_named(world: World, remote: InMemoryMcp) -> Non
 async def test_without_a_client_no_server_can_be_added(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=PLUGINS)
     answer = await (await kit.as_user("admin")).post(SERVERS, {"name": "docs", "url": URL})
-    assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, "/transport")
+    (fault,) = answer.json()["errors"]
+    assert (answer.status, fault["pointer"]) == (422, "/transport")
+    assert "(pip install corral-mcp; from a clone: pip install ./contrib/corral-mcp)" in fault["detail"]
     assert "corral-mcp" in answer.json()["detail"]
 
 
