@@ -348,11 +348,29 @@ async def test_validate_and_dry_run_name_what_is_missing(shop: Shop) -> None:
     found = await shop.ok("POST", f"/workflows/{workflow_id}/validate", {})
     assert found["valid"] is True
     assert [(each["step"], each["pointer"], each["code"]) for each in found["warnings"]] == [
+        ("ask", "/steps/1/config/instructions", "required"),
         ("ask", "/steps/1/agent_id", "unknown_reference"),
         ("ask", "/steps/1/config/required_tools/1", "unknown_reference"),
         ("send", "/steps/2/config", "unknown_reference"),
         ("each", "/steps/3/config/body/0/config/language", "unknown_reference"),
     ]
+
+
+@pytest.mark.one_engine
+async def test_validate_warns_of_missing_steps_and_instructions(shop: Shop) -> None:
+    """Without instructions the agent gets the title of the step, which may be all that it needs."""
+    empty = await shop.workflow()
+    (warning,) = (await shop.ok("POST", f"/workflows/{empty}/validate", {}))["warnings"]
+    assert (warning["pointer"], warning["detail"]) == ("/steps", "The workflow has no steps, so it cannot run.")
+    inner = [step("bare", "agent")]
+    named = await shop.workflow(
+        step("told", "agent", {"instructions": "Count to ten."}),
+        step("titled", "agent", title="Count to eleven."),
+        step("each", "loop", {"items": [1], "body": inner}),
+    )
+    (warning,) = (await shop.ok("POST", f"/workflows/{named}/validate", {}))["warnings"]
+    assert warning["pointer"] == "/steps/2/config/body/0/config/instructions"
+    assert warning["detail"].endswith("told only the name of the step: bare")
 
 
 @pytest.mark.one_engine
@@ -363,8 +381,8 @@ async def test_validate_warns_of_a_tool_that_no_agent_may_use_for_its_step(shop:
         call("test.write", agent_id=bare),
         step("open", "tool", {"tool": "test.write"}),
         step("nobody", "tool", {"tool": "http.fetch"}),
-        step("role", "agent", {"required_tools": ["test.write"], "agent_role": "reviewer"}),
-        step("computed", "agent", {"required_tools": ["test.write"], "agent_role": "{{ input.role }}"}),
+        step("role", "agent", {"required_tools": ["test.write"], "agent_role": "reviewer"}, title="Review it."),
+        step("computed", "agent", {"required_tools": ["test.write"], "agent_role": "{{ input.role }}"}, title="Do it."),
     )
     found = await shop.ok("POST", f"/workflows/{workflow_id}/validate", {})
     assert found["valid"] is True

@@ -36,7 +36,7 @@ from corral_plugins.workflows.service.step_conversion import (
     stored_steps,
 )
 from corral_plugins.workflows.service.step_types import StepTypes
-from corral_plugins.workflows.service.validation import DefinitionValidator, plan_of, with_steps
+from corral_plugins.workflows.service.validation import DefinitionValidator, definition_warnings, plan_of, with_steps
 from corral_plugins.workflows.shapes import (
     NewStep,
     NewWorkflow,
@@ -154,7 +154,7 @@ class WorkflowManagement:
         return Validation(
             valid=not faults,
             errors=with_steps(faults, row.steps),
-            warnings=with_steps([each.warning for each in obstacles], row.steps),
+            warnings=with_steps([*definition_warnings(row.steps), *(each.warning for each in obstacles)], row.steps),
             plan=plan_of(graph) if graph is not None else [],
         )
 

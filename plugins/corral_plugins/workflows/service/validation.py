@@ -15,6 +15,7 @@ from corral_plugins.code_reviews.api import CodeReviews
 from corral_plugins.tasks.api import ReviewPolicy, review_policy_faults
 from corral_plugins.workflows.service.graph import Graph, GraphError, Scope, Step, build_graph
 from corral_plugins.workflows.service.rendering import LOOP_ROOTS, RAW, ROOTS
+from corral_plugins.workflows.service.step_conversion import slug_of
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.shapes import PlannedStep, StepFault
 
@@ -156,6 +157,23 @@ def all_steps(steps: Sequence[Json], pointer: str = "/steps") -> Iterator[tuple[
             parent, _, at = where.rpartition("/")
             for found, each in all_steps([inner], f"{here}/config{parent}"):
                 yield found.replace(f"{here}/config{parent}/0", f"{here}/config{parent}/{at}", 1), each
+
+
+def definition_warnings(steps: Sequence[Json]) -> list[FieldError]:
+    """Return what a valid definition leaves out: all steps, or the instructions of a step for an agent."""
+    if not steps:
+        return [FieldError("/steps", "required", "The workflow has no steps, so it cannot run.")]
+    return [
+        FieldError(
+            f"{pointer}/config/instructions",
+            "required",
+            f"The step has no instructions, so the agent is told only the name of the step: {step['name']}",
+        )
+        for pointer, step in all_steps(steps)
+        if step["step_type"] == "agent"
+        and not step["config"].get("instructions")
+        and slug_of(step.get("title") or step["name"]) == step["name"]
+    ]
 
 
 def with_steps(faults: Sequence[FieldError], steps: Sequence[Json]) -> list[StepFault]:
