@@ -205,6 +205,10 @@ def test_agents(terminal: Terminal) -> None:
     assert [row["n"] for row in terminal.json("agents", "versions", "Second one")["items"]] == [2, 1]
     terminal("agents", "rollback", "Second one", "1")
     assert terminal.json("agents", "show", "Second one")["llm_model"] is None
+    refused = terminal.run("agents", "rollback", "Second one", "99").stderr
+    assert "there is no version 99 of Second one" in refused
+    assert "`corral agents versions 'Second one'`" in refused
+    assert "/agents/" not in refused
     for action, status in (("start", "idle"), ("pause", "paused"), ("resume", "idle"), ("stop", "offline")):
         assert terminal.json("agents", action, "Second one")["status"] == status
     assert "Second one" in terminal("agents", "list", "--status", "offline")
@@ -566,6 +570,34 @@ def test_settings_are_read_and_changed(terminal: Terminal) -> None:
     terminal("settings", "reset", "llm.default_model")
     mistyped = terminal.run("settings", "show", "general.sitename")
     assert mistyped.stderr == "corral: there is no setting general.sitename; did you mean general.site_name?\n"
+
+
+def test_a_trigger_of_a_name_that_exists_is_told_with_the_other_id(terminal: Terminal) -> None:
+    arguments = ("triggers", "create", "Doubled", "--manual", "--task", "Say it")
+    assert "same name" not in terminal(*arguments)
+    (first,) = (each["id"] for each in terminal.json("triggers", "list")["items"] if each["name"] == "Doubled")
+    assert f"Other triggers have the same name, so use the id of the trigger. The others: {first}" in terminal(
+        *arguments
+    )
+
+
+def test_a_workflow_without_steps_or_instructions_is_created_with_a_warning(terminal: Terminal) -> None:
+    made = terminal.run("workflows", "create", "Hollow")
+    assert "has no steps, so it cannot run" in made.stderr
+    assert "Run it" not in made.stdout
+    validated = terminal.run("workflows", "validate", "Hollow")
+    assert (validated.returncode, "is valid" in validated.stdout) == (0, False)
+    assert "has no steps, so it cannot run" in validated.stderr
+
+
+def test_an_approval_by_a_rule_is_told_with_the_rule(terminal: Terminal) -> None:
+    terminal("settings", "set", "approvals.auto_approve", '[{"id": "small", "when": "payload < 10"}]')
+    told = terminal("approvals", "ask", "Paper", "-f", "payload:=5", "-f", "risk=low")
+    assert "It is approved by rule:small." in told
+    assert "expires" not in told
+    terminal("settings", "reset", "approvals.auto_approve")
+    assert "It expires at" in terminal("approvals", "ask", "Ink", "-f", "payload:=5")
+    terminal("approvals", "cancel", "Ink")
 
 
 def test_a_trigger_creates_tasks_for_an_agent(terminal: Terminal) -> None:

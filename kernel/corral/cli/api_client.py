@@ -223,6 +223,12 @@ class ApiClient:
         hint = f" at {self.url}; {listing or f'corral {plural} list'} shows all {plural}"
         raise ApiClientError(f"there is no {kind} named {name}{f'; did you mean {similar}?' if similar else hint}", 404)
 
+    def others_of_name(self, path: str, made: Mapping[str, Any]) -> list[str]:
+        """Return the ids of the other objects in the list at `path` that have the name of a new object."""
+        same = self.get(path, search=made["name"], limit=PAGE)["items"]
+        wanted = made["name"].casefold()
+        return [each["id"] for each in same if each["name"].casefold() == wanted and each["id"] != made["id"]]
+
     @contextlib.contextmanager
     def looking_for(self, kind: str, identifier: str, listing: str) -> Iterator[None]:
         """Name the requested object in the error if a request in the `with` block gets the status 404.

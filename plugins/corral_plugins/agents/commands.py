@@ -228,7 +228,9 @@ def list_versions(client: ApiClient, *, agent: str, as_json: bool) -> None:
 def roll_back_agent(client: ApiClient, *, agent: str, version: int, as_json: bool) -> None:
     """Restore an earlier configuration as a new version."""
     found = _find(client, agent)
-    changed = client.post(f"/agents/{found['id']}/rollback", {"version": version})
+    name = found["name"]
+    with client.looking_for("version", f"{version} of {name}", f"`corral agents versions {shlex.quote(name)}`"):
+        changed = client.post(f"/agents/{found['id']}/rollback", {"version": version})
     told = (
         f"{changed['name']} has the configuration of version {version} again, as version {changed['config_version']}."
     )

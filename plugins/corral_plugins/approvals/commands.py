@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,8 @@ from corral.ids import parse_id
 from corral_core.accounts.api import USERS_PATH
 from corral_plugins.approvals.api import OPEN, RISKS, Kind, Status
 
+RULE_RISKS = RISKS[:2]  # rules never approve requests of a higher risk
+POLL_SECONDS, RULE_POLLS = 0.1, 8
 COLUMNS = ("title", "risk", "status", "asked_by", "expires_at", "id")
 
 approval_argument = click.argument("approval")
@@ -118,8 +121,15 @@ def ask_for_approval(
 ) -> None:
     """Request an approval. Set its fields with -f, for example -f risk=high -f 'payload:={"amount": 5}'."""
     made = client.post("/approvals", {**read_body(input_path, fields), "title": title})
-    text = f"Asked: {made['title']} ({made['id']}). It expires at {made['expires_at']}."
-    click.echo(_json(made) if as_json else text)
+    if as_json:
+        click.echo(_json(made))
+        return
+    made = _after_rules(client, made)
+    state = f"It expires at {made['expires_at']}."
+    if made["status"] != "pending":
+        by = "".join(f" by {ObjectNames(client).user(USERS_PATH, each['user_id'])}" for each in made["decisions"][-1:])
+        state = f"It is {made['status']}{by}."
+    click.echo(f"Asked: {made['title']} ({made['id']}). {state}")
 
 
 @approvals_command_group.command("approve")
@@ -187,6 +197,16 @@ def comment_on_approval(client: ApiClient, *, approval: str, text: str, as_json:
     """Comment on an approval. The requester receives the comment immediately."""
     made = client.post(f"/approvals/{_find(client, approval)['id']}/comments", {"body": text})
     click.echo(_json(made) if as_json else "The comment was sent to the requester.")
+
+
+def _after_rules(client: ApiClient, made: dict[str, Any]) -> dict[str, Any]:
+    """Return the new approval as it is after `approvals.auto_approve`, whose rules a job applies shortly afterwards."""
+    for _ in range(RULE_POLLS if made["risk"] in RULE_RISKS else 0):
+        if made["status"] != "pending":
+            break
+        time.sleep(POLL_SECONDS)
+        made = client.get(f"/approvals/{made['id']}")
+    return made
 
 
 def _find(client: ApiClient, approval: str) -> dict[str, Any]:

@@ -206,6 +206,10 @@ def create_trigger(
     lines = [f"Created {made['name']} ({made['id']})."]
     if made["next_fire_at"] is not None:
         lines.append(f"It fires next at {made['next_fire_at']}.")
+    if others := client.others_of_name("/triggers", made):
+        lines.append(
+            f"Other triggers have the same name, so use the id of the trigger. The others: {', '.join(others)}"
+        )
     lines += [*_ingress_lines(client, made), *_warning_lines(made)]
     print_value(made, as_json=as_json, text="\n".join(lines))
 

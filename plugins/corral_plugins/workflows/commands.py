@@ -103,9 +103,10 @@ def create_workflow(
 ) -> None:
     """Create a workflow from a file that contains its configuration and its steps."""
     made = client.post("/workflows", {**read_body(input_path, fields), "name": name})
-    others = _others_of_name(client, made)
-    told = f"Created {made['name']} ({made['id']}) with {_count(made['step_count'])}. Run it: corral workflows run "
-    told += made["id"] if others else shlex.quote(made["name"])
+    others = client.others_of_name("/workflows", made)
+    told = f"Created {made['name']} ({made['id']}) with {_count(made['step_count'])}."
+    if made["step_count"]:
+        told += f" Run it: corral workflows run {made['id'] if others else shlex.quote(made['name'])}"
     if others:
         told += f"\nOther workflows have the same name, so use the id of the workflow. The others: {', '.join(others)}"
     print_value(made, as_json=as_json, text=told)
@@ -163,11 +164,12 @@ def delete_workflow(client: ApiClient, *, workflow: str, force: bool, yes: bool,
 def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> None:
     """Check a workflow against the active plugins. The exit code is 1 if the workflow has errors.
 
-    Warnings describe problems that would currently keep a step from running, such as a tool that no agent may use.
+    Warnings describe problems that would currently keep a step from running, such as a tool that no agent may use, and
+    agent steps without instructions.
     """
     found = client.post(f"/workflows/{_find(client, workflow)['id']}/validate", {})
     lines = [f"{each['pointer']}: {each['detail']}" for each in found["errors"]]
-    print_value(found, as_json=as_json, text="\n".join(lines) or "The workflow is valid.")
+    print_value(found, as_json=as_json, text="\n".join(lines or [_valid_text(found)]))
     _print_warnings(found)
     if not found["valid"]:
         raise SystemExit(1)
@@ -359,16 +361,13 @@ def _find(client: ApiClient, name: str) -> dict[str, Any]:
     return dict(client.find("/workflows", name, kind="workflow"))
 
 
+def _valid_text(validation: Mapping[str, Any]) -> str:
+    return "The workflow has no errors, but warnings." if validation["warnings"] else "The workflow is valid."
+
+
 def _print_warnings(validation: Mapping[str, Any]) -> None:
     for each in validation["warnings"]:
         click.echo(f"Warning: {each['pointer']}: {each['detail']}", err=True)
-
-
-def _others_of_name(client: ApiClient, made: dict[str, Any]) -> list[str]:
-    """Return the ids of other workflows with the same name as this workflow."""
-    same = client.get("/workflows", search=made["name"], limit=200)["items"]
-    wanted = made["name"].casefold()
-    return [each["id"] for each in same if each["name"].casefold() == wanted and each["id"] != made["id"]]
 
 
 def _duration(item: Mapping[str, Any]) -> str:
