@@ -169,6 +169,8 @@ def test_the_server_of_this_folder_goes_before_the_last_one(terminal: Terminal, 
         assert (json.loads(here.stdout)["server"], here.stderr) == (url, "")
     sessions.store("here", SavedSession(url=terminal.address, token="an API key"))
     assert terminal("logout", **environ).startswith(f"Signed out of {terminal.address}.")
+    signed_in = terminal("login", "--email", EMAIL, "--password-file", str(terminal.folder / "password"), **environ)
+    assert signed_in.startswith(f"Signed in to {terminal.address} as ")  # not to the last one
 
 
 def test_signing_in_with_a_second_factor(terminal: Terminal, tmp_path: Path) -> None:
@@ -195,6 +197,29 @@ def test_signing_in_with_a_second_factor(terminal: Terminal, tmp_path: Path) -> 
     assert "pass a one-time code or a recovery code on standard input" in none.stderr
     assert "Signed in" in terminal(*arguments, stdin=f"{codes[0]}\n", **elsewhere)
     assert terminal("whoami", **elsewhere).count("second factor: on") == 1
+
+
+def test_what_must_be_done_first_is_told_at_the_sign_in(terminal: Terminal, tmp_path: Path) -> None:
+    with terminal.server.sign_in() as admin:
+        for name, must_change in (("noa", False), ("ned", True)):
+            fields = {"email": f"{name}@example.org", "full_name": name, "role": "viewer", "password": PASSWORD}
+            made = {**fields, "must_change_password": must_change}
+            admin.post("/admin/users", json=made).raise_for_status()
+    elsewhere = {"XDG_CONFIG_HOME": str(tmp_path), "CORRAL_URL": terminal.address}
+    arguments = ("--password-file", "password")
+    terminal("settings", "set", "security.require_mfa_roles", '["viewer"]')
+    terminal("settings", "set", "security.require_mfa", "true")
+    try:
+        signed_in = terminal("login", "--email", "noa@example.org", *arguments, **elsewhere)
+        who = terminal("whoami", **elsewhere)
+    finally:
+        terminal("settings", "set", "security.require_mfa", "false")
+    how = "Set up a second factor with `corral api POST /auth/mfa/setup -f password=@-` and"
+    assert f"\nBefore you can do anything else: {how}" in signed_in
+    assert how in who
+    assert "mfa_required" not in who
+    refused = terminal.run("login", "--email", "ned@example.org", *arguments, environ=elsewhere)
+    assert (refused.returncode, "the password must be changed first" in refused.stderr) == (1, True), refused
 
 
 def test_agents(terminal: Terminal) -> None:
@@ -635,6 +660,10 @@ def test_any_operation_can_be_called(terminal: Terminal) -> None:
     (terminal.folder / "name").write_text("By a file")
     assert json.loads(terminal("api", "POST", "/agents", "-f", "name=@name"))["name"] == "By a file"
     assert terminal("api", "GET", "/problems/not_found")
+    assert len(json.loads(terminal("api", "GET", f"{terminal.address}/api/v1/agents?limit=1"))["items"]) == 1
+    for url in ("https://example.org/tasks", "//example.org/tasks", f"{terminal.address}.example.org/tasks"):
+        foreign = terminal.run("api", "GET", url)
+        assert (foreign.returncode, "--server chooses the server" in foreign.stderr) == (2, True), foreign
     image = "data:image/svg+xml;base64," + "A" * 300
     terminal("agents", "create", "Painted", "-f", f"description={image}")
     seen = terminal.on_a_terminal("api", "GET", "/agents?search=Painted")

@@ -41,7 +41,7 @@ def api_command(
 
     Fields are sent as query parameters for GET and DELETE, and as members of the body for other methods.
     """
-    path, query = _split_path(path)
+    path, query = _split_path(path, server)
     body = None
     if method in WITHOUT_BODY:
         query.update(parse_fields(fields))
@@ -93,9 +93,17 @@ def _parse_headers(texts: tuple[str, ...]) -> dict[str, str]:
     return headers
 
 
-def _split_path(text: str) -> tuple[str, dict[str, Any]]:
-    """Split `text` into a path below the API and its query. The text may begin with `/api/v1`."""
+def _split_path(text: str, server: str | None) -> tuple[str, dict[str, Any]]:
+    """Split `text` into a path below the API and its query.
+
+    The text may begin with `/api/v1`, or with the URL of the server. Raise `UsageError` for any other URL.
+    """
     split = urlsplit(text)
+    if split.netloc:
+        with open_client(server) as client:
+            if not text.startswith(f"{client.url}/"):
+                raise click.UsageError("give a path, such as /tasks; --server chooses the server")
+            split = urlsplit(text.removeprefix(client.url))
     path = "/" + split.path.lstrip("/")
     if path == API_PREFIX or path.startswith(f"{API_PREFIX}/"):
         path = path.removeprefix(API_PREFIX)

@@ -88,8 +88,8 @@ declare_codes(
         "mfa_required": (
             403,
             "A second factor is required",
-            "Set up a second factor with `corral api POST /auth/mfa/setup` and `corral api POST /auth/mfa/verify`; "
-            "the policy of this installation requires one.",
+            "Set up a second factor with `corral api POST /auth/mfa/setup -f password=@-` and `corral api POST "
+            "/auth/mfa/verify -f code=@-`; the policy of this installation requires one.",
         ),
         "password_change_required": (
             403,

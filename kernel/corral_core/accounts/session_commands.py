@@ -18,8 +18,10 @@ from corral.cli.server_connection import (
     client_command,
     default_url,
     open_client,
+    running_url,
     selected_session,
     server_option,
+    session_at,
     session_of,
     valid_token,
     valid_url,
@@ -59,6 +61,8 @@ def login_command(
             session = _session_of_token(client, valid_token(sys.stdin.read(), "--with-token"))
         else:
             session = _sign_in(client, email, password_file)
+        client.set_token(session.token)
+        first = _what_first(client.get("/auth/me")["limited"])
     sessions = user_sessions()
     with sessions.locked():
         known = sessions.find(name)
@@ -69,6 +73,8 @@ def login_command(
     if session.expires_at is not None and session.refresh_token is None:
         minutes = round((session.expires_at - time.time()) / 60)
         text += f"\nThe server is sealed, so the session cannot renew itself: it ends in {minutes} minutes."
+    if first is not None:
+        text += f"\nBefore you can do anything else: {first}"
     print_value({"server": name, "url": url, "email": session.email}, as_json=as_json, text=text)
 
 
@@ -106,15 +112,24 @@ def whoami_command(client: ApiClient, *, as_json: bool) -> None:
         "name": me["full_name"],
         "role": me["role"],
         "second factor": "on" if me["mfa_enabled"] else "off",
-        "must do first": me["limited"],
+        "must do first": _what_first(me["limited"]),
     }
     print_fields({"server": client.url, **me}, shown, as_json=as_json)
+
+
+def _what_first(limited: str | None) -> str | None:
+    """Return the remedy of the problem code to which the server limits the user, or None."""
+    import corral_core.accounts.api  # noqa: F401  # declares the codes
+    from corral.errors import CODES
+
+    return CODES[limited].remedy if limited in CODES else limited
 
 
 def _server(url: str | None, server: str | None) -> tuple[str, str]:
     """Return the name and the URL of the server to sign in to."""
     if url is None:
-        found = user_sessions().find(server)
+        sessions, here = user_sessions(), None if server else running_url()
+        found = sessions.find(server) if here is None else session_at(sessions, here)
         url = os.environ.get("CORRAL_URL") or (found[1].url if found else default_url())
         if found is not None and found[1].url == url.rstrip("/"):
             return found[0], found[1].url
@@ -177,9 +192,14 @@ def _ask_for_code() -> str:
 def _change_password(client: ApiClient, answer: Any, password: str) -> Any:
     """Ask for a new password and set it. The server accepts the old password only for setting a new one."""
     client.set_token(answer["access_token"])
-    new = click.prompt(
-        "The password must be changed. New password", hide_input=True, confirmation_prompt=True, err=True
-    )
+    try:
+        new = click.prompt(
+            "The password must be changed. New password", hide_input=True, confirmation_prompt=True, err=True
+        )
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise ApiClientError("the password must be changed first; sign in from a terminal") from None
     return client.post("/auth/change-password", {"current_password": password, "new_password": new})
 
 

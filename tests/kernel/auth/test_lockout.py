@@ -54,6 +54,7 @@ async def test_five_failures_lock_known_and_unknown_addresses_alike(kit: Kit, do
         assert (locked.status, locked.code) == (429, "account_locked")
         assert 890 <= int(locked.headers["retry-after"]) <= 900
         assert locked.json()["retry_at"] > clock.now(890)
+        assert locked.json()["detail"].endswith(f"try again after {locked.json()['retry_at']}.")
     me = (await session.get("/auth/me")).json()  # sessions in being go on
     assert me["locked_until"] > clock.now(890)
     told = [each for each in await kit.events() if each.type == "user.locked"]

@@ -229,5 +229,8 @@ def _decrement_in_flight() -> Any:
 def _locked(until: str) -> TooMany:
     seconds = max(1, round(clock.parse_instant(until) - clock.time_s()))
     return TooMany(
-        "Too many failed sign-ins; try again later.", code="account_locked", retry_after=seconds, retry_at=until
+        f"Too many failed sign-ins; try again after {until}.",
+        code="account_locked",
+        retry_after=seconds,
+        retry_at=until,
     )
