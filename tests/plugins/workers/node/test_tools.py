@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from corral_plugins.workers.node.tools import mcp
+
 Site = Any  # of conftest.py
 
 SOON = '"tasks.lease_seconds" = 10\n"tasks.ack_seconds" = 5\n"tasks.cancel_grace_seconds" = 10'
@@ -187,3 +191,9 @@ def test_a_worker_that_stops_ends_commands_and_gives_the_task_back(site: Site) -
     site.worker("w2", "--allow", "shell.run")
     assert site.ended(task_id)["result"] == {"text": "end"}
     assert len(mark.read_text().split()) == 1
+
+
+def test_a_missing_mcp_library_is_told_with_both_ways_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp, "entry_points", lambda group: ())
+    with pytest.raises(mcp.McpConfigurationError, match=r"install corral-mcp; from a clone: pip install \./contrib"):
+        mcp.find_connector()
