@@ -453,6 +453,19 @@ def test_a_task_that_requires_a_tool_waits_for_a_worker_that_offers_it(terminal:
     assert "the worker embedded does not offer it" in terminal("tasks", "explain", "Do not wait")
 
 
+def test_a_misspelt_tool_is_corrected(terminal: Terminal) -> None:
+    made = ("agents", "create", "Typist", "--model", "scripted/echo", "--tool", "human.ask", "--tool", "http.fetsh")
+    misspelt = terminal.run(*made, "--start").stderr
+    assert "did you mean http.fetch? Correct it: corral agents edit Typist --tool human.ask --tool http.f" in misspelt
+    terminal("run", "--agent", "Typist", "Type this")
+    explained = terminal("tasks", "explain", "Type this")
+    assert "http.fetsh, but no active plugin and no online worker offers it" in explained
+    assert "--require-tool" not in explained
+    assert (
+        "offers the tool; `corral tools list` shows" in terminal.run("agents", "edit", "Typist", "--tool", "q.q").stderr
+    )
+
+
 def test_workers_cost_events_and_status(terminal: Terminal) -> None:
     with terminal.server.sign_in() as admin:
         admin.post("/workers/register", json={"name": "laptop"}).raise_for_status()

@@ -151,7 +151,7 @@ def test_all_faults_come_together_with_file_and_line() -> None:
     assert len(found) == 4
     assert any("corral.toml:2: unknown key server.bnd; did you mean server.bind" in fault for fault in found)
     assert any("corral.toml:6: database.pool_size must be" in fault for fault in found)
-    assert any("corral.toml:7: unknown key databse; did you mean " in fault for fault in found)
+    assert any("corral.toml:7: unknown key databse; did you mean database?" in fault for fault in found)
     assert any(fault.startswith("CORRAL_LOG_LEVEL: ") for fault in found)
 
 
@@ -167,7 +167,12 @@ def test_all_faults_come_together_with_file_and_line() -> None:
 )
 def test_unknown_keys_are_found_on_their_line(text: str, line: int, name: str) -> None:
     (fault,) = faults(text)
-    assert f"corral.toml:{line}: unknown key {name}; did you mean" in fault
+    assert f"corral.toml:{line}: unknown key {name}" in fault
+
+
+def test_only_a_similar_key_is_suggested() -> None:
+    assert faults("[zzz]\na = 1")[0].endswith("corral.toml:1: unknown key zzz")
+    assert faults("log_lvl = 1")[0].endswith("unknown key log_lvl; did you mean log_level?")
 
 
 def test_a_section_that_is_no_table_and_broken_toml() -> None:

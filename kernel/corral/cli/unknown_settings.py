@@ -17,7 +17,7 @@ def unknown_setting_warnings(config: Config, settings: SettingsRegistry) -> list
     declared = {item.setting.name: item.setting.env for item in settings.all()}
     names = [*VARIABLES, *filter(None, declared.values())]
     unknown = [name for name in config.variables if name not in names]
-    found = [f"{name}: unknown variable; did you mean {nearest(name, names)}?" for name in unknown]
+    found = [f"{name}: unknown variable{nearest(name, names)}" for name in unknown]
     for name, pinned in config.pinned.items():
         if name not in declared:
             near = difflib.get_close_matches(name, list(declared), 1)

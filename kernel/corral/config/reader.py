@@ -83,7 +83,7 @@ class _Reader:
         elif name in {*SECTIONS, "settings"}:
             self.faults.append(f"{place or source}: {name} must be a table")
         else:
-            self.faults.append(f"{place or source}: unknown key {name}; did you mean {nearest(name, TABLE)}?")
+            self.faults.append(f"{place or source}: unknown key {name}{nearest(name, [*TABLE, *SECTIONS])}")
 
     def read_file(self, path: Path | None) -> None:
         named = path or (Path(self.environ["CORRAL_CONFIG"]) if "CORRAL_CONFIG" in self.environ else None)
@@ -254,8 +254,8 @@ def _line_of(text: str, name: str) -> int:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is most similar to `name`."""
-    return difflib.get_close_matches(name, list(known), 1, 0.0)[0]
+    """Return a hint at the known name that is most similar to `name`, or nothing if no known name is similar."""
+    return "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, list(known), 1))
 
 
 def readable_by_others(path: Path) -> bool:

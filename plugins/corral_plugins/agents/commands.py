@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import shlex
 from collections.abc import Callable
@@ -292,8 +293,20 @@ def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
             model = _model(agent)
             named = {"model": model, "name": shlex.quote(agent["name"]), "provider": model.partition("/")[0]}
             told = told.format(**named, providers=_configured_providers(client))
+        if kind == "tool_unavailable":
+            told += _tool_hint(client, agent, subject)
         found.append(f"{subject}: {told}" if subject else told)
     return found
+
+
+def _tool_hint(client: ApiClient, agent: dict[str, Any], tool: str) -> str:
+    """Return the end of the warning about a tool that nobody offers: the most similar tool, and what to do."""
+    listed = read_if_allowed(client, "/tools", limit=200)
+    near = difflib.get_close_matches(tool, [each["name"] for each in listed["items"]] if listed else [], 1)
+    if not near or near[0] == tool:
+        return "; `corral tools list` shows all tools"
+    tools = " ".join(f"--tool {near[0] if name == tool else name}" for name in agent["enabled_tools"])
+    return f"; did you mean {near[0]}? Correct it: corral agents edit {shlex.quote(agent['name'])} {tools}"
 
 
 def _configured_providers(client: ApiClient) -> str:

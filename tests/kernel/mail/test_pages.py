@@ -45,8 +45,11 @@ async def opened(client: Client, url: str, *names: str) -> tuple[str, str]:
     page = answer.body.decode()
     assert re.findall(r'<input[^>]* name="(\w+)"', page) == [*names]
     assert '<form method="post">' in page
-    for asset in re.findall(r'(?:href|src)="(page\.\w+)"', page):
-        assert (await client.get(f"/account/{asset}", root=True)).status == 200
+    assert ("At least 12 characters." in page) == ("password" in "".join(names))
+    assets = re.findall(r'(?:href|src)="(.+page\.\w+)"', page)
+    assert assets == ["/account/page.css", "/account/page.js"]
+    for asset in assets:
+        assert (await client.get(asset, root=True)).status == 200
     return found.path, found.fragment.removeprefix("token=")
 
 
@@ -85,6 +88,10 @@ async def test_an_invited_person_creates_the_account_in_a_browser(mailing: Kit) 
     assert (await mailing.sign_in("ada@example.org")).user["role"] == "viewer"
     late = await submit(mailing.client, path, token="x", full_name="Ada", password=PASSWORD)
     assert "The link was already used" in late
+    content = urlencode({"token": token, "full_name": "", "password": PASSWORD}).encode()
+    sent = {"content-type": "application/x-www-form-urlencoded", "accept": "text/html"}
+    empty = (await mailing.client.post(path, content=content, headers=sent, root=True)).body.decode()
+    assert '<p role="alert">Your name: at least 1 character' in empty
 
 
 @pytest.mark.one_engine
@@ -166,7 +173,7 @@ async def test_a_browser_shows_why_a_form_was_refused(make_kit: Callable[..., An
     answer, page = await refused(b"token=x&<script>=1")
     assert answer.status == 422
     assert "&lt;script&gt;: " in page
-    assert "new_password: " in page
+    assert "New password: " in page
     for _ in range(9):
         await refused(b"token=x")
     answer, page = await refused(b"token=x")

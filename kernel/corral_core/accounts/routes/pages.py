@@ -26,6 +26,7 @@ from corral.http.routes import Routes
 from corral_core.accounts.api import FullName, Password
 from corral_core.accounts.routes.auth import SIGN_IN_RATE
 from corral_core.accounts.service.links import SingleUseLinks
+from corral_core.accounts.service.passwords import PasswordPolicy
 from corral_core.accounts.service.recovery import PasswordRecovery
 from corral_core.accounts.service.registration import AccountRegistration
 
@@ -42,7 +43,9 @@ def explain(problem: Problem, request: Request | None) -> Response | None:
     """Return a page that shows the problem, or None if the client does not ask for HTML."""
     if request is None or "text/html" not in (request.header("accept") or ""):
         return None
-    faults = [f"{each.pointer.removeprefix('/')}: {each.detail}" for each in problem.errors] or [problem.detail]
+    labels = {f"/{each.name}": each.label for page in (SET_PASSWORD, VERIFY, ACCEPT) for each in page.inputs}
+    faults = [f"{labels.get(each.pointer, each.pointer[1:])}: {each.detail}" for each in problem.errors]
+    faults = faults or [problem.detail]
     content = _alerts(faults) + "<p>Go back to the previous page to try again.</p>"
     headers = {**problem.headers, **HEADERS, "Cache-Control": "no-store"}
     return Response(problem.status, _html(problem.title, content).encode(), headers, HTML)
@@ -116,19 +119,19 @@ ACCEPT = Page(
 
 
 @routes.get("/reset-password", needs=PUBLIC)
-async def show_password_reset() -> Text:
+async def show_password_reset(policy: PasswordPolicy) -> Text:
     """Show the form on which a person who opened a link sets a new password."""
-    return _form(SET_PASSWORD)
+    return _form(_with_rule(SET_PASSWORD, policy))
 
 
 @routes.post("/reset-password", needs=PUBLIC, rate=SIGN_IN_RATE, form=True, keyed=False, body_limit=BODY_LIMIT)
 async def submit_password_reset(
-    body: PasswordForm, request: Request, recovery: PasswordRecovery, links: SingleUseLinks
+    body: PasswordForm, request: Request, recovery: PasswordRecovery, links: SingleUseLinks, policy: PasswordPolicy
 ) -> Text:
     """Set a new password with the token from a link, and show the result as a page."""
     token = _token_of(body.token)
     return await _result(
-        SET_PASSWORD,
+        _with_rule(SET_PASSWORD, policy),
         body,
         links.base_url,
         lambda: recovery.set_password(token, body.new_password, request.unit_context()),
@@ -154,20 +157,24 @@ async def submit_verification(
 
 
 @routes.get("/accept-invitation", needs=PUBLIC)
-async def show_invitation() -> Text:
+async def show_invitation(policy: PasswordPolicy) -> Text:
     """Show the form for creating an account with an invitation."""
-    return _form(ACCEPT)
+    return _form(_with_rule(ACCEPT, policy))
 
 
 # Unlike registration, it sends no mail and needs the token of a link, so an office behind one address accepts many.
 @routes.post("/accept-invitation", needs=PUBLIC, rate=SIGN_IN_RATE, form=True, keyed=False, body_limit=BODY_LIMIT)
 async def submit_invitation(
-    body: InvitationForm, request: Request, registrations: AccountRegistration, links: SingleUseLinks
+    body: InvitationForm,
+    request: Request,
+    registrations: AccountRegistration,
+    links: SingleUseLinks,
+    policy: PasswordPolicy,
 ) -> Text:
     """Create an account with an invitation, and show the result as a page."""
     token, entry = _token_of(body.token), request.unit_context()
     return await _result(
-        ACCEPT,
+        _with_rule(ACCEPT, policy),
         body,
         links.base_url,
         lambda: registrations.accept_invitation(token, body.full_name, body.password, entry),
@@ -201,6 +208,12 @@ async def _result(page: Page, body: msgspec.Struct, url: str, submit: Callable[[
         return _form(page, faults, entered)
     command = f"<p>On the command line: <code>corral login {html.escape(url)}</code></p>"
     return _page(page.title, f'<p role="status">{html.escape(page.done)}</p>\n{command}')
+
+
+def _with_rule(page: Page, policy: PasswordPolicy) -> Page:
+    """Return the page with the minimum length of passwords below the field for the password."""
+    hint = f"At least {policy.current_rules()['min_length']} characters."
+    return page._replace(inputs=[each._replace(hint=hint) if "password" in each.name else each for each in page.inputs])
 
 
 def _form(page: Page, faults: Sequence[str] = (), entered: Mapping[str, str] = {}) -> Text:

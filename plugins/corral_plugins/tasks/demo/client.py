@@ -76,6 +76,12 @@ class DemoClient:
                 outcome["workflow"] = self._flow.follow(until, person=self._email)
         return outcome
 
+    def check_template(self, slug: str) -> None:
+        """Raise `DemoFailed` if the server has no template with this slug."""
+        slugs = sorted(each["slug"] for each in self._remote.pages("/marketplace/templates"))
+        if slug not in slugs:
+            raise DemoFailed(f"there is no template {slug}; choose one of {', '.join(slugs)}")
+
     def run_template(self, slug: str, seconds: float) -> dict[str, Any]:
         """Install a template, run its workflow, and return a summary."""
         until = time.monotonic() + seconds

@@ -186,6 +186,8 @@ class Demo:
             client.wait_until_ready(process, READY_SECONDS)
             screen.step("server", f"{address}  (API at {address}/api/v1/docs)")
             client.sign_in(EMAIL, password)
+            if self._template is not None:
+                client.check_template(self._template)
             screen.step("admin", f"{EMAIL}  password {password}")
             if self._choice.model is None:
                 screen.step("model", f"{self._choice.problem}; continuing with {WITHOUT_MODEL}")

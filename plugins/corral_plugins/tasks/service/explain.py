@@ -96,9 +96,13 @@ class TaskExplanations:
             required=rows.parse_json_text(row.required_tools),
             worker_id=latest.worker_id if latest is not None else None,
         )
+        nowhere = self.tools.unavailable_tools(found) if self.tools is not None and found else ()
         return self._limit_warnings(row, agent) + [
-            f"The agent may use {tool}, but the worker {', '.join(names[:3])} does not offer it. To give tasks only "
-            f"to workers that offer the tool, require it: corral run --require-tool {tool}"
+            f"The agent may use {tool}, but no active plugin and no online worker offers it. To see all tools: "
+            "corral tools list"
+            if tool in nowhere
+            else f"The agent may use {tool}, but the worker {', '.join(names[:3])} does not offer it. To give tasks "
+            f"only to workers that offer the tool, require it: corral run --require-tool {tool}"
             for tool, names in found.items()
         ]
 
