@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
 import click
 
-from corral.cli.api_client import ApiClient
+from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.server_connection import client_command
 from corral_plugins.tasks.commands.following import EventPrinter, follow_task
 from corral_plugins.tasks.commands.task_options import (
@@ -52,5 +53,6 @@ def run_task_command(
     printer = EventPrinter(quiet=as_json)
     printer.line("created", task["id"])
     if not as_json:
-        print_warnings(client, task["id"], obstacles=False)  # they are shown while they keep the task waiting
+        with contextlib.suppress(ApiClientError):  # `follow_task` meets and reports the same error
+            print_warnings(client, task["id"], obstacles=False)  # they are shown while they keep the task waiting
     follow_task(client, task["id"], printer, until=until, as_json=as_json)
