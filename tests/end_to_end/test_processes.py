@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -411,3 +412,24 @@ def test_what_is_read_from_the_database_is_told_once(same_two: ServerProcess) ->
         time.sleep(1.2)  # a reading is kept for a second
         scraped()
         assert told == {"0.25"}
+
+
+async def test_a_stop_knows_a_process_that_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop during a start would leave a process behind, whose start then counts as crashed."""
+    may_spawn, child = asyncio.Event(), object()
+
+    async def spawn(*_: object) -> object:
+        await may_spawn.wait()
+        return child
+
+    monkeypatch.setattr("corral.cli.processes.ChildProcess.spawn", spawn)
+    with socket.socket() as listener:
+        group = ProcessGroup(["serve"], listener, 2)
+        starting = asyncio.create_task(group.start())
+        await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.sleep(0)
+        may_spawn.set()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert group._children == {child}

@@ -209,7 +209,12 @@ class ProcessGroup:
         return announced
 
     async def _spawn(self) -> ChildProcess:
-        child = await ChildProcess.spawn(self._arguments, self._listener)
+        spawning = asyncio.ensure_future(ChildProcess.spawn(self._arguments, self._listener))
+        try:
+            child = await asyncio.shield(spawning)
+        except asyncio.CancelledError:  # the process may exist already, so `stop` must know it
+            self._children.add(await spawning)
+            raise
         self._children.add(child)
         return child
 
