@@ -6,17 +6,15 @@ message. What the trigger starts is then as tainted as the run that wrote the te
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from corral.events.log import LoggedEvent
+from corral.ids import parse_id
 from corral_plugins.triggers.api import TaintCheck
 from corral_plugins.triggers.models import Fire
 from corral_plugins.triggers.service.event_reader import event_causes, event_facts
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
-
-_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
 
 
 class EventTaintService:
@@ -55,7 +53,7 @@ def taint_source(row: Fire) -> str:
 
 
 def _names(row: Fire) -> Iterator[tuple[str, str]]:
-    """Return the ids in the event, its payload and its causes, each with the name of its field or its type."""
+    """Yield the ids in the event, its payload and its causes, each with the name of its field or its type."""
     about = row.event.get("object") if row.event else None
     rest: list[tuple[str, Any]] = [("event", row.event), ("payload", row.payload), ("cause", row.cause)]
     rest += [(about["type"], about["id"])] if about else []
@@ -65,5 +63,5 @@ def _names(row: Fire) -> Iterator[tuple[str, str]]:
             rest += value.items()
         elif isinstance(value, list):
             rest += [(name, each) for each in value]
-        elif isinstance(value, str) and _ID.fullmatch(value):
-            yield name, value.lower()
+        elif isinstance(value, str) and (found := parse_id(value)):
+            yield name, found
