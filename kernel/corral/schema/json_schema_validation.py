@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from functools import cache, lru_cache
 from importlib import import_module
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -185,19 +185,15 @@ def _faults(error: Any, prefix: str) -> Iterator[FieldError]:
                 here + pointer_of([name]), "required", "this field is required together with another field"
             )
     elif keyword == "additionalProperties":
-        names = schema.get("properties", {})
+        names, patterns = schema.get("properties", {}), schema.get("patternProperties", ())
         detail = f"unknown field; known fields: {_listed(list(names))}" if names else "no fields are allowed here"
-        for name in _unknown(value, schema):
-            yield FieldError(here + pointer_of([name]), "unknown_field", detail)
+        for name in value:
+            if name not in names and not any(re.search(each, name) for each in patterns):
+                yield FieldError(here + pointer_of([name]), "unknown_field", detail)
     elif keyword in ("anyOf", "oneOf"):
         yield from _alternative_faults(error, here, prefix)
     else:
         yield FieldError(here, *_code_and_words(keyword, wanted))
-
-
-def _unknown(value: dict[str, Any], schema: Any) -> Iterator[str]:
-    names, patterns = schema.get("properties", {}), schema.get("patternProperties", ())
-    return (name for name in value if name not in names and not any(re.search(each, name) for each in patterns))
 
 
 def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
@@ -244,10 +240,8 @@ def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[FieldErr
 
 
 def _branches(error: Any) -> list[list[Any]]:
-    branches: dict[int, list[Any]] = {}
-    for each in error.context:
-        branches.setdefault(each.relative_schema_path[0], []).append(each)
-    return list(branches.values())
+    """Return the errors of each alternative that the value violates. jsonschema reports them one by one, in order."""
+    return [list(errors) for _, errors in groupby(error.context, lambda each: each.relative_schema_path[0])]
 
 
 def _wanted_types(error: Any) -> list[str]:
