@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Iterable
 from operator import itemgetter
@@ -15,7 +14,6 @@ from corral.redact.patterns import Pattern
 
 MARK = "[redacted]"
 _START = itemgetter(1)
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Hit(NamedTuple):
@@ -81,7 +79,11 @@ class Matcher:
         `final` is set, no more text follows, and the whole text is final. The text must not contain `MARK`.
         """
         settled = len(text) if final else self._partial_anchor_start(text)
-        begins = self._automaton.find_matches_as_indexes(_encodable(text), overlapping=True)
+        try:
+            begins = self._automaton.find_matches_as_indexes(text, overlapping=True)
+        except UnicodeEncodeError:  # lone surrogates; the replacement does not change positions
+            encodable = text.encode("utf-8", "replace").decode()
+            begins = self._automaton.find_matches_as_indexes(encodable, overlapping=True)
         if not begins:
             return [], settled
         found: list[Span] = []
@@ -134,12 +136,3 @@ def _disjoint(found: list[Span]) -> list[Span]:
             span = Span(last.start, max(last.end, span.end), since, last.hits | span.hits)
         joined.append(span)
     return joined
-
-
-def _encodable(text: str) -> str:
-    """Return the text with lone surrogates replaced, because the automaton requires UTF-8. Positions do not change."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return _SURROGATES.sub("\ufffd", text)
-    return text

@@ -53,7 +53,7 @@ class Redactor:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.values = 0
-        self._encodings: dict[str, dict[Hit, tuple[str, set[str]]]] = {}  # by source: value and encodings of each hit
+        self._encodings: dict[str, dict[tuple[Hit, str], set[str]]] = {}  # by source, then by hit and value
         self._listeners: list[OnHit] = []
         self._changing = threading.Lock()
         self._matcher = _PATTERNS_ONLY
@@ -98,18 +98,14 @@ class Redactor:
         """
         with self._changing:
             before = self._encodings.get(source, {})
-            now: dict[Hit, tuple[str, set[str]]] = {}
-            for name, value in values.items():
-                hit = Hit("value", source, name)
-                old = before.get(hit)
-                if is_redactable(value):
-                    now[hit] = old if old is not None and old[0] == value else (value, encodings(value))
+            wanted = [(Hit("value", source, name), value) for name, value in values.items() if is_redactable(value)]
+            now = {item: before.get(item) or encodings(item[1]) for item in wanted}
             if now != before:
                 self._encodings[source] = now
                 self.values = sum(map(len, self._encodings.values()))
-                found = [(hit, texts) for each in self._encodings.values() for hit, (_, texts) in each.items()]
+                found = [(hit, texts) for each in self._encodings.values() for (hit, _), texts in each.items()]
                 self._matcher = Matcher(found, BUILT_IN)
-        return [name for name in values if Hit("value", source, name) not in now]
+        return [name for name, value in values.items() if not is_redactable(value)]
 
     def on_hit(self, listener: OnHit) -> None:
         """Call `listener` whenever credentials are found, in the thread that redacts the text.
