@@ -124,7 +124,7 @@ def test_the_code_of_the_pages_is_python() -> None:
 def test_every_service_that_a_plugin_may_ask_for_has_a_section() -> None:
     page = pages()[FOLDER / "services.md"]
     with generator_command.temporary_application() as application:
-        owners = application.kernel.container._owners
+        owners = {kind: owner for kind, (_, owner) in application.kernel.container._services.items()}
         apis = {kind.__name__ for kind in owners if kind.__module__.endswith(".api")}
         protocols = {kind.__name__ for kind, owner in owners.items() if owner and kind.__module__.startswith("corral.")}
     missing = [name for name in sorted(apis | protocols) if f"\n## {name}\n\nImport: `from " not in page]

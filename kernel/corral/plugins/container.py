@@ -32,36 +32,33 @@ class Container:
     """
 
     def __init__(self) -> None:
-        self._instances: dict[Any, Any] = {}
-        self._owners: dict[Any, PluginRecord | None] = {}
+        self._services: dict[Any, tuple[Any, PluginRecord | None]] = {}
         self.sections: set[Any] = set()
         """The types of the configuration sections of all plugins."""
 
     def add(self, kind: Any, instance: Any, owner: PluginRecord | None = None) -> None:
         """Register a service instance. Raise `WiringError` if another owner already provides the type."""
-        present = self._owners.get(kind, owner)
+        _, present = self._services.get(kind, (None, owner))
         if owner is not present:
             names = [each.name if each is not None else "the kernel" for each in (owner, present)]
             raise WiringError(f"{names[0]} provides {_name(kind)}, but {names[1]} already provides it")
-        self._instances[kind] = instance
-        self._owners[kind] = owner
+        self._services[kind] = instance, owner
 
     def get(self, kind: Callable[..., T]) -> T:  # not type[T], which mypy refuses for protocols
         """Return the service of a type without access checks. The kernel, commands and tests use this method."""
-        if kind not in self._instances:
+        if kind not in self._services:
             raise WiringError(f"no plugin provides {_name(kind)}")
-        service: T = self._instances[kind]
+        service: T = self._services[kind][0]
         return service
 
     def get_optional(self, kind: Callable[..., T]) -> T | None:
         """Return the service of a type without access checks, or None if the service is absent or out of service."""
-        owner = self._owners.get(kind)
-        return self._instances.get(kind) if owner is None or owner.serves else None
+        service, owner = self._services.get(kind, (None, None))
+        return service if owner is None or owner.serves else None
 
     def drop(self, owner: PluginRecord) -> None:
         """Remove all services of a plugin that failed."""
-        for kind in [kind for kind, each in self._owners.items() if each is owner]:
-            del self._instances[kind], self._owners[kind]
+        self._services = {kind: service for kind, service in self._services.items() if service[1] is not owner}
 
     def build(self, record: PluginRecord, provides: Iterable[Provide]) -> list[Any]:
         """Create the services of a plugin in dependency order, and return the instances.
@@ -122,13 +119,13 @@ class Container:
             if record.plugin is None or kind is not record.plugin.config:
                 raise WiringError(f"{record.name}: {where}: {_name(kind)} is the configuration of another plugin")
             return record.plugin.section
-        if kind not in self._owners:
+        if kind not in self._services:
             if optional:
                 return None
             raise WiringError(f"{record.name}: {where}: no plugin provides {_name(kind)}")
-        owner = self._owners[kind]
+        service, owner = self._services[kind]
         if owner is None or owner is record or owner.name in record.requires:
-            return self._instances[kind]
+            return service
         if owner.name not in record.wants and getattr(kind, "__module__", "").partition(".")[0] != KERNEL:
             raise WiringError(f"{record.name}: {where}: to use {_name(kind)}, name {owner.name} in requires or wants")
         if not optional:
@@ -136,7 +133,7 @@ class Container:
         return self.get_optional(kind)
 
     def _is_injectable(self, kind: Any) -> bool:
-        return kind in self._owners or kind in self.sections or getattr(kind, "_is_protocol", False)
+        return kind in self._services or kind in self.sections or getattr(kind, "_is_protocol", False)
 
 
 def _parameters(function: Any) -> dict[str, tuple[Any, bool]]:

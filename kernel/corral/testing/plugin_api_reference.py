@@ -166,7 +166,7 @@ def _plugin_modules(kernel: Kernel) -> Iterator[tuple[str, PluginRecord]]:
 def _services(kernel: Kernel, listed: Mapping[str, Collection[str]]) -> list[Service]:
     """Return the services that other plugins may use: the services of the kernel, then the services of each plugin."""
     found = []
-    for kind, owner in kernel.container._owners.items():
+    for kind, (_, owner) in kernel.container._services.items():
         module, name, provider = kind.__module__, kind.__name__, "" if owner is None else owner.name
         if module.startswith("corral."):
             if name in listed.get(module, ()):
