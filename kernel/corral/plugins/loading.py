@@ -94,11 +94,10 @@ def _create_record(item: Found, config: Config, off: Mapping[str, str]) -> Plugi
         reason = "config"
     elif item.name in off and not named:
         reason = off[item.name]
-    if reason is not None and record.protected:
-        if item.name in config.plugins.disabled:
-            log.warning("corral.toml cannot disable a protected plugin", extra={"plugin": item.name})
-    elif reason is not None:
+    if reason is not None and not record.protected:
         record.become("disabled", reason)
+    elif item.name in config.plugins.disabled:
+        log.warning("corral.toml cannot disable a protected plugin", extra={"plugin": item.name})
     return record
 
 

@@ -38,11 +38,9 @@ class SubmittedCall:
             return
         with contextlib.suppress(InvalidStateError):
             try:
-                value = self.call()
+                self.future.set_result(self.call())
             except BaseException as error:
                 self.future.set_exception(error)
-            else:
-                self.future.set_result(value)
 
 
 class PluginThreads(ThreadPoolExecutor):

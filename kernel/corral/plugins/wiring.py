@@ -15,17 +15,12 @@ from corral.errors import StartupError
 from corral.events.event import EventTypes
 from corral.plugins.conflicts import refuse_conflicts
 from corral.plugins.container import Container
-from corral.plugins.guard import Guards
+from corral.plugins.guard import WORK, Guards
 from corral.plugins.hooks import offered_hooks
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.settings.registry import SettingsRegistry
 
-INJECTED = {
-    "corral_jobs": "run",
-    "corral_schedules": "run",
-    "corral_subscribers": "handle",
-    "corral_metrics": "collect",
-}
+INJECTED = {hook: field for hook, field, _ in WORK} | {"corral_metrics": "collect"}
 """The hooks whose contributions contain a function that takes services, each with the field of this function."""
 
 
@@ -77,10 +72,8 @@ class PluginWiring:
         return [record for record in self._records if record.active]
 
     def _each(self, step: Callable[[PluginRecord], None]) -> None:
-        for record in self._active():
-            if not record.active:  # blocked by a failure in this round
-                continue
-            if not record.run_boot_step(step, record):
+        for record in self._records:  # a failure in this round may block the plugins that follow
+            if record.active and not record.run_boot_step(step, record):
                 self._container.drop(record)
                 self._event_types.drop(record.name)
                 block_dependants(self._records)
