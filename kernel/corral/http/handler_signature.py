@@ -98,24 +98,20 @@ def read_signature(route: Route) -> Signature:
     kinds = hints(route.handler)
     if "return" not in kinds:
         raise TypeError(f"{route.label}: the handler has no return annotation")
-    names = list(inspect.signature(route.handler).parameters)
-    for name in names:
-        if name not in kinds:
-            raise TypeError(f"{route.label}: parameter {name} has no annotation")
+    names = inspect.signature(route.handler).parameters
     in_path = route.names
-    missing = set(in_path) - set(names)
-    if missing:
+    if missing := set(in_path).difference(names):
         raise TypeError(f"{route.label}: the handler lacks the path parameters {sorted(missing)}")
     parts: dict[str, Any] = {"services": {}}
     for name in names:
+        if name not in kinds:
+            raise TypeError(f"{route.label}: parameter {name} has no annotation")
         kind = kinds[name]
         if name in ("body", "query"):
             parts[name] = route.multipart if name == "body" and route.multipart is not None else kind
-        elif name in in_path:
-            continue
         elif kind in PARTS:
             parts[PARTS[kind]] = name
-        else:
+        elif name not in in_path:
             parts["services"][name] = without_none(kind)
     returned = union_parts(kinds["return"])
     shapes = (part for part in returned if part not in NO_SHAPES)

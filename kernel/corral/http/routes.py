@@ -148,8 +148,7 @@ class Routes:
         self, method: str, path: str, needs: str | tuple[str, ...], options: dict[str, Any]
     ) -> Callable[[Handler], Handler]:
         def declare(handler: Handler) -> Handler:
-            text = inspect.getdoc(handler) or ""
-            summary, _, description = text.partition("\n")
+            summary, _, description = (inspect.getdoc(handler) or "").partition("\n")
             if set("{}") & set(_NAME.sub("", self.prefix + path)):
                 raise ValueError(f"{method} {self.prefix}{path}: path parameters must have the form {{lower_case}}")
             route = Route(
