@@ -105,7 +105,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         Raise `EgressBlocked` if the egress guard refuses the request, or an httpx2 exception if the request fails.
         """
         host = request.url.host
-        deadline = None if self._seconds is None else time.monotonic() + self._seconds
+        deadline = None if self._seconds is None else asyncio.get_running_loop().time() + self._seconds
         try:
             target = self._egress.check_url(request.url, self._policy)
             host = target.host
@@ -123,7 +123,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 
     async def _send(self, request: httpx2.Request, host: str, deadline: float | None) -> httpx2.Response:
         slots = self._slots.setdefault(host, asyncio.Semaphore(self._per_host))
-        async with asyncio.timeout(_left(deadline)):
+        async with asyncio.timeout_at(deadline):
             await slots.acquire()
             try:
                 response = await self._inner.handle_async_request(request)
@@ -187,7 +187,7 @@ class _Body(httpx2.AsyncByteStream):
         chunks = aiter(self._stream)
         while True:
             try:
-                async with asyncio.timeout(_left(self._deadline)):
+                async with asyncio.timeout_at(self._deadline):
                     chunk = await anext(chunks)
             except StopAsyncIteration:
                 return
@@ -223,10 +223,6 @@ def _send_as_checked(request: httpx2.Request, target: Destination) -> None:
     request.url, request.headers["Host"] = target.url, target.url.netloc.decode("ascii")
     if request.headers.get("Accept-Encoding") != "identity":  # callers may request identity for undelayed streams
         request.headers["Accept-Encoding"] = "gzip"
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _too_slow() -> httpx2.ReadTimeout:
