@@ -8,7 +8,7 @@ unchanged. The library `cryptography` is imported on first use, because the impo
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import hashlib
 import hmac
 import os
@@ -98,7 +98,7 @@ def parse_master_keys(text: str, source: str) -> list[MasterKey]:
         plain = encoded.strip().rstrip("=").translate(str.maketrans("-_", "+/"))
         try:
             secret = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-        except (binascii.Error, ValueError):
+        except ValueError:
             secret = b""
         if not label.isalnum() or len(secret) != 32:
             raise StartupError(f"{source}: entry {number} must be <label>:<base64 of 32 bytes>")
@@ -171,12 +171,9 @@ class Keyring:
     no key is loaded, they use `start_secret`, or a random key of this process.
     """
 
-    def __init__(
-        self, keys: Sequence[MasterKey] = (), *, source: str = "", created: bool = False, start_secret: bytes = b""
-    ) -> None:
+    def __init__(self, keys: Sequence[MasterKey] = (), *, source: str = "", start_secret: bytes = b"") -> None:
         self.keys = tuple(keys)
         self.source = source
-        self.created = created
         self.sealed = not self.keys
         self._by_id = {key.id: key for key in self.keys}
         self._signing = [key.secret for key in self.keys] or [start_secret or secrets.token_bytes(32)]
@@ -194,7 +191,8 @@ class Keyring:
             return cls(parse_master_keys(config.keys.master_key, source), source=source)
         path = config.data_dir / KEY_FILE
         try:
-            created = allow_create and not path.exists() and _create(path)
+            if allow_create and not path.exists():
+                _create(path)
             if not path.exists():
                 return cls(source=str(path), start_secret=start_secret)
             if readable_by_others(path):
@@ -202,7 +200,7 @@ class Keyring:
             text = path.read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise StartupError(f"{path}: the master key cannot be read or created: {error}") from None
-        return cls(parse_master_keys(text, str(path)), source=str(path), created=created)
+        return cls(parse_master_keys(text, str(path)), source=str(path))
 
     def encoded_keys(self) -> dict[str, str]:
         """Return the text encodings of all keys, keyed by name, so that the redactor can remove them from text."""
@@ -314,8 +312,8 @@ def _decrypt(key: bytes, sealed: bytes, aad: bytes) -> bytes:
         raise SealedWrong("the sealed value was changed or belongs to another place") from None
 
 
-def _create(path: Path) -> bool:
-    """Create the key file atomically. Return whether this process created it.
+def _create(path: Path) -> None:
+    """Create the key file atomically.
 
     If several processes start at the same time, one of them creates the file and the others read it.
     """
@@ -323,13 +321,10 @@ def _create(path: Path) -> bool:
         file.write(f"v1:{base64.b64encode(secrets.token_bytes(32)).decode()}\n")
         file.flush()
         os.fsync(file.fileno())
-        try:
+        with contextlib.suppress(FileExistsError):
             os.link(file.name, path)
-        except FileExistsError:
-            return False
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
-    return True

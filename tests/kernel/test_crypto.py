@@ -159,7 +159,7 @@ def test_spellings_of_base64() -> None:
 def test_the_configured_key_comes_before_the_file(tmp_path: Path) -> None:
     config = config_in(tmp_path, CORRAL_MASTER_KEY=f"v2:{K2},v1:{K1}")
     keyring = Keyring.load(config, allow_create=True)
-    assert (keyring.active.label, keyring.source, keyring.created) == ("v2", "CORRAL_MASTER_KEY", False)
+    assert (keyring.active.label, keyring.source) == ("v2", "CORRAL_MASTER_KEY")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(StartupError, match="CORRAL_MASTER_KEY: entry 1"):
         Keyring.load(config_in(tmp_path, CORRAL_MASTER_KEY="v1:nonsense"))
@@ -169,11 +169,11 @@ def test_first_start_makes_a_key_file_once(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     first = Keyring.load(config, allow_create=True)
     path = tmp_path / KEY_FILE
-    assert (first.created, first.sealed, first.source) == (True, False, str(path))
+    assert (first.sealed, first.source) == (False, str(path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [file.name for file in tmp_path.iterdir()] == [KEY_FILE]
     second = Keyring.load(config, allow_create=True)
-    assert (second.created, second.keys) == (False, first.keys)
+    assert second.keys == first.keys
     assert second.decrypt(first.encrypt(b"x", aad=AAD), aad=AAD) == b"x"
 
 
@@ -182,7 +182,7 @@ def test_starting_together_agrees_on_one_key(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         rings = [*pool.map(lambda _: Keyring.load(config, allow_create=True), range(64))]
     assert len({keyring.active.id for keyring in rings}) == 1
-    assert sum(keyring.created for keyring in rings) == 1
+    assert [file.name for file in tmp_path.iterdir()] == [KEY_FILE]
 
 
 def test_no_key_is_made_over_old_rows_and_the_vault_is_sealed(tmp_path: Path) -> None:
