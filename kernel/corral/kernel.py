@@ -74,7 +74,6 @@ def boot(config: Config, *, plugins: list[PluginRecord] | None = None, start_sec
         apply_migrations(database, records, config)
         keyring = select_keyring(keyring, database, records, config)
         database.cursor_key = keyring.mac("list-cursor", b"v1")
-        database.flush = flush_unit
         kernel = Kernel(config, records, database, keyring)
         kernel.wire()
     except BaseException:
@@ -89,21 +88,6 @@ def _check_enabled(config: Config, records: list[PluginRecord]) -> None:
         raise StartupError(*[f"{name}: corral.toml enables this plugin, but it is not installed" for name in absent])
     for name in absent:
         log.warning("corral.toml enables a plugin that is not installed", extra={"plugin": name})
-
-
-def flush_unit(unit: Unit) -> None:
-    """Prepare a unit of work for its COMMIT.
-
-    Run its `before` callbacks, then write its audit rows, jobs and events, in this order.
-    """
-    for finish in unit.before:
-        finish()
-    for write in unit.audit:
-        write()
-    if unit.jobs:
-        write_jobs(unit)
-    if unit.events:
-        write_events(unit)
 
 
 class Kernel:
@@ -299,8 +283,10 @@ class Kernel:
         return PluginRuntime(record, self.container, self.guards, self.registry, self.supervisor, self.lifecycle)
 
     def _committed(self, units: list[Unit]) -> None:
-        emitted = [row["type"] for unit in units for row in unit.events]
+        collected = [pair for unit in units for pair in unit.collected]
+        emitted = [row["type"] for write, row in collected if write is write_events]
         self.metrics.events.update(emitted)
         self.feed.on_commit(bool(emitted))
-        if due := [str(row["id"]) for unit in units for row in unit.jobs if row["run_at"] <= row["created_at"]]:
+        jobs = (row for write, row in collected if write is write_jobs)
+        if due := [str(row["id"]) for row in jobs if row["run_at"] <= row["created_at"]]:
             self.runner.announce(due)

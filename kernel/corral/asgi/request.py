@@ -115,12 +115,7 @@ class IncomingRequest(Request):
             if (declared := int(header)) > limit:
                 raise TooLarge(f"The body has {declared} bytes; this operation accepts at most {limit}.")
         while self.unread:
-            try:
-                async with contextlib.nullcontext() if self._is_received() else asyncio.timeout(self._body_timeout):
-                    message = await self.receive()
-            except TimeoutError:
-                detail = f"No bytes of the body arrived for {self._body_timeout:g} seconds."
-                raise Problem(detail, code="request_timeout", headers={"Connection": "close"}) from None
+            message = await self.receive() if self._is_received() else await self._receive_in_time()
             if message["type"] != "http.request":
                 self.unread = False
                 raise ClientLeft
@@ -130,6 +125,14 @@ class IncomingRequest(Request):
                 raise TooLarge(f"The body is larger than the {limit} bytes that this operation accepts.")
             self.unread = size != declared and message.get("more_body", False)
             yield part
+
+    async def _receive_in_time(self) -> Any:
+        try:
+            async with asyncio.timeout(self._body_timeout):
+                return await self.receive()
+        except TimeoutError:
+            detail = f"No bytes of the body arrived for {self._body_timeout:g} seconds."
+            raise Problem(detail, code="request_timeout", headers={"Connection": "close"}) from None
 
     async def discard_body(self) -> None:
         """Read and discard the rest of a refused body, for at most `LINGER_SECONDS`.

@@ -60,7 +60,7 @@ def savepoint() -> Iterator[None]:
     aborts the whole transaction unless the statement is inside a savepoint.
     """
     unit = current()
-    buffers: tuple[list[Any], ...] = (unit.events, unit.jobs, unit.audit, unit.after, unit.before)
+    buffers: tuple[list[Any], ...] = (unit.collected, unit.audit, unit.after, unit.before)
     lengths = [len(buffer) for buffer in buffers]
     unit.connection.execute("SAVEPOINT part")
     try:

@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 import peewee
 
-from corral.database.pool import DatabasePool, QueuedUnit, Timings, UnitOutcome
+from corral.database.pool import DatabasePool, QueuedUnit, Timings
 from corral.database.unit import SYSTEM_CONTEXT, Unit, UnitContext, refuse_nesting
 from corral.errors import Problem, Unavailable
 from corral.watchdog import Watchdog
@@ -42,7 +42,7 @@ class InlineReadTimeout(Exception):
 class Database(abc.ABC):
     """The base class for the databases of both engines.
 
-    `flush` writes the audit, job and event rows of a unit before COMMIT. `committed` is called after COMMIT.
+    `committed` is called after COMMIT.
     """
 
     kind: ClassVar[str]  # sqlite | postgresql; for this package and the event log only
@@ -54,7 +54,6 @@ class Database(abc.ABC):
         self.timings, self.watchdog = Timings(), Watchdog()
         self.pools: list[DatabasePool] = []
         """One pool for units that write and another for units that only read, or a single pool for both."""
-        self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
         self.jobs: frozenset[str] | None = None  # the declared jobs; None without a kernel
         self.cursor_key = b""  # the key that signs list cursors; set at boot
@@ -133,35 +132,35 @@ class Database(abc.ABC):
                 raise Unavailable("The database is closed.", code="shutting_down")
             self.pools[-1 if queued.read else 0].submit(queued)
 
-    def deliver(self, outcomes: list[UnitOutcome]) -> None:
+    def deliver(self, ended: list[QueuedUnit]) -> None:
         """Resolve the futures of a batch of units, run the units' callbacks, and announce new events.
 
         A thread of the pool calls this method after COMMIT.
         """
-        units = [outcome.unit for outcome in outcomes if outcome.unit is not None and outcome.error is None]
-        errors = (outcome.error for outcome in outcomes if outcome.error is not None)
+        units = [each.unit for each in ended if each.unit is not None and each.error is None]
+        errors = (each.error for each in ended if each.error is not None)
         self.timings.errors.update(error.code for error in errors if isinstance(error, Unavailable))
         if self._loop is None or self._loop.is_closed():
             self._finish(units, [])
         else:
-            waiting = [outcome for outcome in outcomes if isinstance(outcome.queued.future, asyncio.Future)]
+            waiting = [each for each in ended if isinstance(each.future, asyncio.Future)]
             try:
                 self._loop.call_soon_threadsafe(self._finish, units, waiting)
             except RuntimeError:
                 log.debug("the event loop ended before results were delivered")
-        for outcome in outcomes:
-            if isinstance(outcome.queued.future, concurrent.futures.Future):
-                outcome.resolve()
+        for each in ended:
+            if isinstance(each.future, concurrent.futures.Future):
+                each.resolve()
 
-    def _finish(self, units: list[Unit], outcomes: list[UnitOutcome]) -> None:
+    def _finish(self, units: list[Unit], ended: list[QueuedUnit]) -> None:
         for unit in units:
             for call in unit.after:
                 try:
                     call()
                 except Exception:
                     log.exception("an after-commit callback failed")
-        for outcome in outcomes:
-            outcome.resolve()
+        for each in ended:
+            each.resolve()
         if units:
             self.committed(units)
 

@@ -12,7 +12,6 @@ import abc
 import asyncio
 import concurrent.futures
 import contextlib
-import dataclasses
 import logging
 import math
 import queue
@@ -24,7 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corral.database.unit import Unit, UnitContext, run_in_unit
+from corral.database.unit import Unit, UnitContext, run_in_unit, write_collected
 from corral.errors import Unavailable
 from corral.metrics.histogram import Histogram
 from corral.thread_shares import ThreadShares
@@ -45,32 +44,24 @@ Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
 
 
 class QueuedUnit:
-    """A unit of work that is waiting for a thread, and the future that receives its result."""
+    """A unit of work that is waiting for a thread, with the future that receives its result: a value or an error."""
 
-    __slots__ = ("entry", "fn", "future", "queued_at", "read", "tries")
+    __slots__ = ("entry", "error", "fn", "future", "queued_at", "read", "tries", "unit", "value")
 
     def __init__(self, fn: Callable[[], Any], entry: UnitContext, future: Future, *, read: bool) -> None:
         self.fn, self.entry, self.future, self.read = fn, entry, future, read
         self.tries, self.queued_at = 0, time.monotonic()
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class UnitOutcome:
-    """The result of a queued unit: a value or an exception."""
-
-    queued: QueuedUnit
-    unit: Unit | None
-    value: Any = None
-    error: BaseException | None = None
+        self.unit: Unit | None = None
+        self.value: Any = None
+        self.error: BaseException | None = None
 
     def resolve(self) -> None:
         """Resolve the future, unless it is already done because its caller stopped waiting."""
-        future = self.queued.future
-        if not future.done():
+        if not self.future.done():
             if self.error is None:
-                future.set_result(self.value)
+                self.future.set_result(self.value)
             else:
-                future.set_exception(self.error)
+                self.future.set_exception(self.error)
 
 
 class DatabaseThread(threading.Thread, abc.ABC):
@@ -82,7 +73,8 @@ class DatabaseThread(threading.Thread, abc.ABC):
         self.connection: Any = None
         self.lock, self.lost = threading.Lock(), False
         self.running: QueuedUnit | None = None
-        self.batch: list[UnitOutcome] = []  # the units that have ended in the current transaction
+        self.batch: list[QueuedUnit] = []  # the units that have ended in the current transaction
+        self.is_sharing = False  # whether they share the writes for which they have collected items
         self.began, self.checks = 0.0, 0
 
     def run(self) -> None:
@@ -96,15 +88,15 @@ class DatabaseThread(threading.Thread, abc.ABC):
             if self.pool.refuse_quarantined(queued):
                 continue
             try:
-                outcomes = self.run_units(queued)
+                ended = self.run_units(queued)
             except ThreadAbandoned:
                 break
             except BaseException:
                 log.exception("a database thread failed")
-                outcomes = [UnitOutcome(queued, None, error=Unavailable("The database failed."))]
+                queued.error, ended = Unavailable("The database failed."), [queued]
             if not self.lost:
                 self.pool.release(queued)  # first, so that the caller's next unit finds this thread and starts no other
-                self.database.deliver(outcomes)
+                self.database.deliver(ended)
         try:
             self._end_thread()
         except ThreadAbandoned:  # the exception was delivered only now
@@ -132,12 +124,14 @@ class DatabaseThread(threading.Thread, abc.ABC):
             log.warning("slow unit", extra={"unit": queued.entry.label, "duration_ms": round(took * 1000)})
 
     def run_unit(self, unit: Unit, queued: QueuedUnit) -> Any:
-        """Run the function of the unit, and write the unit's audit rows, jobs and events."""
+        """Run the function of the unit, and write all that the unit has to write before COMMIT."""
 
         def run() -> Any:
             value = queued.fn()
             if not unit.read_only:
-                self.database.flush(unit)
+                unit.finish()
+                if not self.is_sharing:
+                    write_collected([unit])
             return value
 
         return run_in_unit(unit, run)
@@ -149,8 +143,8 @@ class DatabaseThread(threading.Thread, abc.ABC):
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
     @abc.abstractmethod
-    def run_units(self, queued: QueuedUnit) -> list[UnitOutcome]:
-        """Run the unit, and possibly further units from the queue, and return the outcomes to deliver."""
+    def run_units(self, queued: QueuedUnit) -> list[QueuedUnit]:
+        """Run the unit, and possibly further units from the queue, and return those that have ended."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -234,7 +228,8 @@ class DatabasePool:
     def refuse_quarantined(self, queued: QueuedUnit) -> bool:
         """Refuse the unit if its route is quarantined, and return whether it was refused."""
         if (problem := self.quarantine.problem(queued.entry.label)) is not None:
-            self.database.deliver([UnitOutcome(queued, None, error=problem)])
+            queued.error = problem
+            self.database.deliver([queued])
             self.release(queued)
         return problem is not None
 
@@ -271,7 +266,7 @@ class DatabasePool:
             if thread.running is not queued:  # it has ended meanwhile
                 return
             thread.lost = True
-            others = [outcome.queued for outcome in thread.batch]  # rolled back as well, so they run again
+            others = list(thread.batch)  # rolled back as well, so they run again
             guard, stack = getattr(running_call_of(thread.ident or 0), "guard", None), thread.stack()
             self.database.watchdog.abandon(thread, guard)  # while it cannot end, and another have its number
         label, began, lost = queued.entry.label, thread.began, time.monotonic()
@@ -287,13 +282,14 @@ class DatabasePool:
         replacement.start()
         self.release(queued)
         is_route = queued.entry.request_id is not None and (guard is None or not guard.counts)
-        error = Unavailable("The operation ran too long and was rolled back.", retry_after=1, **plugin)
+        answered = QueuedUnit(queued.fn, queued.entry, queued.future, read=queued.read)  # the thread has the other one
+        answered.error = Unavailable("The operation ran too long and was rolled back.", retry_after=1, **plugin)
 
         def answer() -> None:  # after the loss was counted, so that the client's next request sees the quarantine
             if is_route:
                 with contextlib.suppress(Exception):  # if the database does not answer, the route is not to blame
                     self.database.ping()
                     self.quarantine.count(label, began, lost, plugin)
-            self.database.deliver([UnitOutcome(queued, None, error=error)])
+            self.database.deliver([answered])
 
         threading.Thread(target=answer, daemon=True).start()  # the check of the database may block

@@ -14,7 +14,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from corral.database.engine import Database, translate
-from corral.database.pool import LOST_AFTER, MAX_TRIES, DatabasePool, DatabaseThread, QueuedUnit, UnitOutcome
+from corral.database.pool import LOST_AFTER, MAX_TRIES, DatabasePool, DatabaseThread, QueuedUnit
 from corral.database.unit import Unit
 from corral.errors import Unavailable
 
@@ -55,41 +55,40 @@ def _sqlstate(error: BaseException | None) -> str | None:
 
 
 class _PostgresThread(DatabaseThread):
-    def run_units(self, queued: QueuedUnit) -> list[UnitOutcome]:
+    def run_units(self, queued: QueuedUnit) -> list[QueuedUnit]:
         if queued.future.cancelled():
             return []
-        outcome: UnitOutcome | None = None
-        while outcome is None:
-            queued.tries += 1
-            outcome = self._attempt(queued)
-        return [outcome]
+        while not self._attempt(queued):
+            continue
+        return [queued]
 
-    def _attempt(self, queued: QueuedUnit) -> UnitOutcome | None:
-        """Run one transaction and return its outcome, or None if the transaction must run again."""
-        outcome = UnitOutcome(queued, None)
+    def _attempt(self, queued: QueuedUnit) -> bool:
+        """Run one transaction. Return False if the transaction must run again."""
+        queued.tries += 1
+        queued.unit = queued.error = None
         self.record_unit_start(queued)
         try:
             self._begin_transaction(read=queued.read)
-            outcome.unit = unit = Unit(self.database, self.connection, queued.entry, read_only=queued.read)
-            outcome.value = self.run_unit(unit, queued)
+            queued.unit = Unit(self.database, self.connection, queued.entry, read_only=queued.read)
+            queued.value = self.run_unit(queued.unit, queued)
         except BaseException as error:
-            outcome.error = error
+            queued.error = error
         self.record_unit_end()
-        if outcome.error is not None:
-            return self._after_failure(outcome)
+        if queued.error is not None:
+            return self._is_final(queued, queued.error)
         try:
             done = self.connection.execute("COMMIT").statusmessage
         except Exception as error:
             if _sqlstate(error) in RETRYABLE and queued.tries < MAX_TRIES:
-                return self._after_failure(outcome, error)
+                return self._is_final(queued, error)
             self._drop_connection()
-            outcome.error = Unavailable("The database connection was lost during the commit.", retry_after=2)
+            queued.error = Unavailable("The database connection was lost during the commit.", retry_after=2)
         else:
             if done == "ROLLBACK" and not queued.read:
-                outcome.error = RuntimeError(
+                queued.error = RuntimeError(
                     "the unit caught the error of a failed statement; let the error propagate, or use a savepoint"
                 )
-        return outcome
+        return True
 
     def _begin_transaction(self, *, read: bool) -> None:
         statement = "BEGIN READ ONLY" if read else "BEGIN"
@@ -103,24 +102,23 @@ class _PostgresThread(DatabaseThread):
         self.connection = self.database.engine.connection()
         self.connection.execute(statement)
 
-    def _after_failure(self, outcome: UnitOutcome, error: BaseException | None = None) -> UnitOutcome | None:
-        """Roll back after a failure. Return the outcome, or None if the transaction must run again."""
-        error = error or outcome.error
-        state, queued = _sqlstate(error), outcome.queued
+    def _is_final(self, queued: QueuedUnit, error: BaseException) -> bool:
+        """Roll back after a failure. Return False if the transaction must run again."""
+        state = _sqlstate(error)
         refused = state == READ_ONLY and not queued.read  # a new connection may reach the primary
         if refused:
             self._drop_connection()
-        lost = not self._roll_back() and outcome.unit is not None and isinstance(error, ENGINE_ERRORS)
+        lost = not self._roll_back() and queued.unit is not None and isinstance(error, ENGINE_ERRORS)
         again = lost or state in RETRYABLE
         if again and queued.tries < MAX_TRIES:
-            return None
+            return False
         if refused:
-            outcome.error = Unavailable("The database is read-only at the moment; try again later.", retry_after=2)
+            queued.error = Unavailable("The database is read-only at the moment; try again later.", retry_after=2)
         elif again or state == QUERY_CANCELED:
-            outcome.error = Unavailable("The database could not complete this operation; try again.", code="overloaded")
-        elif error is not None:
-            outcome.error = translate(error)
-        return outcome
+            queued.error = Unavailable("The database could not complete this operation; try again.", code="overloaded")
+        else:
+            queued.error = translate(error)
+        return True
 
     def _roll_back(self) -> bool:
         """Roll back the transaction, and return whether the rollback succeeded. If it failed, close the connection."""

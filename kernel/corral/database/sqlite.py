@@ -1,7 +1,10 @@
 """SQLite: one writer thread with group commit, a few reader threads, and short reads on the event loop itself.
 
-Every write transaction begins with BEGIN IMMEDIATE. Waiting units are committed together, each in its own savepoint,
-and return after COMMIT. Sharing a COMMIT makes `synchronous=FULL` affordable.
+Every write transaction begins with BEGIN IMMEDIATE. Waiting units are committed together, and return after COMMIT.
+Sharing a COMMIT makes `synchronous=FULL` affordable. The units of a batch also share the writes for which they have
+collected items, and have no savepoints, because a unit that fails before it has changed a row (as nearly all refused
+requests do) leaves nothing to undo. If a batch fails in any other way, it is rolled back, and its units run again, each
+with its own savepoint and its own writes. A failing unit therefore affects others once at most (docs/adr/0028).
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from typing import Any, TypeVar
 import peewee
 
 from corral.database.engine import Database, InlineReadTimeout, translate
-from corral.database.pool import MAX_TRIES, DatabasePool, DatabaseThread, QueuedUnit, UnitOutcome
-from corral.database.unit import Unit, UnitContext, refuse_nesting, run_in_unit
+from corral.database.pool import DatabasePool, DatabaseThread, QueuedUnit
+from corral.database.unit import SYSTEM_CONTEXT, Unit, UnitContext, refuse_nesting, run_in_unit, write_collected
 from corral.watchdog import ThreadAbandoned
 
 T = TypeVar("T")
@@ -150,22 +153,21 @@ class _SqliteThread(DatabaseThread):
 
 
 class _ReaderThread(_SqliteThread):
-    def run_units(self, queued: QueuedUnit) -> list[UnitOutcome]:
+    def run_units(self, queued: QueuedUnit) -> list[QueuedUnit]:
         if queued.future.cancelled():
             return []
-        outcome = UnitOutcome(queued, None)
         self.record_unit_start(queued)
         try:
             connection = self.ensure_connection()
             connection.execute("BEGIN")
-            unit = Unit(self.database, connection, queued.entry, read_only=True)
-            outcome.value = self.run_unit(unit, queued)
+            queued.unit = Unit(self.database, connection, queued.entry, read_only=True)
+            queued.value = self.run_unit(queued.unit, queued)
         except BaseException as error:
-            outcome.error = translate(self.release_cursors(error))
+            queued.error = translate(self.release_cursors(error))
         self.record_unit_end()
         if self.connection is not None and self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
-        return [outcome]
+        return [queued]
 
 
 class _WriterThread(_SqliteThread):
@@ -175,22 +177,24 @@ class _WriterThread(_SqliteThread):
         super().__init__(pool)
         self._expected, self._is_durable = 0, True
 
-    def run_units(self, queued: QueuedUnit, *, alone: bool = False) -> list[UnitOutcome]:
-        self.batch = []
+    def run_units(self, queued: QueuedUnit) -> list[QueuedUnit]:
+        self.batch, self.is_sharing = [], not queued.tries
         self._gather()
         try:
             self._begin(queued.entry)
         except (peewee.DatabaseError, sqlite3.Error) as error:
-            return [UnitOutcome(queued, None, error=translate(error))]
+            queued.error = translate(error)
+            return [queued]
         began = time.perf_counter()
         following: QueuedUnit | None = queued
         while following is not None:
-            if following.entry.durable and not self._is_durable:  # a transaction cannot become durable
+            must_be_durable = following.entry.durable and not self._is_durable
+            if must_be_durable or (following.tries and self.is_sharing):  # needs another kind of transaction
                 self.database.deliver(self._commit())
                 return self.run_units(following)
             if not self._run_in_batch(following):
                 return []
-            following = None if alone else self._next_of_batch(began)
+            following = self._next_of_batch(began)
         self._expected = len(self.batch)
         return self._commit()
 
@@ -235,55 +239,78 @@ class _WriterThread(_SqliteThread):
         return None if queued is not None and self.pool.refuse_quarantined(queued) else queued
 
     def _run_in_batch(self, queued: QueuedUnit) -> bool:
-        """Run one unit in its savepoint. Return False if the unit ended the transaction of the whole batch."""
+        """Run one unit. Return False if its failure ended the transaction of the whole batch."""
         if queued.future.cancelled():
             return True
         queued.tries += 1
-        unit = Unit(self.database, self.connection, queued.entry, read_only=False)
-        outcome = UnitOutcome(queued, unit)
+        queued.unit, queued.error = Unit(self.database, self.connection, queued.entry, read_only=False), None
+        changes = self.connection.total_changes
         self.record_unit_start(queued)
         try:
-            self.connection.execute("SAVEPOINT unit")
-            outcome.value = self.run_unit(unit, queued)
-            self.connection.execute("RELEASE unit")
-        except BaseException as error:
-            outcome.value, outcome.error = None, translate(self.release_cursors(error))  # the value may be a cursor
-        self.record_unit_end()
-        if outcome.error is not None:
-            try:
-                self.connection.execute("ROLLBACK TO unit")
+            if not self.is_sharing:
+                self.connection.execute("SAVEPOINT unit")
+            queued.value = self.run_unit(queued.unit, queued)
+            if not self.is_sharing:
                 self.connection.execute("RELEASE unit")
-            except sqlite3.Error:  # SQLite ended the transaction, or a statement of the unit is still open
-                self._recover_from_rollback(outcome)
-                return False
-        self.batch.append(outcome)
+        except BaseException as error:
+            queued.value, queued.error = None, translate(self.release_cursors(error))  # the value may be a cursor
+        self.record_unit_end()
+        if queued.error is None or self._undo(changes):
+            self.batch.append(queued)
+            return True
+        is_suspect = self.is_sharing and not self.connection.in_transaction  # SQLite ended it, maybe because of another
+        self._run_again([*self.batch, queued] if is_suspect else self.batch)
+        if not is_suspect:
+            self.database.deliver([queued])
+        return False
+
+    def _undo(self, changes: int) -> bool:
+        """Undo the changes of the failed unit alone, and return whether this was possible.
+
+        `changes` is the number of rows that the connection had changed before the unit.
+        """
+        if self.is_sharing:
+            return bool(self.connection.in_transaction and self.connection.total_changes == changes)
+        try:
+            self.connection.execute("ROLLBACK TO unit")
+            self.connection.execute("RELEASE unit")
+        except sqlite3.Error:  # SQLite ended the transaction, or a statement of the unit is still open
+            return False
         return True
 
-    def _commit(self) -> list[UnitOutcome]:
+    def _commit(self) -> list[QueuedUnit]:
         with self.lock:
             if self.lost:
                 raise ThreadAbandoned
+        batch, self.batch = self.batch, []
+        if self.is_sharing:
+            units = [each.unit for each in batch if each.unit is not None and each.error is None]
+            own = Unit(self.database, self.connection, SYSTEM_CONTEXT, read_only=False)
+            try:
+                run_in_unit(own, lambda: write_collected(units))
+                self._check_statements()
+            except Exception:
+                self._run_again(batch)
+                return []
         try:
             self.connection.execute("COMMIT")
         except (peewee.DatabaseError, sqlite3.Error) as error:
             self.connection.rollback()
-            for outcome in self.batch:
-                outcome.error = translate(error)
-        batch, self.batch = self.batch, []
+            for each in batch:
+                each.error = translate(error)
         return batch
 
-    def _recover_from_rollback(self, culprit: UnitOutcome) -> None:
-        """Roll back a transaction that cannot continue after one of its units failed.
-
-        Such a transaction has either been rolled back by SQLite (disk full, I/O error), or has an open statement of the
-        failed unit. The other units of the batch are queued again, and the failed unit runs alone.
-        """
+    def _run_again(self, units: list[QueuedUnit]) -> None:
+        """Roll back the transaction, and queue these units again."""
         self.connection.rollback()
-        self.close()  # a statement that is still open would prevent further savepoints
-        innocent, self.batch = self.batch, []
-        for outcome in innocent:
-            self.pool.queue.put(outcome.queued)
-        if innocent and culprit.queued.tries < MAX_TRIES:
-            self.database.deliver(self.run_units(culprit.queued, alone=True))
-        else:
-            self.database.deliver([culprit])
+        try:
+            self._check_statements()
+        except sqlite3.Error:
+            self.close()
+        for queued in units:
+            self.pool.queue.put(queued)
+
+    def _check_statements(self) -> None:
+        """Raise an error if a statement that writes is still open. It would prevent COMMIT and savepoints."""
+        self.connection.execute("SAVEPOINT unit")
+        self.connection.execute("RELEASE unit")

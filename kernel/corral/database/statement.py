@@ -6,7 +6,8 @@ statement on both engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import peewee
@@ -14,6 +15,7 @@ import peewee
 from corral.database.unit import current
 
 Parameter = Callable[[str], peewee.Value]
+Bind = Callable[[Mapping[str, Any]], Sequence[Any]]
 PEEWEE_ERRORS: Any = vars(peewee)["__exception_wrapper__"]
 """A context manager that converts a driver's exception to the corresponding peewee exception.
 
@@ -48,7 +50,7 @@ class Statement:
 
     def __init__(self, build: Callable[[Parameter], peewee.Query]) -> None:
         self._build = build
-        self._compiled: dict[str, tuple[str, list[Any], dict[Any, Any]]] = {}
+        self._compiled: dict[str, tuple[str, Bind]] = {}
 
     def one(self, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """Execute the statement and return the first row as a tuple, or None."""
@@ -65,22 +67,29 @@ class Statement:
         count: int = self._execute(values).rowcount
         return count
 
+    def run_many(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Execute the statement once for each mapping of parameters."""
+        unit = current()
+        sql, bind = self._compiled.get(unit.database.kind) or self._compile(unit.database.kind)
+        with PEEWEE_ERRORS:
+            unit.connection.cursor().executemany(sql, map(bind, rows))
+
     def _execute(self, values: Mapping[str, Any]) -> Any:
         unit = current()
-        sql, names, constants = self._compiled.get(unit.database.kind) or self._compile(unit.database.kind)
-        given: Mapping[Any, Any] = {**constants, **values} if constants else values
-        return execute_native(unit.connection, sql, [given[name] for name in names])
+        sql, bind = self._compiled.get(unit.database.kind) or self._compile(unit.database.kind)
+        return execute_native(unit.connection, sql, bind(values))
 
-    def _compile(self, kind: str) -> tuple[str, list[Any], dict[Any, Any]]:
-        """Return the SQL, the names of its parameters in order, and the values of its constants, keyed by name.
-
-        The name of a constant is its index among the parameters.
-        """
+    def _compile(self, kind: str) -> tuple[str, Bind]:
+        """Return the SQL, and a function that returns the values of its parameters in order."""
         query: Any = self._build(_parameter)
         if not getattr(query, "_return_cursor", True):
             query = query.returning()  # peewee adds the primary key, which costs as much as the insert and is not read
         sql, values = query.sql()
-        constants = {n: value for n, value in enumerate(values) if not isinstance(value, _ParameterName)}
-        names = [n if n in constants else value for n, value in enumerate(values)]
-        compiled = self._compiled[kind] = (sql, names, constants)
+        names = [str(value) for value in values if isinstance(value, _ParameterName)]
+
+        def bind(given: Mapping[str, Any]) -> Sequence[Any]:
+            return [given[value] if isinstance(value, _ParameterName) else value for value in values]
+
+        binds_all = len(names) == len(values) > 1  # an itemgetter of one name would return no tuple
+        compiled = self._compiled[kind] = (sql, operator.itemgetter(*names) if binds_all else bind)
         return compiled

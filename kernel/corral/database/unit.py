@@ -6,7 +6,9 @@ A unit is bound to the thread that runs it. Services that are called inside a un
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -58,23 +60,28 @@ class UnitContext(msgspec.Struct, frozen=True):
 SYSTEM_CONTEXT = UnitContext()
 
 
-class Unit:
-    """The running unit of work. `before` callbacks run at its end, before the unit writes audit rows, jobs and events.
+class Unit(msgspec.Struct, eq=False):
+    """The running unit of work. At its end, its `before` callbacks run, then its `audit` callbacks.
 
-    `after` callbacks run once on the event loop after COMMIT. They must neither fail nor block. Services use `memo` to
-    cache data that they have read in the unit; each service uses itself as the key.
+    `collected` contains the items that `collect` was called with. `after` callbacks run once on the event loop after
+    COMMIT. They must neither fail nor block. Services use `memo` to cache data that they have read in the unit; each
+    service uses itself as the key.
     """
 
-    __slots__ = ("after", "audit", "before", "connection", "database", "entry", "events", "jobs", "memo", "read_only")
+    database: Database
+    connection: Any
+    entry: UnitContext
+    read_only: bool
+    before: list[Callable[[], None]] = []
+    audit: list[Any] = []
+    collected: list[tuple[Callable[[list[Any]], None], Any]] = []
+    after: list[Callable[[], None]] = []
+    memo: dict[object, Any] = {}
 
-    def __init__(self, database: Database, connection: Any, entry: UnitContext, *, read_only: bool) -> None:
-        self.database, self.connection, self.entry, self.read_only = database, connection, entry, read_only
-        self.before: list[Callable[[], None]] = []
-        self.audit: list[Any] = []
-        self.jobs: list[Any] = []
-        self.events: list[Any] = []
-        self.after: list[Callable[[], None]] = []
-        self.memo: dict[object, Any] = {}
+    def finish(self) -> None:
+        """Run the callbacks that run at the end of the unit."""
+        for call in itertools.chain(self.before, self.audit):
+            call()
 
 
 class _Local(threading.local):
@@ -138,3 +145,22 @@ def before_commit(fn: Callable[[], None]) -> None:
     Use this function to write rows that must be locked only briefly, such as counters.
     """
     current().before.append(fn)
+
+
+def collect(write: Callable[[list[Any]], None], item: Any) -> None:
+    """Collect an item, and call `write` once before COMMIT with the items of all units that are committed together.
+
+    On SQLite, these are up to 64 units, so that for example a counter is updated once for all of them. A unit does not
+    see what other units of its transaction have collected. `write` runs in a unit of its own, after all rows, including
+    audit rows, have been written.
+    """
+    current().collected.append((write, item))
+
+
+def write_collected(units: list[Unit]) -> None:
+    """Write what these units have collected."""
+    collected: defaultdict[Callable[[list[Any]], None], list[Any]] = defaultdict(list)
+    for write, item in itertools.chain.from_iterable(unit.collected for unit in units):
+        collected[write].append(item)
+    for write, items in collected.items():
+        write(items)

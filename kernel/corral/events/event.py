@@ -12,7 +12,8 @@ from typing import ClassVar
 import msgspec
 
 from corral.database.model import SHARED
-from corral.database.unit import current
+from corral.database.unit import collect, current
+from corral.events.log import write_events
 from corral.ids import new_id
 
 DATA_LIMIT = 32 * 1024  # bytes of a payload
@@ -56,7 +57,8 @@ def emit(
     data = msgspec.json.encode(event)
     if len(data) > DATA_LIMIT:
         data = msgspec.json.encode({"id": object_id, "href": None, "truncated": True})
-    unit.events.append(
+    collect(
+        write_events,
         {
             "id": event_id,
             "type": event.event,
@@ -68,7 +70,7 @@ def emit(
             "visibility": visibility or event.visibility,
             "data": data.decode(),
             "cause": msgspec.json.encode(causes).decode() if causes else "[]",
-        }
+        },
     )
     return event_id
 

@@ -7,7 +7,7 @@ number never becomes visible before an earlier one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ import peewee
 from corral import clock
 from corral.database.model import IdField, InstantField, Model
 from corral.database.statement import Parameter, Statement
-from corral.database.unit import Unit, current
+from corral.database.unit import current
 
 SEQUENCER_LOCK = 0x434F5252_53455151
 NUMBER_BATCH = 1000
@@ -117,11 +117,10 @@ _LAST = Statement(lambda p: LAST.tuples())
 _FIRST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MIN(EventRow.seq), 0)).tuples())
 
 
-def write_events(unit: Unit) -> None:
-    """Insert the events of the unit. Called last, after all other rows of the unit have been written."""
-    insert, ts = _INSERT_NUMBERED if unit.database.kind == "sqlite" else _INSERT, clock.now()
-    for row in unit.events:
-        insert.run({**row, "ts": ts})
+def write_events(events: Sequence[Mapping[str, Any]]) -> None:
+    """Insert events. Called last, after all other rows of the transaction have been written."""
+    insert, ts = _INSERT_NUMBERED if current().database.kind == "sqlite" else _INSERT, clock.now()
+    insert.run_many([{**event, "ts": ts} for event in events])
 
 
 def number_committed() -> int:

@@ -16,7 +16,6 @@ from corral.events import log as event_log
 from corral.events.event import Event, emit
 from corral.events.log import EventRow
 from corral.jobs.job import JobRow
-from corral.kernel import flush_unit
 
 
 class Note(Model):
@@ -36,7 +35,6 @@ def open_database(database_url: str) -> Iterator[Callable[[], Database]]:
 
     def make() -> Database:
         database = connect(database_url, pool_size=4)
-        database.flush = flush_unit
         opened.append(database)
         return database
 

@@ -14,7 +14,7 @@ from tests.kernel.database.conftest import Note, keys, note
 
 from corral.database.connect import connect
 from corral.database.engine import Database
-from corral.database.unit import current
+from corral.database.unit import Unit, current
 from corral.errors import StartupError, Unavailable
 
 
@@ -75,18 +75,18 @@ async def test_unit_of_work_4_a_connection_lost_during_commit_never_runs_again(
     import psycopg
 
     runs: list[int] = []
-    flush = database.flush
+    finish = Unit.finish
 
-    def flush_and_lose(unit: Any) -> None:
-        flush(unit)
+    def finish_and_lose(unit: Unit) -> None:
+        finish(unit)
         pid = unit.connection.execute("SELECT pg_backend_pid()").fetchone()[0]
         with psycopg.connect(postgres_server.url(), autocommit=True) as admin:
             admin.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
 
-    monkeypatch.setattr(database, "flush", flush_and_lose)
+    monkeypatch.setattr(Unit, "finish", finish_and_lose)
     with pytest.raises(Unavailable, match="during the commit"):
-        await database.work(lambda: (runs.append(1), note("lost")))
-    monkeypatch.setattr(database, "flush", flush)
+        await database.work(lambda: (runs.append(1), Note.create(key="lost")))  # no event, which would be written last
+    monkeypatch.setattr(Unit, "finish", finish)
     assert (len(runs), keys(database)) == (1, set())
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from corral.database.unit import Unit
+
 pytestmark = pytest.mark.one_engine
 
 MAX_STATEMENTS = 14  # of both units, about calls, slots, providers and costs
@@ -18,16 +20,18 @@ async def kit(make_kit: Callable[..., Any], providers: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_call_has_two_units_and_one_waits_for_the_disk(kit: Any, upstream: Any, stream: bool) -> None:
+async def test_a_call_has_two_units_and_one_waits_for_the_disk(
+    kit: Any, upstream: Any, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alice = await kit.as_user("member")
     body = {"model": "up/m1", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
     for _ in range(3):  # fills the caches
         assert (await alice.post("/llm/chat/completions", body)).status == 200
     database = kit.kernel.database
-    flush, units, statements = database.flush, [], []
+    finish, units, statements = Unit.finish, [], []
 
-    def counted(unit: Any) -> None:
-        flush(unit)
+    def counted(unit: Unit) -> None:
+        finish(unit)
         if unit.entry.label == "llm chat":
             units.append(unit.entry.durable)
 
@@ -36,7 +40,7 @@ async def test_a_call_has_two_units_and_one_waits_for_the_disk(kit: Any, upstrea
             statements.append(text)
 
     connections = [thread.connection for pool in database.pools for thread in pool.threads if thread.connection]
-    database.flush = counted
+    monkeypatch.setattr(Unit, "finish", counted)
     for connection in connections:
         connection.set_trace_callback(trace)
     assert (await alice.post("/llm/chat/completions", body)).status == 200

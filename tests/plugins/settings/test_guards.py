@@ -20,13 +20,13 @@ async def test_a_guard_sees_the_result_and_refuses_it(shelf: it.Shelf) -> None:
     def judge(result: Any, by: Any) -> None:
         seen.append((result.get(it.HIGH), by.user_id))
         if result.get(it.HIGH) == 99:
-            raise Conflict("Not that.", code="would_lock_out")
+            raise Conflict("Not that.")
 
     store.add_check([it.HIGH], judge)
     assert (await shelf.put("shelf.width", 2)).status == 200
     assert (await shelf.put("shelf.high", 50)).status == 200
     refused = await shelf.admin.put("/settings/bulk", {"settings": {"shelf.high": 99, "shelf.width": 3}})
-    assert (refused.status, refused.code) == (409, "would_lock_out")
+    assert (refused.status, refused.code) == (409, "invalid_state")
     assert (shelf.get(it.HIGH), shelf.get(it.WIDTH)) == (50, 2.0)
     assert seen == [(50, shelf.admin.user["id"]), (99, shelf.admin.user["id"])]
 

@@ -119,9 +119,8 @@ async def test_one_index_serves_the_aging_of_ranks_and_the_age_of_the_oldest_tas
 
     def plan(statement: Any) -> str:
         statement.rows(given)
-        sql, names, constants = statement._compiled["sqlite"]
-        values = [{**constants, **given}[name] for name in names]
-        return str(current().connection.execute(f"EXPLAIN QUERY PLAN {sql}", values).fetchall())
+        sql, bind = statement._compiled["sqlite"]
+        return str(current().connection.execute(f"EXPLAIN QUERY PLAN {sql}", bind(given)).fetchall())
 
     for statement in (timers._DUE_TO_RISE, statistics._OLDEST):
         found = await world.kit.kernel.database.work(lambda statement=statement: plan(statement), read=True)

@@ -53,6 +53,16 @@ async def test_tags_follow_the_task(world: Any, monkeypatch: pytest.MonkeyPatch,
     assert await tagged(world, "tag=blue") == ([], 0)
 
 
+async def test_changes_that_are_committed_together_keep_their_order(world: Any) -> None:
+    one = await world.task("one", tags=["old"])
+    changes = [["a", "b"], ["b"], [], ["c", "b"]]
+    told = await asyncio.gather(*[world.member.patch(f"/tasks/{one}", {"tags": tags}) for tags in changes])
+    assert {answer.status for answer in told} == {200}
+    tags = (await world.member.get(f"/tasks/{one}")).json()["tags"]
+    for tag in ("old", "a", "b", "c"):
+        assert await tagged(world, f"tag={tag}") == (([one], 1) if tag in tags else ([], 0))
+
+
 @pytest.mark.sqlite
 @pytest.mark.one_engine
 async def test_tasks_of_the_former_schema_are_found_by_their_tags(tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ import peewee
 import pytest
 from tests.plugins.tasks.conftest import World
 
-from corral.database.unit import current, in_unit
+from corral.database.unit import SYSTEM_CONTEXT, Unit, current, in_unit
+from corral.events.log import write_events
 
 pytestmark = pytest.mark.one_engine
 
 CREATE, CLAIM = "POST /tasks", "POST /workers/{id}/claim"
 START, COMPLETE = "POST /tasks/{id}/start", "POST /tasks/{id}/complete"
-STATEMENTS = {CREATE: 4, CLAIM: 17, START: 7, COMPLETE: 16}
+SHARED = SYSTEM_CONTEXT.label  # the writes that the units of a transaction share
+STATEMENTS = {CREATE: 1, CLAIM: 14, START: 4, COMPLETE: 12, SHARED: 19}
 EVENTS = {CREATE: 1, CLAIM: 2, START: 1, COMPLETE: 2}  # the agent becomes busy, and idle again
 READ_NOW_AND_THEN = ('"workers_workers"', '"accounts_', 'SELECT "t1"."n" FROM "tasks_counters"')
 """What a request reads at most once a second, and the row of the worker, whose last contact is written now and then."""
@@ -59,7 +61,7 @@ def costs(world: World, monkeypatch: pytest.MonkeyPatch) -> Costs:
     """What the writer does from now on."""
     database, found = world.kit.kernel.database, Costs()
     (writer,) = database.pools[0].threads
-    submit, flush, query = database._submit, database.flush, peewee.Context.query
+    submit, finish, query = database._submit, Unit.finish, peewee.Context.query
 
     def counts(text: str) -> bool:
         return in_unit() and not any(part in text for part in READ_NOW_AND_THEN)
@@ -83,13 +85,14 @@ def costs(world: World, monkeypatch: pytest.MonkeyPatch) -> Costs:
         found.units[queued.entry.label] += 1
         submit(queued)
 
-    def flushed(unit: Any) -> None:
-        flush(unit)
-        found.events[unit.entry.label] += len(unit.events)
+    def finished(unit: Unit) -> None:
+        finish(unit)
+        found.events[unit.entry.label] += sum(write is write_events for write, _ in unit.collected)
 
     writer.connection.set_trace_callback(trace)
     writer.connection.set_authorizer(authorize)
-    database._submit, database.flush = submitted, flushed
+    database._submit = submitted
+    monkeypatch.setattr(Unit, "finish", finished)
     monkeypatch.setattr(peewee.Context, "query", built)
     return found
 

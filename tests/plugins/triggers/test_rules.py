@@ -14,7 +14,9 @@ from tests.plugins.triggers.conftest import PLUGINS, TASK, Alarm
 from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral import clock
-from corral.events.log import EventRow
+from corral.database.unit import Unit
+from corral.events.log import EventRow, write_events
+from corral.jobs.job import write_jobs
 from corral.testing.kit import PASSWORD, Client
 from corral_plugins.triggers.models import Fire, Trigger
 from corral_plugins.triggers.service import event_reader, firing, scheduler
@@ -139,15 +141,15 @@ async def test_a_unit_that_takes_long_leaves_its_other_slots_to_the_next_one(
     monkeypatch.setattr(scheduler, "UNIT_SECONDS", 0.0)
     monkeypatch.setattr(firing, "UNIT_SECONDS", 0.0)
     units: Counter[str] = Counter()
-    database: Any = alarm.kit.kernel.database
-    flush = database.flush
+    finish = Unit.finish
 
-    def count(unit: Any) -> None:
-        units[unit.entry.label] += any(event["type"] == "trigger.fired" for event in unit.events)
-        units["recorded"] += any(job["name"] == "triggers.fire" for job in unit.jobs)
-        flush(unit)
+    def count(unit: Unit) -> None:
+        rows = [item for write, item in unit.collected if write in (write_events, write_jobs)]
+        units[unit.entry.label] += any(row.get("type") == "trigger.fired" for row in rows)
+        units["recorded"] += any(row.get("name") == "triggers.fire" for row in rows)
+        finish(unit)
 
-    monkeypatch.setattr(database, "flush", count)
+    monkeypatch.setattr(Unit, "finish", count)
     made = [await alarm.create("interval", {"seconds": 60}) for _ in range(4)]
     await alarm.run(seconds=61)
     for trigger in made:

@@ -25,11 +25,11 @@ from corral.database.migrations import (
     pending_scripts,
     schema_lock,
 )
-from corral.database.unit import Unit, UnitContext, run_in_unit
+from corral.database.unit import Unit, UnitContext, run_in_unit, write_collected
 from corral.errors import StartupError
 from corral.events.event import SystemAlert, emit
 from corral.jobs.job import JobRow
-from corral.kernel import Kernel, flush_unit
+from corral.kernel import Kernel
 from corral.plugin import Audit, AuditEntry
 from corral.plugins.discovery import discover
 from corral.plugins.loading import load
@@ -154,7 +154,8 @@ def _adapt_and_record(kernel: Kernel, unit: Unit, manifest: Manifest, by: Princi
             details={"rows": manifest.rows, "files": len(manifest.files), "release": manifest.release},
         )
     )
-    flush_unit(unit)
+    unit.finish()
+    write_collected([unit])
     return defects
 
 

@@ -30,7 +30,7 @@ from corral_plugins.messages.api import NO_MESSAGES, ClaimedMessages, Messages
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Claim, ClaimResponse, TaskAssigned
 from corral_plugins.tasks.models import Attempt, Task, TaskRow
-from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.agent_models import AgentModels, ServedAgents
 from corral_plugins.tasks.service.claim_budgets import ClaimBudgets, ClaimPlan, cost_limit_of
 from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
@@ -266,13 +266,12 @@ class TaskClaims:
         if not agents:
             return ClaimResponse(tasks=[], reason="none", retry_at=retry_at)
         claims: list[Claim] = []
-        counted, plan = statistics.save_deltas(), self._budgets.plan(skip_budgets=tries == TRIES)
+        plan = self._budgets.plan(skip_budgets=tries == TRIES)
         try:
             with savepoint():
                 claims = self._lease_tasks(worker, self._choose_tasks(worker, agents, min(max_tasks, free), plan))
         except (_SlotTaken, BudgetRefused) as refused:
             plan.has_refused |= isinstance(refused, BudgetRefused)
-            statistics.restore_deltas(counted)
             if tries > 1:
                 return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
         self._budgets.remember_refusal(plan)

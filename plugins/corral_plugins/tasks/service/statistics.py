@@ -1,14 +1,13 @@
 """Statistics about tasks and agents: counters and hourly statistics in the database, and the metrics of this process.
 
-The counters and hourly statistics change together with the rows that they count, so that no tasks have to be counted
-when the statistics are read. They are sharded, so that concurrent units of work rarely wait for each other. Each unit
-of work writes its changes to the counters and statistics at its end and in a fixed order, so that it holds the locks
-only briefly and causes no deadlock.
+The counters and hourly statistics change in the transaction of the rows that they count, so that no tasks have to be
+counted when the statistics are read. They are sharded, so that concurrent transactions rarely wait for each other. A
+transaction writes its changes to the counters and statistics at its end and in a fixed order, so that it holds the
+locks only briefly and causes no deadlock.
 """
 
 from __future__ import annotations
 
-import functools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +16,8 @@ import peewee
 
 from corral import clock
 from corral.database.dialect import counter_shard, execute, milliseconds_between
-from corral.database.statement import Parameter, Statement
-from corral.database.unit import after_commit, before_commit, current
+from corral.database.statement import Statement
+from corral.database.unit import after_commit, collect
 from corral.metrics.histogram import LONG_SECONDS, Histogram
 from corral.plugin import Metric
 from corral_plugins.agents.api import AttemptStatistics
@@ -29,23 +28,14 @@ SHARDS = 16
 HOURS = 24
 
 
-@functools.cache
-def _add_to_counters(size: int) -> Statement:
-    """Return a statement that adds a number to each of `size` counters."""
-
-    def build(p: Parameter) -> peewee.Query:
-        values = [
-            {TaskCounter.name: p(f"name{i}"), TaskCounter.shard: p("shard"), TaskCounter.n: p(f"n{i}")}
-            for i in range(size)
-        ]
-        return TaskCounter.insert_many(values).on_conflict(
-            conflict_target=[TaskCounter.name, TaskCounter.shard],
-            update={TaskCounter.n: TaskCounter.n + peewee.EXCLUDED.n},
-        )
-
-    return Statement(build)
-
-
+_ADD_TO_COUNTER = Statement(
+    lambda p: TaskCounter.insert(
+        {TaskCounter.name: p("name"), TaskCounter.shard: p("shard"), TaskCounter.n: p("n")}
+    ).on_conflict(
+        conflict_target=[TaskCounter.name, TaskCounter.shard],
+        update={TaskCounter.n: TaskCounter.n + peewee.EXCLUDED.n},
+    )
+)
 HOUR_FIELDS = ("completed", "failed", "duration_ms", "queued", "queue_ms")
 _HOUR = Statement(
     lambda p: HourlyRollup.insert(
@@ -87,37 +77,26 @@ _OLDEST = Statement(
 )
 
 
-class CounterDeltas:
-    """The changes that the current unit of work makes to the counters and to the statistics of the current hour."""
-
-    def __init__(self) -> None:
-        self.counters: defaultdict[str, int] = defaultdict(int)
-        self.hour: defaultdict[str, int] = defaultdict(int)
-
-    def __call__(self) -> None:
-        """Write the changes to the database. Called before the commit, after the other rows have been written."""
-        shard = counter_shard(SHARDS)
-        counters = [(name, n) for name, n in sorted(self.counters.items()) if n]
-        if counters:
-            values: dict[str, str | int] = {"shard": shard}
-            for i, (name, n) in enumerate(counters):
-                values[f"name{i}"], values[f"n{i}"] = name, n
-            _add_to_counters(len(counters)).run(values)
-        if self.hour:
-            _HOUR.run({"hour": clock.now()[:13], "shard": shard, **{name: self.hour[name] for name in HOUR_FIELDS}})
-
-
-def _current_deltas() -> CounterDeltas:
-    unit = current()
-    for call in unit.before:
-        if isinstance(call, CounterDeltas):
-            return call
-    deltas = CounterDeltas()
-    before_commit(deltas)
-    return deltas
-
-
 # -- writing
+
+
+def _sums(items: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """Return the sum for each name, in a fixed order."""
+    sums: defaultdict[str, int] = defaultdict(int)
+    for name, n in items:
+        sums[name] += n
+    return dict(sorted(sums.items()))
+
+
+def _write_counters(items: Sequence[tuple[str, int]]) -> None:
+    shard = counter_shard(SHARDS)
+    _ADD_TO_COUNTER.run_many([{"name": name, "shard": shard, "n": n} for name, n in _sums(items).items() if n])
+
+
+def _write_hour(items: Sequence[tuple[str, int]]) -> None:
+    """Add to the statistics of the current hour."""
+    shard = counter_shard(SHARDS)
+    _HOUR.run({"hour": clock.now()[:13], "shard": shard, **dict.fromkeys(HOUR_FIELDS, 0), **_sums(items)})
 
 
 def count_transition(previous: str | None, status: str | None, priority: int, created_by: str | None) -> None:
@@ -125,50 +104,33 @@ def count_transition(previous: str | None, status: str | None, priority: int, cr
 
     `previous` is None for a new task, and `status` is None for a deleted task.
     """
-    counters = _current_deltas().counters
     if previous is not None:
-        counters[f"status:{previous}:{priority}"] -= 1
+        collect(_write_counters, (f"status:{previous}:{priority}", -1))
     if status is not None:
-        counters[f"status:{status}:{priority}"] += 1
+        collect(_write_counters, (f"status:{status}:{priority}", 1))
     if created_by is not None:
         was, is_open = previous is not None and previous not in TERMINAL, status is not None and status not in TERMINAL
         if was != is_open:
-            counters[f"open:{created_by}"] += 1 if is_open else -1
+            collect(_write_counters, (f"open:{created_by}", 1 if is_open else -1))
 
 
 def count_priority_change(status: str, before: int, after: int) -> None:
     """Count a change of a task's priority by its owner."""
-    counters = _current_deltas().counters
-    counters[f"status:{status}:{before}"] -= 1
-    counters[f"status:{status}:{after}"] += 1
+    collect(_write_counters, (f"status:{status}:{before}", -1))
+    collect(_write_counters, (f"status:{status}:{after}", 1))
 
 
 def count_ended_task(*, completed: bool, duration_ms: int | None) -> None:
     """Add a completed or permanently failed task to the statistics of the current hour."""
-    hour = _current_deltas().hour
-    hour["completed" if completed else "failed"] += 1
+    collect(_write_hour, ("completed" if completed else "failed", 1))
     if completed and duration_ms is not None:
-        hour["duration_ms"] += duration_ms
+        collect(_write_hour, ("duration_ms", duration_ms))
 
 
 def count_started_attempt(queue_ms: int) -> None:
     """Count the start of an attempt, and add the time in milliseconds that the attempt waited in the queue."""
-    hour = _current_deltas().hour
-    hour["queued"] += 1
-    hour["queue_ms"] += queue_ms
-
-
-def save_deltas() -> CounterDeltas:
-    """Return a copy of the unit of work's counter changes, for use with `restore_deltas`."""
-    deltas, copy = _current_deltas(), CounterDeltas()
-    copy.counters, copy.hour = deltas.counters.copy(), deltas.hour.copy()
-    return copy
-
-
-def restore_deltas(copy: CounterDeltas) -> None:
-    """Reset the unit of work's counter changes to a copy that `save_deltas` returned."""
-    deltas = _current_deltas()
-    deltas.counters, deltas.hour = copy.counters, copy.hour
+    collect(_write_hour, ("queued", 1))
+    collect(_write_hour, ("queue_ms", queue_ms))
 
 
 # -- reading

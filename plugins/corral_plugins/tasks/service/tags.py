@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import peewee
 
-from corral.database.statement import Parameter, Statement
+from corral.database.statement import Statement
+from corral.database.unit import collect
 from corral_plugins.tasks.models import Task, TaskTag
 
 _STORED = Statement(lambda p: Task.select(Task.created_at, Task.tags).where(Task.id == p("id")).tuples())
 
 
-@functools.cache
-def _insert(size: int) -> Statement:
-    """Return a statement that adds `size` tags to a task."""
-
-    def build(p: Parameter) -> peewee.Query:
-        values = [
-            {TaskTag.tag: p(f"tag{n}"), TaskTag.created_at: p("created_at"), TaskTag.task_id: p("id")}
-            for n in range(size)
-        ]
-        return TaskTag.insert_many(values)
-
-    return Statement(build)
+_INSERT = Statement(lambda p: TaskTag.insert(tag=p("tag"), created_at=p("created_at"), task_id=p("id")))
+_DELETE = Statement(
+    lambda p: TaskTag.delete().where(
+        (TaskTag.tag == p("tag")) & (TaskTag.created_at == p("created_at")) & (TaskTag.task_id == p("id"))
+    )
+)
 
 
 def add_tags(task_id: str, created_at: str, tags: Sequence[str]) -> None:
-    """Add the tags of a task to the table, so that the task can be found by each tag."""
-    different = sorted({*tags})
-    if different:
-        named = {f"tag{n}": tag for n, tag in enumerate(different)}
-        _insert(len(different)).run({"created_at": created_at, "id": task_id, **named})
+    """Add the tags of a task to the table at the end of the transaction, so that the task can be found by each tag."""
+    for tag in sorted({*tags}):
+        collect(_write, (_INSERT, {"tag": tag, "created_at": created_at, "id": task_id}))
 
 
 def remove_tags(task_id: str) -> None:
     """Remove the tags of a locked task from the table. Call this function before the task's tags change."""
-    found = _STORED.one({"id": task_id})
-    if found is not None and found[1] != "[]":
-        of_task = (TaskTag.created_at == found[0]) & (TaskTag.task_id == task_id)
-        TaskTag.delete().where(TaskTag.tag.in_(msgspec.json.decode(found[1])) & of_task).execute()
+    for created_at, tags in _STORED.rows({"id": task_id}):
+        for tag in sorted({*msgspec.json.decode(tags)}):
+            collect(_write, (_DELETE, {"tag": tag, "created_at": created_at, "id": task_id}))
+
+
+def _write(changes: list[tuple[Statement, dict[str, str]]]) -> None:
+    """Write changes in their order, because a transaction may change the tags of a task more than once."""
+    for statement, group in itertools.groupby(changes, key=operator.itemgetter(0)):
+        statement.run_many(values for _, values in group)
 
 
 def count_tagged(tags: Sequence[str]) -> int:
