@@ -129,6 +129,23 @@ async def test_the_calls_of_tools_in_its_tasks(alarm: Alarm) -> None:
         assert await settled(alarm, made) == statuses
 
 
+@pytest.mark.parametrize("end", ["input", "cancel"])
+async def test_the_questions_of_its_tasks(alarm: Alarm, end: str) -> None:
+    agent_id = await alarm.agent("asks", enabled_tools=["human.ask"], max_concurrent_tasks=9)
+    made = await alarm.create("event", {"event": "tool.called"}, action={**TASK, "agent_id": agent_id})
+    await alarm.task(agent_id=agent_id)
+    for statuses in (["fired"], ["fired", "loop"]):
+        lease, agent = await agent_of_first_task(alarm)
+        body = {"lease_id": lease.lease_id, "call_id": "q", "arguments": {"prompt": "Which colour?"}}
+        answer = await agent.post(f"/tasks/{lease.task_id}/tools/human.ask", body)
+        assert answer.status == 200, answer
+        ended = await alarm.member.post(f"/tasks/{lease.task_id}/{end}", {"input": "blue"} if end == "input" else {})
+        assert ended.status == 200, ended
+        assert await settled(alarm, made) == statuses
+        if end == "input":
+            await (await alarm.worker.run(max_tasks=1)).ok("complete", {"result": {}})
+
+
 async def test_the_answers_of_its_tasks_to_messages(alarm: Alarm) -> None:
     agent_id = await alarm.agent("answers")
     request = {"recipient_agent_id": agent_id, "body": "Please.", "type": "request"}

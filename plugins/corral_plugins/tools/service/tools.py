@@ -8,6 +8,7 @@ from typing import Any
 from corral.auth.principal import Principal
 from corral.errors import Forbidden
 from corral.redact.redactor import Redactor
+from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import (
     POLICIES,
     ClaimTool,
@@ -30,6 +31,7 @@ DEFINED = ("name", "title", "description", "schema", "runs")
 class ToolsService:
     """The implementation of `corral_plugins.tools.api.Tools`."""
 
+    tasks: Tasks | None
     workers: Workers | None
 
     def __init__(self, registry: ToolRegistry, redactor: Redactor, held: HeldCalls) -> None:
@@ -110,7 +112,9 @@ class ToolsService:
             status = "succeeded" if error is None else "failed"
             # A person wrote the answer: redact only stored credentials, not text that merely looks like a credential.
             redacted = truncate_output(self._redactor.redact_json(result, patterns=False))
-            call_store.end_call(row, status, result=redacted, error=error)
+            run = self.tasks.find_run(task_id) if self.tasks is not None else None
+            causes = () if run is None else run.cause_chain
+            call_store.end_call(row, status, result=redacted, error=error, causes=causes)
 
 
 def _is_dangerous(tools: Sequence[RegisteredTool], name: str) -> bool:
