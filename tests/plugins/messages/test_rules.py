@@ -95,6 +95,16 @@ async def test_foreign_messages_in_the_inbox_taint_the_run_that_reads_them(post:
     assert f"message:{foreign['id']}" in str(tried)
 
 
+@pytest.mark.one_engine
+async def test_a_run_that_peeks_at_foreign_messages_is_tainted(post: Post) -> None:
+    lease = await post.lease_of(post.agent_id)
+    foreign = await post.send(post.agent_id, by=post.other)
+    shown = await attempt(post, lease).get(f"/agents/{post.agent_id}/inbox?peek=true")
+    assert [each["id"] for each in shown.json()["items"]] == [foreign["id"]]
+    assert await post.status(foreign["id"]) == "sent"
+    assert (await post.read(lease.task_id))["tainted"] is True
+
+
 async def test_parallel_claims_deliver_a_message_once(post: Post) -> None:
     sent = [(await post.send(post.agent_id))["id"] for _ in range(6)]
     for _ in range(6):

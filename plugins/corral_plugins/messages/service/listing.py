@@ -66,7 +66,8 @@ class MessageListing:
     def inbox(self, agent_id: str, query: InboxQuery, *, by: Principal) -> Page[MessageItem]:
         """Return a page of an agent's inbox, oldest first.
 
-        If the agent itself reads its inbox without `query.peek`, the messages on the page are delivered.
+        If the agent itself reads its inbox without `query.peek`, the messages on the page are delivered. With or
+        without `query.peek`, the messages may taint the run that reads them.
         """
         self._find_agent(agent_id)
         if by.agent_id is not None and by.agent_id != agent_id and not query.peek:
@@ -81,14 +82,15 @@ class MessageListing:
             Message.id.in_(Receipt.select(Receipt.message_id).where(shown)) & visible(Message, by)
         )
         scope = f"inbox:{agent_id}"
-        if by.agent_id == agent_id and not query.peek:
+        if by.agent_id is not None:
             page = paginate(found, query, by, scope=scope, order=_OLDEST_FIRST, make=lambda row: row)
             self._taint_run(page.items, by)
-            self._delivery.deliver_now(agent_id, [str(row.id) for row in page.items], lease_id=by.lease_id)
+            if not query.peek:
+                self._delivery.deliver_now(agent_id, [str(row.id) for row in page.items], lease_id=by.lease_id)
         return paginate(found, query, by, scope=scope, order=_OLDEST_FIRST, make=rows.item_of)
 
     def _taint_run(self, messages: Sequence[Message], by: Principal) -> None:
-        """Taint the run that receives the messages, unless the requester of the run's task wrote all of them."""
+        """Taint the run that reads the messages, unless the requester of the run's task wrote all of them."""
         run = None if self.tasks is None or by.task_id is None else self.tasks.find_run(by.task_id)
         if self.tasks is None or run is None or by.lease_id is None:
             return
