@@ -103,7 +103,8 @@ class PreparedPatch(msgspec.Struct, frozen=True, kw_only=True):
     """A patch that has been checked, redacted, hashed and parsed. Only this plugin reads `parsed`.
 
     `redacted_lines` are the numbers of the lines in which a credential was replaced. `tainted` means that the patch
-    comes from outside the installation. The tasks in which agents review a tainted patch are tainted as well.
+    comes from outside the installation or from a tainted run. The tasks in which agents review a tainted patch are
+    tainted as well.
     """
 
     data: bytes

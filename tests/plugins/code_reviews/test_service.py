@@ -7,8 +7,10 @@ from tests.plugins.code_reviews.conftest import Desk, patch_of
 
 from corral.auth.principal import Principal
 from corral.errors import Conflict, Forbidden
+from corral.testing.kit import Client
 from corral_core.accounts.api import Accounts
 from corral_plugins.code_reviews.api import CodeReviews, CommentFacts, NewReview, NewReviewer
+from corral_plugins.tasks.api import Tasks
 
 
 async def _principal(desk: Desk, user_id: str) -> Principal:
@@ -64,3 +66,20 @@ async def test_an_agent_reviews_a_patch_from_outside_in_a_tainted_task(desk: Des
         await desk.kit.work(lambda new=new, patch=patch: reviews.add(new, patch, by=by))
     tasks = (await desk.member.get(f"/tasks?agent_id={reviewer}")).json()["items"]
     assert {task["title"]: task["tainted"] for task in tasks} == {"Review: False": False, "Review: True": True}
+
+
+@pytest.mark.parametrize("tainted", [False, True])
+async def test_an_agent_reviews_the_patch_of_a_tainted_run_in_a_tainted_task(desk: Desk, tainted: bool) -> None:
+    """Whether or not the run names its task."""
+    reviewer = (await desk.member.post("/agents", {"name": "reviewer"})).json()["id"]
+    await desk.task()
+    lease, tasks = await desk.worker.run(), desk.kit.service(Tasks)
+    agent = Client(desk.kit.application.app, lease.claim["agent_token"])
+    review = await desk.opened(agent, reviewers=[{"agent_id": reviewer}])
+    if tainted:
+        await desk.kit.work(lambda: tasks.taint_run(lease.task_id, lease.lease_id, ["a test"]))
+    revised = await agent.post(f"/code-reviews/{review['id']}/revisions", {"patch": patch_of("2")})
+    assert revised.status == 200, revised
+    await desk.opened(agent, reviewers=[{"agent_id": reviewer}])
+    asked = (await desk.member.get(f"/tasks?agent_id={reviewer}")).json()["items"]
+    assert [task["tainted"] for task in reversed(asked)] == [False, tainted, tainted]

@@ -99,7 +99,7 @@ class CodeReviewsService:
             head_ref=new.head_ref,
         )
         self.check_reviewers(new.reviewers, agent_id)
-        causes = self.causes_of(by.task_id)
+        causes, patch = self.causes_of(by.task_id), self._with_taint(patch, by)
         self._insert(row, patch, causes, by=by.agent_id or by.user_id)
         replace_reviewers(row.id, new.reviewers)
         self._review_tasks.ask(row, patch.data, causes=causes)
@@ -235,7 +235,8 @@ class CodeReviewsService:
         """Add a prepared revision to an open review."""
         row = self._lock_open(review_id, by, is_author=True)
         match.check(row.version)
-        self.add_revision(row, patch, self.causes_of(by.task_id), note=note, by=by.agent_id or by.user_id)
+        causes, patch = self.causes_of(by.task_id), self._with_taint(patch, by)
+        self.add_revision(row, patch, causes, note=note, by=by.agent_id or by.user_id)
         return row
 
     def add_revision(
@@ -265,6 +266,11 @@ class CodeReviewsService:
         """Return a task's chain of causes. Triggers use the chain to detect loops."""
         run = None if task_id is None else self._tasks.find_run(task_id)
         return () if run is None else run.cause_chain
+
+    def _with_taint(self, patch: PreparedPatch, by: Principal) -> PreparedPatch:
+        """Return the patch, marked as tainted if the caller's run is. The review need not name the task of the run."""
+        run = None if by.task_id is None else self._tasks.find_run(by.task_id)
+        return patch if run is None or not run.tainted else msgspec.structs.replace(patch, tainted=True)
 
     def _lock_open(self, review_id: str, by: Principal, *, is_author: bool = False) -> Review:
         """Lock an open review that the caller may change.
