@@ -370,7 +370,7 @@ async def test_validate_warns_of_missing_steps_and_instructions(shop: Shop) -> N
     )
     (warning,) = (await shop.ok("POST", f"/workflows/{named}/validate", {}))["warnings"]
     assert warning["pointer"] == "/steps/2/config/body/0/config/instructions"
-    assert warning["detail"].endswith("told only the name of the step: bare")
+    assert warning["detail"].endswith("gets the name of the step instead: bare")
 
 
 @pytest.mark.one_engine

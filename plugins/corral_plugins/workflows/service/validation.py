@@ -167,7 +167,7 @@ def definition_warnings(steps: Sequence[Json]) -> list[FieldError]:
         FieldError(
             f"{pointer}/config/instructions",
             "required",
-            f"The step has no instructions, so the agent is told only the name of the step: {step['name']}",
+            f"The step has no instructions, so the agent gets the name of the step instead: {step['name']}",
         )
         for pointer, step in all_steps(steps)
         if step["step_type"] == "agent"
