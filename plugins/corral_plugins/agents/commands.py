@@ -305,7 +305,8 @@ def _tool_hint(client: ApiClient, agent: dict[str, Any], tool: str) -> str:
     near = difflib.get_close_matches(tool, [each["name"] for each in listed["items"]] if listed else [], 1)
     if not near or near[0] == tool:
         return "; `corral tools list` shows all tools"
-    tools = " ".join(f"--tool {near[0] if name == tool else name}" for name in agent["enabled_tools"])
+    corrected = dict.fromkeys(near[0] if name == tool else name for name in agent["enabled_tools"])
+    tools = " ".join(f"--tool {shlex.quote(name)}" for name in corrected)
     return f"; did you mean {near[0]}? Correct it: corral agents edit {shlex.quote(agent['name'])} {tools}"
 
 

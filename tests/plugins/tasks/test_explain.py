@@ -69,3 +69,12 @@ async def test_the_end_counts_the_claims_that_are_listed(world: Any) -> None:
     assert told["summary"] == "Completed after 2 claims by workers."
     found = [(each["fence"], each["n"], each["status"]) for each in told["attempts"]]
     assert found == [(1, 1, "cancelled"), (2, 1, "completed")]
+
+
+@pytest.mark.one_engine
+async def test_the_command_that_enables_a_tool_quotes_patterns(world: Any) -> None:
+    agent_id = await world.agent("bare", enabled_tools=["mcp.*"])
+    task_id = await world.task(agent_id=agent_id, required_tools=["http.fetch"])
+    told = (await world.member.get(f"/tasks/{task_id}/explain")).json()
+    (wrong,) = [each for each in told["conditions"] if each["code"] == "tools_enabled"]
+    assert wrong["unblock"].endswith("corral agents edit bare --tool 'mcp.*' --tool http.fetch")

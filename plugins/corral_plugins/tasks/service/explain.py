@@ -397,7 +397,7 @@ def _availability_condition(row: TaskRow) -> Condition:
 
 
 def _tools_unmet(tools: Sequence[str], who: str, agent: str, enabled: Sequence[str], href: str) -> Condition:
-    how = f"Enable the tools: corral agents edit {agent} --tool {' --tool '.join(enabled)}"
+    how = f"Enable the tools: corral agents edit {agent} {' '.join(f'--tool {shlex.quote(each)}' for each in enabled)}"
     return _unmet("tools_enabled", f"{who} {', '.join(tools)}.", how, href)
 
 
