@@ -134,21 +134,23 @@ class Agents(Protocol):
         """Resume an agent that is paused for this reason. Does nothing if the agent is not paused for it."""
         ...
 
-    def record_attempt_end(self, agent_id: str, *, configuration_failure: bool, stalled: bool) -> None:
+    def record_attempt_end(
+        self, agent_id: str, *, configuration_failure: bool, stalled: bool, cause: tuple[str, ...] = ()
+    ) -> None:
         """Record how an attempt ended, so that repeated configuration failures and stalls of the agent are detected.
 
         A configuration failure is a `provider_error` that a retry cannot fix, for example because of an invalid key or
         an unknown model. After `agents.error_after_failures` consecutive failures, the state of the agent becomes
         `error`. `stalled` says whether `record_stall` was called for the attempt. If it was not called, the count of
-        consecutive stalls is reset.
+        consecutive stalls is reset. `cause` is the chain of causes of the task.
         """
         ...
 
-    def record_stall(self, agent_id: str) -> None:
+    def record_stall(self, agent_id: str, *, cause: tuple[str, ...] = ()) -> None:
         """Record that an attempt stalled. Call this method only when the attempt stalls for the first time.
 
         After `agents.pause_after_stalls` consecutive stalled attempts, the state of the agent becomes `paused`, with
-        the reason `stalled`.
+        the reason `stalled`. `cause` is the chain of causes of the task.
         """
         ...
 

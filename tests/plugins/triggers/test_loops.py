@@ -178,3 +178,22 @@ async def test_the_state_of_the_agent_that_works_on_its_tasks(alarm: Alarm) -> N
     lease = await alarm.worker.run(max_tasks=1)
     await lease.ok("complete", {"result": {}})
     assert await settled(alarm, made) == ["fired", "fired", "loop", "loop"]
+
+
+@pytest.mark.parametrize(("setting", "state"), [("error_after_failures", "error"), ("pause_after_stalls", "paused")])
+async def test_the_failures_of_the_agents_that_work_on_its_tasks(alarm: Alarm, setting: str, state: str) -> None:
+    answer = await alarm.admin.put(f"/settings/agents/{setting}", {"value": 1})
+    assert answer.status == 200, answer
+    ops = {"role": "ops", "max_concurrent_tasks": 9, "stall_policy": {"stall_seconds": 5, "action": "notify"}}
+    agents = [await alarm.agent(f"ops {n}", **ops) for n in range(2)]
+    config = {"event": "agent.status", "filter": f"payload.to == '{state}'"}
+    made = await alarm.create("event", config, action={**TASK, "agent_role": "ops"})
+    await alarm.task(agent_id=agents[0])
+    for last in ("fired", "loop"):
+        lease = await alarm.worker.run(max_tasks=1)
+        if state == "paused":
+            await alarm.pass_time(6)
+        error = {"type": "provider_error", "message": "x"}
+        await lease.ok("fail", {"error": error, "retryable": False})
+        statuses = [each for each in await settled(alarm, made) if each != "filtered"]
+        assert (statuses.count("fired"), statuses[-1]) == (1, last)

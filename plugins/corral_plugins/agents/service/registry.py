@@ -207,7 +207,9 @@ class AgentsService:
         for _, after, name, owner in _RESUME.rows({"id": agent_id, "reason": reason}):
             self._changes.publish_change(agent_id, name, owner, "paused", after, None)
 
-    def record_attempt_end(self, agent_id: str, *, configuration_failure: bool, stalled: bool) -> None:
+    def record_attempt_end(
+        self, agent_id: str, *, configuration_failure: bool, stalled: bool, cause: tuple[str, ...] = ()
+    ) -> None:
         """Record how an attempt ended. Too many consecutive configuration failures change the agent's state to `error`.
 
         An attempt that ends in any other way resets the count of failures. An attempt that did not stall resets the
@@ -216,15 +218,23 @@ class AgentsService:
         if configuration_failure:
             if not stalled:
                 _RESET_STALLS.run({"id": agent_id})
-            self._suspend_after(ERROR_AFTER_FAILURES, _COUNT_FAILURE, agent_id, "error", "config_error")
+            self._suspend_after(ERROR_AFTER_FAILURES, _COUNT_FAILURE, agent_id, "error", "config_error", cause)
         else:
             (_RESET_FAILURES if stalled else _RESET_BOTH).run({"id": agent_id})
 
-    def record_stall(self, agent_id: str) -> None:
+    def record_stall(self, agent_id: str, *, cause: tuple[str, ...] = ()) -> None:
         """Count a stalled attempt. After too many consecutive stalls, the agent's state becomes `paused`."""
-        self._suspend_after(PAUSE_AFTER_STALLS, _COUNT_STALL, agent_id, "paused", "stalled")
+        self._suspend_after(PAUSE_AFTER_STALLS, _COUNT_STALL, agent_id, "paused", "stalled", cause)
 
-    def _suspend_after(self, limit: Setting[int], count: Statement, agent_id: str, after: str, reason: str) -> None:
+    def _suspend_after(
+        self,
+        limit: Setting[int],
+        count: Statement,
+        agent_id: str,
+        after: str,
+        reason: str,
+        cause: tuple[str, ...],
+    ) -> None:
         """Count a failure or stall of an agent that may claim tasks.
 
         When the count reaches `limit`, change the agent's state to `after`. If the setting `limit` is 0, the state
@@ -236,7 +246,7 @@ class AgentsService:
                 Agent.update(status=after, status_reason=reason).where(
                     (Agent.id == agent_id) & (Agent.status == before)
                 ).execute()
-                self._changes.publish_change(agent_id, name, owner, before, after, reason)
+                self._changes.publish_change(agent_id, name, owner, before, after, reason, cause)
 
     def _facts_of_rows(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
         """Return the facts about the agents in `rows`, which contain the columns in `_STATE`.

@@ -256,19 +256,22 @@ class TaskOutcomes:
             error = task_error(kind, "crash_loop", message, retryable=False, attempt=row.attempt)
         elif retryable and (delay := self._retry_delay(row, kind, type_)) is not None:
             self._retry(row, attempt, error, delay, lost, by)
-            self._count_failure(attempt, type_, retryable=retryable)
+            self._count_failure(row, attempt, type_, retryable=retryable)
             return
         self._end_failed(row, attempt, error, by=by, lost_in_row=lost)
-        self._count_failure(attempt, type_, retryable=retryable)
+        self._count_failure(row, attempt, type_, retryable=retryable)
 
-    def _count_failure(self, attempt: AttemptRow, type_: str, *, retryable: bool) -> None:
+    def _count_failure(self, row: TaskRow, attempt: AttemptRow, type_: str, *, retryable: bool) -> None:
         """Record a failed attempt in the failure statistics of the agent.
 
         A provider error that a retry cannot fix counts as a configuration failure of the agent.
         """
         is_configuration = type_.startswith("provider_error") and not retryable
         self._agents.record_attempt_end(
-            attempt.agent_id, configuration_failure=is_configuration, stalled=attempt.stalls > 0
+            attempt.agent_id,
+            configuration_failure=is_configuration,
+            stalled=attempt.stalls > 0,
+            cause=tuple(row.get("cause_chain")),
         )
 
     def _retry_delay(self, row: TaskRow, kind: str, type_: str) -> float | None:

@@ -238,7 +238,8 @@ class TaskRuns:
         self._transitions.metrics.count_stall(kind)
         rows.change_attempt(attempt, stalls=attempt.stalls + 1)
         if attempt.stalls == 1:
-            self._transitions.agents.record_stall(attempt.agent_id)
+            cause = tuple(row.get("cause_chain"))
+            self._transitions.agents.record_stall(attempt.agent_id, cause=cause)
         if attempt.stall_action != "notify":
             why = "The run repeats the same step." if kind == "loop" else "The run made no progress."
             self._outcomes.request_stop(row, kind="stalled", reason=why)
