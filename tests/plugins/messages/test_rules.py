@@ -9,7 +9,9 @@ import pytest
 from tests.plugins.messages.conftest import Post, attempt, received
 
 from corral import clock
+from corral.auth.principal import SYSTEM_PRINCIPAL
 from corral.ids import new_id
+from corral_plugins.messages.api import Messages, NewMessage
 from corral_plugins.messages.service import listing
 
 
@@ -62,6 +64,14 @@ async def test_a_reply_acknowledges_the_request(post: Post) -> None:
     assert (receipt["status"], receipt["result"]) == ("acked", "done")
     thread = (await post.member.get(f"/messages/threads/{asked['id']}")).json()["items"]
     assert [each["type"] for each in thread] == ["request", "reply"]
+
+
+@pytest.mark.one_engine
+async def test_a_reply_of_the_system_acknowledges_nothing(post: Post) -> None:
+    asked, messages = await post.send(post.agent_id, type="request"), post.kit.service(Messages)
+    reply = NewMessage(channel="news", body="Noted.", in_reply_to=asked["id"])
+    await post.kit.work(lambda: messages.send(reply, by=SYSTEM_PRINCIPAL))
+    assert await post.status(asked["id"]) == "sent"
 
 
 @pytest.mark.one_engine
