@@ -146,6 +146,22 @@ async def test_the_questions_of_its_tasks(alarm: Alarm, end: str) -> None:
             await (await alarm.worker.run(max_tasks=1)).ok("complete", {"result": {}})
 
 
+async def test_the_rejected_tool_calls_of_its_tasks(alarm: Alarm) -> None:
+    asking = {"enabled_tools": ["tasks.list"], "tool_policy": {"tasks.list": "ask"}, "max_concurrent_tasks": 9}
+    agent_id = await alarm.agent("asks", **asking)
+    made = await alarm.create("event", {"event": "tool.called"}, action={**TASK, "agent_id": agent_id})
+    await alarm.task(agent_id=agent_id)
+    for statuses in (["fired"], ["fired", "loop"]):
+        lease, agent = await agent_of_first_task(alarm)
+        body = {"lease_id": lease.lease_id, "call_id": "c", "arguments": {}}
+        held = await agent.post(f"/tasks/{lease.task_id}/tools/tasks.list", body)
+        assert held.status == 202, held
+        (asked,) = (await alarm.admin.get("/approvals?status=pending")).json()["items"]
+        assert (await alarm.admin.post(f"/approvals/{asked['id']}/reject", {})).status == 200
+        assert await settled(alarm, made) == statuses
+        await lease.ok("complete", {"result": {}})
+
+
 async def test_the_answers_of_its_tasks_to_messages(alarm: Alarm) -> None:
     agent_id = await alarm.agent("answers")
     request = {"recipient_agent_id": agent_id, "body": "Please.", "type": "request"}
