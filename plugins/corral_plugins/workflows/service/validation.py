@@ -13,7 +13,7 @@ from corral.schema.json_schema_validation import check_user_schema, json_schema_
 from corral_core.expressions.api import Expressions
 from corral_plugins.code_reviews.api import CodeReviews
 from corral_plugins.tasks.api import ReviewPolicy, review_policy_faults
-from corral_plugins.workflows.service.graph import Graph, GraphError, Scope, Step, build_graph
+from corral_plugins.workflows.service.graph import MAX_NESTING, Graph, GraphError, Scope, Step, build_graph
 from corral_plugins.workflows.service.rendering import LOOP_ROOTS, RAW, ROOTS
 from corral_plugins.workflows.service.step_conversion import slug_of
 from corral_plugins.workflows.service.step_types import StepTypes
@@ -22,6 +22,8 @@ from corral_plugins.workflows.shapes import PlannedStep, StepFault
 Json = dict[str, Any]
 _STEP = re.compile(r"^/steps/(\d+)(/|$)")
 _TEMPLATE = "{{"
+LITERAL = {"loop": "body", "parallel": "branches", "switch": "cases"}
+"""The field of a step type that contains steps or their names. The graph reads it, so no expression may compute it."""
 
 
 class DefinitionValidator:
@@ -74,17 +76,21 @@ class DefinitionValidator:
 
     # -- structure: what the graph needs
 
-    def _structure(self, step: Json, pointer: str) -> Iterator[FieldError]:
+    def _structure(self, step: Json, pointer: str, depth: int = 0) -> Iterator[FieldError]:
         kind = self._types.find(step["step_type"])
         if kind is None:
             detail = f"No active plugin provides the step type {step['step_type']}."
             yield FieldError(f"{pointer}/step_type", "unknown_reference", detail)
             return
+        can_descend = depth < MAX_NESTING  # deeper steps are not in their stored form, and the graph refuses them
         for fault in json_schema_errors(kind.schema, step["config"], pointer_prefix=f"{pointer}/config"):
-            if not _is_computed(step["config"], fault.pointer.removeprefix(f"{pointer}/config")):
+            where = fault.pointer.removeprefix(f"{pointer}/config")
+            is_literal = where.split("/")[1:2] == [LITERAL.get(step["step_type"])]
+            can_descend = can_descend and not is_literal
+            if is_literal or not _is_computed(step["config"], where):
                 yield fault
-        for where, inner in inner_steps(step):
-            yield from self._structure(inner, f"{pointer}/config{where}")
+        for where, inner in inner_steps(step) if can_descend else ():
+            yield from self._structure(inner, f"{pointer}/config{where}", depth + 1)
 
     # -- expressions
 
@@ -106,9 +112,9 @@ class DefinitionValidator:
         if step.type == "condition":
             where = f"{step.pointer}/config/expression"
             found += self._check_bare(step.config["expression"], where, roots, names)
-        if step.type == "wait" and "filter" in (step.config.get("event") or {}):
+        if step.type == "wait" and isinstance(event := step.config.get("event"), dict) and "filter" in event:
             where = f"{step.pointer}/config/event/filter"
-            found += self._expressions.check_expression(step.config["event"]["filter"], roots={"event"}, pointer=where)
+            found += self._expressions.check_expression(event["filter"], roots={"event"}, pointer=where)
         if "while" in step.config and step.type == "loop":
             assert step.body is not None
             inside = names | {each.name for each in step.body.steps}
