@@ -75,6 +75,21 @@ async def test_the_review_of_its_diffs_by_an_agent(alarm: Alarm) -> None:
     assert await settled(alarm, made) == ["fired", "loop"]
 
 
+async def test_the_comments_of_its_tasks_on_an_approval_of_another_task(alarm: Alarm) -> None:
+    action = {**TASK, "agent_id": alarm.agent_id}
+    made = await alarm.create("event", {"event": "approval.updated"}, action=action)
+    task_id = await alarm.task(agent_id=alarm.agent_id)
+    _, agent = await agent_of_first_task(alarm)
+    asked = (await agent.post("/approvals", {"title": "May I?", "task_id": task_id})).json()
+    comments = f"/approvals/{asked['id']}/comments"
+    assert (await alarm.admin.post(comments, {"body": "Why?"})).status == 201
+    assert await settled(alarm, made) == ["fired"]
+    _, agent = await agent_of_first_task(alarm)
+    commented = await agent.post(comments, {"body": "Because."})
+    assert commented.status == 201, commented
+    assert await settled(alarm, made) == ["fired", "loop"]
+
+
 @pytest.mark.parametrize("outcome", ["approved", "cancelled"])
 async def test_the_end_of_the_approvals_that_its_tasks_ask_for(alarm: Alarm, outcome: str) -> None:
     action = {**TASK, "agent_id": alarm.agent_id}

@@ -38,7 +38,7 @@ class ApprovalComments:
         CommentRow.insert(comment.__data__).execute()
         if row.status in OPEN:
             rows.update_if_open(row)
-        rows.publish(ApprovalUpdated, row, by.id, self._outcomes.causes_of(row), change="comment")
+        rows.publish(ApprovalUpdated, row, by.id, self._outcomes.causes_of(row, by), change="comment")
         if row.status in OPEN and (kind, author) != (row.requester_type, row.requester_id):
             told = {"status": row.status, "note": body, "by": author, "edited_payload": None}
             self._outcomes.resume_task(row, told)

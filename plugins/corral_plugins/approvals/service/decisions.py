@@ -177,7 +177,7 @@ class ApprovalDecisions:
             outcome_note=None,
             **changes,
         )
-        rows.publish(ApprovalUpdated, row, by.id, self._outcomes.causes_of(row), change="revision")
+        rows.publish(ApprovalUpdated, row, by.id, self._outcomes.causes_of(row, by), change="revision")
         return self._listing.view_of(row, by)
 
     def cancel(self, approval_id: str, reason: str | None, match: IfMatch, *, by: Principal) -> ApprovalView:

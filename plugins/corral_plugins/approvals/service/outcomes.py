@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from corral import clock
+from corral.auth.principal import Principal
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.approvals.api import ApprovalResolved
 from corral_plugins.approvals.models import Approval
@@ -39,11 +40,15 @@ class ApprovalOutcomes:
         self._metrics.count_outcome(row)
         self.wake(row)
 
-    def causes_of(self, row: Approval) -> tuple[str, ...] | None:
-        """Return the cause chain of the task or run that requested the approval, so that triggers can detect loops.
+    def causes_of(self, row: Approval, by: Principal | None = None) -> tuple[str, ...] | None:
+        """Return the cause chain of the caller's task, or else of the task or run that requested the approval.
 
-        Return None if a person requested the approval.
+        Triggers detect loops with it. Return None if neither has causes, or if only people are involved.
         """
+        own = by.task_id if by is not None else None
+        caller = None if own is None or self.tasks is None else self.tasks.find_run(own)
+        if caller is not None and caller.cause_chain:
+            return caller.cause_chain
         if row.requester_type == "user":
             return None
         origin = None if row.task_id is None or self.tasks is None else self.tasks.find_run(row.task_id)
