@@ -29,7 +29,6 @@ from corral.events.event import EventTypes
 from corral.events.live_feed import Bus, Feed, MemoryBus
 from corral.events.log import write_events
 from corral.http.routes import ServedRoutes
-from corral.jobs.job import write_jobs
 from corral.jobs.runner import JobRunner
 from corral.jobs.shared_queue import SharedJobQueue
 from corral.metrics.requests import RequestMetrics
@@ -283,10 +282,8 @@ class Kernel:
         return PluginRuntime(record, self.container, self.guards, self.registry, self.supervisor, self.lifecycle)
 
     def _committed(self, units: list[Unit]) -> None:
-        collected = [pair for unit in units for pair in unit.collected]
-        emitted = [row["type"] for write, row in collected if write is write_events]
+        emitted = [row["type"] for unit in units for write, row in unit.collected if write is write_events]
         self.metrics.events.update(emitted)
         self.feed.on_commit(bool(emitted))
-        jobs = (row for write, row in collected if write is write_jobs)
-        if due := [str(row["id"]) for row in jobs if row["run_at"] <= row["created_at"]]:
+        if due := [str(row["id"]) for unit in units for _, row in unit.jobs if row["run_at"] <= row["created_at"]]:
             self.runner.announce(due)

@@ -60,14 +60,15 @@ def savepoint() -> Iterator[None]:
     aborts the whole transaction unless the statement is inside a savepoint.
     """
     unit = current()
-    buffers: tuple[list[Any], ...] = (unit.collected, unit.audit, unit.after, unit.before)
+    buffers: tuple[list[Any], ...] = (unit.collected, unit.jobs, unit.audit, unit.after, unit.before)
     lengths = [len(buffer) for buffer in buffers]
     unit.connection.execute("SAVEPOINT part")
     try:
         yield
     except Exception:
-        unit.connection.execute("ROLLBACK TO SAVEPOINT part")
-        unit.connection.execute("RELEASE SAVEPOINT part")
+        with contextlib.suppress(Exception):  # it fails if the transaction has ended, and would replace the error
+            unit.connection.execute("ROLLBACK TO SAVEPOINT part")
+            unit.connection.execute("RELEASE SAVEPOINT part")
         for buffer, length in zip(buffers, lengths, strict=True):
             del buffer[length:]
         raise

@@ -138,8 +138,7 @@ class Database(abc.ABC):
         A thread of the pool calls this method after COMMIT.
         """
         units = [each.unit for each in ended if each.unit is not None and each.error is None]
-        errors = (each.error for each in ended if each.error is not None)
-        self.timings.errors.update(error.code for error in errors if isinstance(error, Unavailable))
+        self.timings.errors.update(each.error.code for each in ended if isinstance(each.error, Unavailable))
         if self._loop is None or self._loop.is_closed():
             self._finish(units, [])
         else:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from corral.database.dialect import transaction_is_open
 from corral.database.unit import Unit, UnitContext, run_in_unit, write_collected
 from corral.errors import Unavailable
 from corral.metrics.histogram import Histogram
@@ -129,9 +130,11 @@ class DatabaseThread(threading.Thread, abc.ABC):
         def run() -> Any:
             value = queued.fn()
             if not unit.read_only:
+                if not transaction_is_open():
+                    raise RuntimeError("the unit caught the error of a statement that ended its transaction")
                 unit.finish()
                 if not self.is_sharing:
-                    write_collected([unit])
+                    write_collected(unit.collected)
             return value
 
         return run_in_unit(unit, run)
@@ -266,7 +269,6 @@ class DatabasePool:
             if thread.running is not queued:  # it has ended meanwhile
                 return
             thread.lost = True
-            others = list(thread.batch)  # rolled back as well, so they run again
             guard, stack = getattr(running_call_of(thread.ident or 0), "guard", None), thread.stack()
             self.database.watchdog.abandon(thread, guard)  # while it cannot end, and another have its number
         label, began, lost = queued.entry.label, thread.began, time.monotonic()
@@ -277,7 +279,7 @@ class DatabasePool:
             guard.count_lost_call()
         thread.sever_connection()
         self.threads[index] = replacement = self.make(self)
-        for other in others:
+        for other in thread.batch:  # rolled back as well
             self.queue.put(other)
         replacement.start()
         self.release(queued)

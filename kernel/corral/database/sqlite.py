@@ -9,7 +9,9 @@ with its own savepoint and its own writes. A failing unit therefore affects othe
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import logging
 import math
 import sqlite3
 import threading
@@ -22,11 +24,12 @@ import peewee
 
 from corral.database.engine import Database, InlineReadTimeout, translate
 from corral.database.pool import DatabasePool, DatabaseThread, QueuedUnit
-from corral.database.unit import SYSTEM_CONTEXT, Unit, UnitContext, refuse_nesting, run_in_unit, write_collected
+from corral.database.unit import Unit, UnitContext, refuse_nesting, run_in_unit, write_collected
 from corral.watchdog import ThreadAbandoned
 
 T = TypeVar("T")
 
+SHARED_WRITES = UnitContext("shared writes")
 BATCH_UNITS, BATCH_SECONDS, GATHER_SECONDS = 64, 0.010, 0.0003
 BUSY_TIMEOUT_MS, BUSY_POLL_SECONDS = 5000, 0.001
 CUT_SECONDS = 0.1
@@ -158,9 +161,8 @@ class _ReaderThread(_SqliteThread):
             return []
         self.record_unit_start(queued)
         try:
-            connection = self.ensure_connection()
-            connection.execute("BEGIN")
-            queued.unit = Unit(self.database, connection, queued.entry, read_only=True)
+            self.ensure_connection().execute("BEGIN")
+            queued.unit = Unit(self.database, self.connection, queued.entry, read_only=True)
             queued.value = self.run_unit(queued.unit, queued)
         except BaseException as error:
             queued.error = translate(self.release_cursors(error))
@@ -188,8 +190,8 @@ class _WriterThread(_SqliteThread):
         began = time.perf_counter()
         following: QueuedUnit | None = queued
         while following is not None:
-            must_be_durable = following.entry.durable and not self._is_durable
-            if must_be_durable or (following.tries and self.is_sharing):  # needs another kind of transaction
+            # A transaction cannot become durable, and a unit that runs again needs a savepoint.
+            if (following.entry.durable and not self._is_durable) or (following.tries and self.is_sharing):
                 self.database.deliver(self._commit())
                 return self.run_units(following)
             if not self._run_in_batch(following):
@@ -242,9 +244,22 @@ class _WriterThread(_SqliteThread):
         """Run one unit. Return False if its failure ended the transaction of the whole batch."""
         if queued.future.cancelled():
             return True
+        changes = self.connection.total_changes
+        self._execute(queued)
+        if queued.error is None or self._undo(changes):
+            self.batch.append(queued)
+            return True
+        if self.is_sharing and self.batch:  # one of the others may be the cause
+            self._run_again([*self.batch, queued])
+        else:
+            self._run_again(self.batch)
+            self.database.deliver([queued])
+        return False
+
+    def _execute(self, queued: QueuedUnit) -> None:
+        """Run one unit, in a savepoint unless the batch shares its writes, and store its value or its error."""
         queued.tries += 1
         queued.unit, queued.error = Unit(self.database, self.connection, queued.entry, read_only=False), None
-        changes = self.connection.total_changes
         self.record_unit_start(queued)
         try:
             if not self.is_sharing:
@@ -255,14 +270,6 @@ class _WriterThread(_SqliteThread):
         except BaseException as error:
             queued.value, queued.error = None, translate(self.release_cursors(error))  # the value may be a cursor
         self.record_unit_end()
-        if queued.error is None or self._undo(changes):
-            self.batch.append(queued)
-            return True
-        is_suspect = self.is_sharing and not self.connection.in_transaction  # SQLite ended it, maybe because of another
-        self._run_again([*self.batch, queued] if is_suspect else self.batch)
-        if not is_suspect:
-            self.database.deliver([queued])
-        return False
 
     def _undo(self, changes: int) -> bool:
         """Undo the changes of the failed unit alone, and return whether this was possible.
@@ -270,7 +277,8 @@ class _WriterThread(_SqliteThread):
         `changes` is the number of rows that the connection had changed before the unit.
         """
         if self.is_sharing:
-            return bool(self.connection.in_transaction and self.connection.total_changes == changes)
+            unchanged = self.connection.in_transaction and self.connection.total_changes == changes
+            return unchanged and not self._has_open_statement()
         try:
             self.connection.execute("ROLLBACK TO unit")
             self.connection.execute("RELEASE unit")
@@ -279,19 +287,19 @@ class _WriterThread(_SqliteThread):
         return True
 
     def _commit(self) -> list[QueuedUnit]:
+        if self.is_sharing:
+            ended = [each.unit for each in self.batch if each.unit is not None and each.error is None]
+            pairs = [pair for unit in ended for pair in unit.collected]
+            shared = QueuedUnit(lambda: write_collected(pairs), SHARED_WRITES, concurrent.futures.Future(), read=False)
+            self._execute(shared)
+            if shared.error is not None or self._has_open_statement():
+                logging.getLogger("corral.database").warning("shared writes failed, retrying", exc_info=shared.error)
+                self._run_again(self.batch)
+                return []
         with self.lock:
             if self.lost:
                 raise ThreadAbandoned
         batch, self.batch = self.batch, []
-        if self.is_sharing:
-            units = [each.unit for each in batch if each.unit is not None and each.error is None]
-            own = Unit(self.database, self.connection, SYSTEM_CONTEXT, read_only=False)
-            try:
-                run_in_unit(own, lambda: write_collected(units))
-                self._check_statements()
-            except Exception:
-                self._run_again(batch)
-                return []
         try:
             self.connection.execute("COMMIT")
         except (peewee.DatabaseError, sqlite3.Error) as error:
@@ -303,14 +311,16 @@ class _WriterThread(_SqliteThread):
     def _run_again(self, units: list[QueuedUnit]) -> None:
         """Roll back the transaction, and queue these units again."""
         self.connection.rollback()
-        try:
-            self._check_statements()
-        except sqlite3.Error:
+        if self._has_open_statement():
             self.close()
         for queued in units:
             self.pool.queue.put(queued)
 
-    def _check_statements(self) -> None:
-        """Raise an error if a statement that writes is still open. It would prevent COMMIT and savepoints."""
-        self.connection.execute("SAVEPOINT unit")
-        self.connection.execute("RELEASE unit")
+    def _has_open_statement(self) -> bool:
+        """Return whether a statement that writes is still open. It would prevent COMMIT and savepoints."""
+        try:
+            self.connection.execute("SAVEPOINT unit")
+            self.connection.execute("RELEASE unit")
+        except sqlite3.Error:
+            return True
+        return False

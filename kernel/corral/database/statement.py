@@ -15,7 +15,6 @@ import peewee
 from corral.database.unit import current
 
 Parameter = Callable[[str], peewee.Value]
-Bind = Callable[[Mapping[str, Any]], Sequence[Any]]
 PEEWEE_ERRORS: Any = vars(peewee)["__exception_wrapper__"]
 """A context manager that converts a driver's exception to the corresponding peewee exception.
 
@@ -50,7 +49,7 @@ class Statement:
 
     def __init__(self, build: Callable[[Parameter], peewee.Query]) -> None:
         self._build = build
-        self._compiled: dict[str, tuple[str, Bind]] = {}
+        self._compiled: dict[str, tuple[str, Callable[[Mapping[str, Any]], Sequence[Any]]]] = {}
 
     def one(self, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """Execute the statement and return the first row as a tuple, or None."""
@@ -79,7 +78,7 @@ class Statement:
         sql, bind = self._compiled.get(unit.database.kind) or self._compile(unit.database.kind)
         return execute_native(unit.connection, sql, bind(values))
 
-    def _compile(self, kind: str) -> tuple[str, Bind]:
+    def _compile(self, kind: str) -> tuple[str, Callable[[Mapping[str, Any]], Sequence[Any]]]:
         """Return the SQL, and a function that returns the values of its parameters in order."""
         query: Any = self._build(_parameter)
         if not getattr(query, "_return_cursor", True):

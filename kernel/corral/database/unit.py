@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -61,11 +61,11 @@ SYSTEM_CONTEXT = UnitContext()
 
 
 class Unit(msgspec.Struct, eq=False):
-    """The running unit of work. At its end, its `before` callbacks run, then its `audit` callbacks.
+    """The running unit of work. At its end, its `before` callbacks run, and then it writes its audit rows and jobs.
 
-    `collected` contains the items that `collect` was called with. `after` callbacks run once on the event loop after
-    COMMIT. They must neither fail nor block. Services use `memo` to cache data that they have read in the unit; each
-    service uses itself as the key.
+    `jobs` contains the rows of its jobs, and `collected` the items that `collect` was called with, each with the
+    function that writes it. `after` callbacks run once on the event loop after COMMIT. They must neither fail nor
+    block. Services use `memo` to cache data that they have read in the unit; each service uses itself as the key.
     """
 
     database: Database
@@ -73,15 +73,17 @@ class Unit(msgspec.Struct, eq=False):
     entry: UnitContext
     read_only: bool
     before: list[Callable[[], None]] = []
-    audit: list[Any] = []
+    audit: list[Callable[[], None]] = []
+    jobs: list[tuple[Callable[[list[Any]], None], Any]] = []
     collected: list[tuple[Callable[[list[Any]], None], Any]] = []
     after: list[Callable[[], None]] = []
     memo: dict[object, Any] = {}
 
     def finish(self) -> None:
-        """Run the callbacks that run at the end of the unit."""
+        """Run the `before` callbacks, then write the audit rows and the jobs, in this order."""
         for call in itertools.chain(self.before, self.audit):
             call()
+        write_collected(self.jobs)
 
 
 class _Local(threading.local):
@@ -150,17 +152,18 @@ def before_commit(fn: Callable[[], None]) -> None:
 def collect(write: Callable[[list[Any]], None], item: Any) -> None:
     """Collect an item, and call `write` once before COMMIT with the items of all units that are committed together.
 
-    On SQLite, these are up to 64 units, so that for example a counter is updated once for all of them. A unit does not
-    see what other units of its transaction have collected. `write` runs in a unit of its own, after all rows, including
-    audit rows, have been written.
+    On SQLite, these are up to 64 units, so that for example a counter is updated once for all of them. Until then,
+    later units of the transaction see the rows of this unit, but not what it has collected. `write` runs after all
+    units have ended. It can neither emit events nor collect items: they
+    would be lost.
     """
     current().collected.append((write, item))
 
 
-def write_collected(units: list[Unit]) -> None:
-    """Write what these units have collected."""
+def write_collected(pairs: Iterable[tuple[Callable[[list[Any]], None], Any]]) -> None:
+    """Call each function once with its items, in the order in which the functions first occur."""
     collected: defaultdict[Callable[[list[Any]], None], list[Any]] = defaultdict(list)
-    for write, item in itertools.chain.from_iterable(unit.collected for unit in units):
+    for write, item in pairs:
         collected[write].append(item)
     for write, items in collected.items():
         write(items)

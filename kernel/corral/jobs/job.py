@@ -13,7 +13,7 @@ import peewee
 
 from corral import clock
 from corral.database.model import IdField, InstantField, JSONField, Model
-from corral.database.unit import collect, current
+from corral.database.unit import current
 from corral.ids import new_id
 
 ItemName = Annotated[str, msgspec.Meta(max_length=100)]
@@ -150,10 +150,9 @@ def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
     if unit.database.jobs is not None and name not in unit.database.jobs:
         raise LookupError(f"no active plugin declares the job {name}; return it from corral_jobs")
     times = {"run_at": clock.now(delay_seconds), "created_at": clock.now()}
-    collect(write_jobs, {"id": identifier, "name": name, "arguments": arguments, **times})
+    unit.jobs.append((_write_jobs, {"id": identifier, "name": name, "arguments": arguments, **times}))
     return identifier
 
 
-def write_jobs(rows: list[Any]) -> None:
-    """Insert jobs. Called before the events of the transaction are written."""
+def _write_jobs(rows: list[Any]) -> None:
     JobRow.insert_many(rows).execute()

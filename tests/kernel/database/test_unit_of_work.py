@@ -182,19 +182,21 @@ async def test_unit_of_work_5_units_share_a_transaction_and_have_savepoints_only
         await database.work(lambda: Note.delete().execute())
         return [each for each in statements if not each.startswith(("INSERT", "SELECT", "DELETE", "--"))][:-4]
 
-    checked = ["SAVEPOINT unit", "RELEASE unit"]
+    checked = ["SAVEPOINT unit", "RELEASE unit"]  # whether a statement is still open
     shared = ["BEGIN IMMEDIATE", *checked, "COMMIT"]
-    assert await run_together(first="", failing="early", last="") == shared
+    found = await run_together(first="", failing="early", last="")
+    assert found == ["BEGIN IMMEDIATE", *checked, *checked, "COMMIT"]
     assert runs == {"first": 1, "failing": 1, "last": 1}
     # The first unit of the batch has held up the others. It runs again as well.
     rolled_back = ["BEGIN IMMEDIATE", "ROLLBACK", *checked, *shared]
     separate = ["BEGIN IMMEDIATE", *checked, *checked]
-    assert await run_together(first="", failing="late", last="") == [*rolled_back, *separate, "COMMIT"]
-    assert runs == {"first": 2, "failing": 1, "last": 1}
     undone = ["SAVEPOINT unit", "ROLLBACK TO unit", "RELEASE unit"]
-    found = await run_together(first="", second="late in its second run", failing="late", last="")
+    found = await run_together(first="", failing="late", last="")
     assert found == [*rolled_back, *separate, *undone, "COMMIT"]
-    assert runs == {"first": 2, "second": 2, "failing": 1, "last": 1}
+    assert runs == {"first": 2, "failing": 2, "last": 1}
+    found = await run_together(first="", second="late in its second run", failing="late", last="")
+    assert found == [*rolled_back, *separate, *undone, *undone, "COMMIT"]
+    assert runs == {"first": 2, "second": 2, "failing": 2, "last": 1}
 
 
 @SQLITE
@@ -228,6 +230,13 @@ async def test_unit_of_work_9_units_of_a_transaction_share_the_writes_they_have_
         await held
         return await asyncio.gather(*running, return_exceptions=True)
 
+    def sees_jobs_only() -> None:  # of the units before it in the transaction
+        seen.append((JobRow.select().count(), event_log.EventRow.select().count()))
+
+    seen: list[tuple[int, int]] = []
+    await run_together(lambda: (note("x"), enqueue("some.job")), sees_jobs_only)
+    assert seen == [(1, 0)]
+    await database.work(lambda: Note.delete().execute())
     await run_together(lambda: unit("a"), lambda: unit("b", Conflict("no")), lambda: unit("c"))
     assert written == [["a", "c"]]
     written.clear()
@@ -376,6 +385,60 @@ async def test_a_read_that_is_interrupted_as_it_begins_leaves_no_transaction_ope
 
 
 @SQLITE
+async def test_unit_of_work_6_a_unit_that_catches_the_end_of_its_transaction_fails_alone(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)
+    gate = threading.Event()
+
+    def catches() -> None:
+        note("undone")
+        with contextlib.suppress(sqlite3.IntegrityError), savepoint():
+            current().connection.execute("INSERT OR ROLLBACK INTO notes (key, value) VALUES ('undone', 1)")
+
+    held = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
+    await asyncio.sleep(0.05)
+    before = [asyncio.ensure_future(database.work(lambda i=i: note(f"n{i}"))) for i in range(3)]
+    culprit = asyncio.ensure_future(database.work(catches))
+    after = [asyncio.ensure_future(database.work(lambda i=i: note(f"m{i}"))) for i in range(3)]
+    await asyncio.sleep(0.05)
+    gate.set()
+    await asyncio.gather(held, *before, *after)
+    with pytest.raises(RuntimeError, match="ended its transaction"):
+        await culprit
+    assert keys(database) == {f"{name}{i}" for name in "nm" for i in range(3)}
+    assert sorted(event.object_id for event in events(database)) == sorted(keys(database))
+
+
+@SQLITE
+@pytest.mark.parametrize("blocks", [False, True], ids=["raises", "blocks"])
+async def test_unit_of_work_7_shared_writes_that_do_not_end_are_the_fault_of_one_unit(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch, blocks: bool
+) -> None:
+    monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)
+    monkeypatch.setattr(pool, "LOST_AFTER", 0.5)
+    gate = threading.Event()
+
+    def write(items: list[str]) -> None:
+        until = time.monotonic() + 10
+        while blocks and time.monotonic() < until:
+            time.sleep(0.01)
+        raise asyncio.CancelledError
+
+    held = asyncio.ensure_future(database.work(lambda: gate.wait(0.2)))
+    await asyncio.sleep(0.05)
+    innocent = asyncio.ensure_future(database.work(lambda: note("innocent")))
+    culprit = asyncio.ensure_future(database.work(lambda: collect(write, "bad")))
+    gate.set()
+    async with asyncio.timeout(8):
+        await asyncio.gather(held, innocent)
+        with pytest.raises(Unavailable if blocks else asyncio.CancelledError):
+            await culprit
+        await database.work(lambda: note("later"))
+    assert keys(database) == {"innocent", "later"}
+
+
+@SQLITE
 async def test_unit_of_work_6_a_failed_commit_answers_every_member(database: SqliteDatabase) -> None:
     class Full:
         """The writer's connection, on a disk that is full at COMMIT."""
@@ -403,7 +466,7 @@ async def test_unit_of_work_6_a_failed_commit_answers_every_member(database: Sql
     assert keys(database) == {"before", "later"}
 
 
-async def test_unit_of_work_9_audit_rows_and_then_jobs_and_events_are_written_last(database: Database) -> None:
+async def test_unit_of_work_9_audit_jobs_and_events_are_written_last_in_this_order(database: Database) -> None:
     seen: list[str] = []
 
     def unit() -> None:

@@ -16,7 +16,6 @@ from tests.shared_kernels import on_the_loop_of_the_module
 from corral import clock
 from corral.database.unit import Unit
 from corral.events.log import EventRow, write_events
-from corral.jobs.job import write_jobs
 from corral.testing.kit import PASSWORD, Client
 from corral_plugins.triggers.models import Fire, Trigger
 from corral_plugins.triggers.service import event_reader, firing, scheduler
@@ -144,9 +143,9 @@ async def test_a_unit_that_takes_long_leaves_its_other_slots_to_the_next_one(
     finish = Unit.finish
 
     def count(unit: Unit) -> None:
-        rows = [item for write, item in unit.collected if write in (write_events, write_jobs)]
-        units[unit.entry.label] += any(row.get("type") == "trigger.fired" for row in rows)
-        units["recorded"] += any(row.get("name") == "triggers.fire" for row in rows)
+        events = [row for write, row in unit.collected if write is write_events]
+        units[unit.entry.label] += any(row["type"] == "trigger.fired" for row in events)
+        units["recorded"] += any(row["name"] == "triggers.fire" for _, row in unit.jobs)
         finish(unit)
 
     monkeypatch.setattr(Unit, "finish", count)

@@ -155,7 +155,7 @@ def _adapt_and_record(kernel: Kernel, unit: Unit, manifest: Manifest, by: Princi
         )
     )
     unit.finish()
-    write_collected([unit])
+    write_collected(unit.collected)
     return defects
 
 

@@ -172,17 +172,20 @@ class Deduplicator:
     def __init__(self) -> None:
         self._by_key: dict[Hashable, RepeatedEntry] = {}
 
-    def count_if_repeated(self, entry: AuditEntry, by: UnitContext) -> bool:
-        """Count the entry if it is a repetition. Return whether it is a repetition.
+    def is_repetition(self, entry: AuditEntry, by: UnitContext) -> bool:
+        """Return whether the entry is a repetition.
 
         An entry is a repetition if an identical entry was written less than a minute ago, or if the number of earlier
         repetitions has not been written yet.
         """
         repeated = self._by_key.get(_deduplication_key(entry, by))
-        if repeated is None or (repeated.is_over and not repeated.count):
-            return False
-        repeated.count += 1
-        return True
+        return repeated is not None and (not repeated.is_over or repeated.count > 0)
+
+    def count(self, entry: AuditEntry, by: UnitContext) -> None:
+        """Count a repetition. Runs on the event loop, where its counting period may have ended in the meantime."""
+        self.start_counting(entry, by)
+        if (repeated := self._by_key.get(_deduplication_key(entry, by))) is not None:
+            repeated.count += 1
 
     def start_counting(self, entry: AuditEntry, by: UnitContext) -> None:
         """Start counting repetitions of a committed entry. Runs on the event loop."""
@@ -281,11 +284,12 @@ class AuditLog:
         """
         unit = current()
         repeats = entry.outcome == "denied" or entry.action in DEDUPLICATED
-        if repeats and self._deduplicator.count_if_repeated(entry, unit.entry):
+        by = unit.entry
+        if repeats and self._deduplicator.is_repetition(entry, by):
+            after_commit(lambda: self._deduplicator.count(entry, by))
             return
         self._buffer_entry(unit, entry)
         if repeats:
-            by = unit.entry
             after_commit(lambda: self._deduplicator.start_counting(entry, by))
 
     def record_request(self, route: Route, path: str, status: int, code: str | None) -> None:
