@@ -77,7 +77,7 @@ def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
         "status": found["status"],
         "reason": found["status_reason"],
         "model": _model(found),
-        "system prompt of the agent": found["system_prompt"],
+        "system prompt": found["system_prompt"],
         "tools": found["enabled_tools"],
         "role": found["role"],
         "review of results": _reviewer_text(client, found["review_policy"]),
