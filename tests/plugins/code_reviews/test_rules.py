@@ -581,3 +581,21 @@ async def test_reminders_are_sent_once_a_day(desk: Desk) -> None:
     clock.travel(86_401)
     await desk.act(review["id"], "approve", by=await desk.kit.as_user("member"))
     assert await reminders() == 1
+
+
+async def test_a_newer_review_of_the_task_keeps_the_required_reviewers_who_asked_for_changes(desk: Desk) -> None:
+    task_id, review_id = await desk.waiting()
+    required = {"user_id": desk.other.user["id"], "required": True}
+    idle = {"user_id": desk.admin.user["id"], "required": True}
+    path = f"/code-reviews/{review_id}"
+    assert (await desk.member.patch(path, {"reviewers": [required, idle]})).status == 200
+    assert (await desk.act(review_id, "request-changes")).status == 200
+    lease = await desk.worker.run()
+    agent = Client(desk.kit.application.app, lease.claim["agent_token"])
+    for reviewers in ([], [{**required, "required": False}]):
+        newer = await desk.opened(agent, task_id=task_id, patch=patch_of("3"), reviewers=reviewers)
+        assert [(each["user_id"], each["required"], each["state"]) for each in newer["reviewers"]] == [
+            (desk.other.user["id"], True, "rejected")
+        ]
+        assert (await desk.act(newer["id"], "approve", by=desk.member)).code == "invalid_state"
+    assert (await desk.act(newer["id"], "approve")).status == 200

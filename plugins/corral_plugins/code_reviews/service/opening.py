@@ -100,8 +100,10 @@ class CodeReviewsService:
         )
         self.check_reviewers(new.reviewers, agent_id)
         causes, patch = self.causes_of(by.task_id), self._with_taint(patch, by)
-        self._insert(row, patch, causes, by=by.agent_id or by.user_id)
+        older = self._insert(row, patch, causes, by=by.agent_id or by.user_id)
         replace_reviewers(row.id, new.reviewers)
+        if not by.may(MANAGE):
+            keep_objections(row.id, [each.id for each in older])
         self._review_tasks.ask(row, patch.data, causes=causes)
         return row
 
@@ -206,8 +208,8 @@ class CodeReviewsService:
         self._insert(row, diff.patch, causes, by=diff.agent_id)
         return row
 
-    def _insert(self, row: Review, patch: PreparedPatch, causes: tuple[str, ...], *, by: str | None) -> None:
-        """Insert a review with its first revision. Older reviews of the same task are superseded."""
+    def _insert(self, row: Review, patch: PreparedPatch, causes: tuple[str, ...], *, by: str | None) -> list[Review]:
+        """Insert a review with its first revision. Supersede the older reviews of the same task, and return them."""
         now = clock.now()
         row.id, row.patch_sha256, row.stats = new_id(), patch.sha256, patch.parsed.stats
         row.is_tainted = patch.tainted
@@ -223,6 +225,7 @@ class CodeReviewsService:
             rows.publish(CodeReviewSuperseded, each, by, causes)
         rows.publish(CodeReviewCreated, row, by, causes)
         _report_credentials(row, patch)
+        return older
 
     # -- revisions
 
@@ -383,6 +386,22 @@ def replace_reviewers(review_id: str, reviewers: list[NewReviewer]) -> None:
     ]
     if made:
         Reviewer.insert_many(made).execute()
+
+
+def keep_objections(review_id: str, older_ids: list[str]) -> None:
+    """Make the required reviewers who sent an older diff back required reviewers of the review that supersedes it.
+
+    Without this function, opening another review of the same task would overrule these reviewers.
+    """
+    older = [each for reviewers in rows.reviewers_of(older_ids).values() for each in reviewers]
+    objections = {each.reviewer_id for each in older if each.required and each.state == "rejected"}
+    present = {each.reviewer_id for each in rows.reviewers_of([review_id])[review_id]}
+    kept: dict[str, Any] = {"required": True, "state": "rejected"}
+    named = (Reviewer.review_id == review_id) & Reviewer.reviewer_id.in_(sorted(objections & present))
+    Reviewer.update(kept).where(named).execute()
+    for position, reviewer_id in enumerate(sorted(objections - present), len(present)):
+        new = {"review_id": review_id, "reviewer_id": reviewer_id, "kind": "user", "position": position}
+        Reviewer.insert(new | kept).execute()
 
 
 def _insert_revision(row: Review, patch: PreparedPatch, *, note: str, by: str | None) -> None:
