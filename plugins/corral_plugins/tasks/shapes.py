@@ -216,7 +216,8 @@ class Condition(msgspec.Struct, kw_only=True):
 class Explanation(msgspec.Struct, kw_only=True):
     """The reasons why a task is or is not running, or how it ended.
 
-    `warnings` lists the agent's tools that a worker of the task lacks, and warns if the cost limit allows no call.
+    `warnings` names the agent's tools that are missing on a worker that may run the task, and warns if the cost limit
+    allows no call.
     """
 
     status: str

@@ -32,7 +32,7 @@ class UsageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The usage and cost of one call outside the gateway.
 
     `usage_key` is unique across the installation. An item whose key has already been recorded is ignored.
-    `input_tokens` exclude cached tokens. If `cost_usd` is omitted, the cost is computed from the price tables.
+    `input_tokens` excludes cached tokens. If `cost_usd` is omitted, the cost is computed from the price tables.
     """
 
     usage_key: Annotated[str, line(200)]

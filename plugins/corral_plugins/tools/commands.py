@@ -30,7 +30,7 @@ def tools_command_group() -> None:
 @click.option("--source", help="list only tools from this source, such as plugin:tasks, mcp:docs or worker")
 @client_command
 def list_tools(client: ApiClient, *, risk: tuple[str, ...], source: str | None, as_json: bool) -> None:
-    """List tools by name."""
+    """List tools, sorted by name."""
     query: dict[str, Any] = {"risk": list(risk), **({"source": source} if source else {})}
     print_table(
         list(client.pages(TOOLS, **query)),
@@ -73,7 +73,7 @@ def mcp_command_group() -> None:
 @mcp_command_group.command("list")
 @client_command
 def list_mcp_servers(client: ApiClient, *, as_json: bool) -> None:
-    """List MCP servers by name."""
+    """List MCP servers, sorted by name."""
     print_table(
         list(client.pages(SERVERS)),
         ("name", "status", "tools", "url", "last_error"),

@@ -33,9 +33,9 @@ class ToolCallRow(Model):
     `arguments` contains the redacted arguments. `arguments_sha256` is the hash of the original arguments. `alive_until`
     is the time after which a running or permitted call is considered abandoned, or null while the call waits for a
     person. `executions` is the number of the current execution, and prevents a process that ran an earlier execution
-    from changing the row. The status of a call that needs an approval is `pending_approval` until people have decided
-    and the tool runs; `approved_at` is the time when people approved the call. `held_arguments` is the encrypted JSON
-    of the original arguments, if they differ from the redacted arguments.
+    from changing the row. The status of a call that needs an approval is `pending_approval` until the call is
+    rejected or expires, or until it is approved and the tool starts; `approved_at` is the time when people approved the
+    call. `held_arguments` is the encrypted JSON of the original arguments, if they differ from the redacted arguments.
     """
 
     id = IdField(primary_key=True)

@@ -49,7 +49,7 @@ lease = Routes("/tasks", tag="Worker")
 
 @registry.get("/", needs=READ, raises=("unknown_reference",))
 def list_tools(query: ToolQuery, listing: ToolListing, caller: Principal) -> Page[ToolView]:
-    """List tools by name. With `agent_id`, the response contains the policy of each tool for that agent."""
+    """List tools, sorted by name. With `agent_id`, the response contains the policy of each tool for that agent."""
     return listing.list_tools(query, caller)
 
 
@@ -73,7 +73,7 @@ def check_tool(name: str, body: UncheckedToolCall, calls: ToolCalls, caller: Pri
 
 @mcp.get("/", needs=MANAGE)
 def list_mcp_servers(query: PageQuery, servers: McpServers, caller: Principal) -> Page[McpServerItem]:
-    """List MCP servers by name."""
+    """List MCP servers, sorted by name."""
     return servers.list_servers(query, caller)
 
 

@@ -119,8 +119,9 @@ class ToolCallView(msgspec.Struct, kw_only=True):
     `attempt` is the fencing number of the attempt, which increases with each claim of the task. `permit` allows the
     worker to run the tool for at most `timeout_seconds`; only the worker receives these fields. If the task waits for a
     person while a call is `running`, the result is stored when the task continues. The status of a call that needs an
-    approval is `pending_approval` until people have decided. If an approver changed the arguments, the worker must run
-    the tool with `approved_arguments` instead of its own arguments.
+    approval is `pending_approval` until the call is rejected or expires, or until it is approved and the tool starts.
+    If an approver changed the arguments, the worker must run the tool with `approved_arguments` instead of its own
+    arguments.
     """
 
     id: str

@@ -125,7 +125,7 @@ class EventTaint(Protocol):
     def is_tainted(self, event: LoggedEvent) -> bool:
         """Return whether the event, its payload or its cause chain names a tainted object.
 
-        The objects are those of the `TaintCheck`s. The answer takes into account the taint that they have now.
+        The contributed `TaintCheck`s determine which objects are currently tainted.
         """
         ...
 

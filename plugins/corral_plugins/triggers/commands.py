@@ -396,7 +396,7 @@ def _warning_lines(trigger: Mapping[str, Any]) -> list[str]:
 
 
 def _test_result_text(trigger: dict[str, Any], found: dict[str, Any]) -> str:
-    """Return a text that says what a trigger would do with a payload, and that the test itself started nothing."""
+    """Return a message that says what a trigger would do with a payload, and that the test itself started nothing."""
     reasons = {
         "filtered": "its filter is false for this payload",
         "skipped_overlap": "the work that it started before is unfinished",
@@ -451,7 +451,7 @@ def _action_fields(
 def _config_changes(
     trigger: dict[str, Any], *, cron: str | None, timezone: str | None, every: int | None, event: str | None
 ) -> dict[str, Any]:
-    """Return the members of a trigger's config that the options change, with their new values."""
+    """Return the fields of a trigger's config that the options change, with their new values."""
     given = {
         "expression": ("cron", "--cron", cron),
         "timezone": ("cron", "--timezone", timezone),
@@ -521,7 +521,7 @@ def _with_kind(
 ) -> dict[str, Any]:
     """Return the body with the type and the config that the options specify.
 
-    Other members of the config in the body are kept.
+    Other config fields in the body are kept.
     """
     given: list[tuple[str, dict[str, Any], bool]] = [
         ("cron", {"expression": cron, **({"timezone": timezone} if timezone else {})}, cron is not None),

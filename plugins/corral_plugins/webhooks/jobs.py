@@ -28,7 +28,7 @@ DELETE_JOB = "webhooks.delete_deliveries"
 
 
 async def reap(database: Database, claims: DeliveryClaims, fan_out: WebhookFanOut) -> None:
-    """Release the deliveries of dead processes, and advance the log position past events that have no subscribers."""
+    """Release deliveries claimed by dead processes, and advance the log position past events without subscribers."""
     entry = UnitContext(label="job webhooks.reap", actor=SYSTEM)
     if await database.read(claims.has_expired, entry):
         await database.work(claims.release_expired, entry=entry)

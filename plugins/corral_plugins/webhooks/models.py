@@ -60,7 +60,7 @@ Webhook.add_index(
 
 
 class Subscription(Model):
-    """The name of an event that a webhook follows, or a pattern such as `task.*` or `*`."""
+    """The name of an event that a webhook subscribes to, or a pattern such as `task.*` or `*`."""
 
     webhook_id = IdField()
     pattern = peewee.CharField(max_length=100)

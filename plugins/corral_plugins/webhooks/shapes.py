@@ -183,7 +183,7 @@ class DeliveryView(msgspec.Struct, kw_only=True):
 
 
 class DeliveryDetails(DeliveryView, kw_only=True):
-    """A delivery, with its payload and its most recent attempts, at most 20."""
+    """A delivery, with its payload and at most its 20 most recent attempts."""
 
     payload: dict[str, Any]
     attempts: list[DeliveryAttemptView]

@@ -1,4 +1,4 @@
-"""Background jobs of workflows."""
+"""Background jobs of the `workflows` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of workflows, their versions, their runs and the steps of these runs."""
+"""The database tables for workflows, their versions, their runs and the steps of these runs."""
 
 from __future__ import annotations
 
@@ -125,9 +125,9 @@ class StepRun(Model):
     """A step of a run, or of an iteration of a loop.
 
     `key` identifies the step within the run: its name, followed by the index in each enclosing loop. `report` is the
-    result of the step as reported by its executor, an event or a person; the next advance of the run applies the
-    report. `lease` is the token of the process that executes the step. `waits_for` is the object whose events end the
-    step.
+    result of the step as reported by its executor, an event or a person; the engine applies it when it next
+    advances the run. `lease` is the token of the process that executes the step. `waits_for` is the object whose events
+    end the step.
     """
 
     visibility = SHARED

@@ -244,8 +244,8 @@ class PlannedStep(msgspec.Struct, kw_only=True):
 class Validation(msgspec.Struct, kw_only=True):
     """The result of validating a workflow.
 
-    `warnings` lists agents, tools and secrets that do not exist now, tools that no agent may use for the step that
-    needs them, agent steps without instructions, and the absence of steps.
+    `warnings` names agents, tools and secrets that do not currently exist, tools that no agent may use for the step
+    that needs them, and agent steps without instructions. It also says if there are no steps.
     """
 
     valid: bool

@@ -308,7 +308,7 @@ class TaskExplanations:
     def _worker_conditions(
         self, row: TaskRow, agent: AgentFacts | None, candidates: Sequence[AgentFacts], fleet: Sequence[WorkerFacts]
     ) -> list[Condition]:
-        """Return the conditions that concern workers, up to the first condition that no worker meets.
+        """Return the conditions that concern workers, up to and including the first condition that no worker meets.
 
         The conditions are checked in this order: approved, online, selector, tools, capacity.
         """

@@ -18,7 +18,7 @@ from corral_plugins.tasks.shapes import TaskQuery
 PLAIN = hashlib.sha256(b"{}").hexdigest()[:16]
 """The fingerprint of a query without filters."""
 FEW = 8_000
-"""The maximum number of matching tasks that are found with the index of a filter and then sorted.
+"""The maximum number of matching tasks that are found with the index for a filter and then sorted.
 
 If more tasks match, some of them are near the beginning of every list, so a page is found by reading the list in order.
 """

@@ -229,7 +229,7 @@ class TaskLeases:
         return self._end_leases(Attempt.agent_id == agent_id, reason, end)
 
     def after_restore(self, by: Principal) -> None:
-        """End all leases without consuming an attempt, because the original installation continues the runs.
+        """After a restore, end all leases without consuming an attempt: the original installation continues the runs.
 
         The search index is rebuilt because backups do not contain it.
         """

@@ -89,7 +89,7 @@ def fetch_tuples(query: Any) -> list[tuple[Any, ...]]:
 def lock_tasks(condition: Any, limit: int) -> list[TaskRow]:
     """Lock and return at most `limit` tasks that match a condition.
 
-    The query is not compiled, so use this function only for rare queries.
+    The query is not compiled, so use this function only for queries that run rarely.
     """
     query = Task.select(*TASK_COLUMNS).where(condition).limit(limit)
     return [TaskRow(*values) for values in Statement(lambda p: locked(query).tuples()).rows({})]

@@ -60,7 +60,7 @@ STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
 
 BUDGET_EXCEEDED = "budget_exceeded"  # the reason with which workers release a task whose call a budget refused
 BUDGET_DELAY_SECONDS = 5
-"""The delay before a task can be claimed again after a budget refused one of its calls.
+"""The delay before a task can be claimed again after one of its calls was refused because of a budget.
 
 Without the delay, the task could be claimed and released in a busy loop, because a claim reserves only an estimate.
 """
@@ -482,7 +482,7 @@ class TaskRuns:
         return _run_of_rows(row, attempt)
 
     def record_shortage(self, task_id: str, lease_id: str, *, scope: str, needed_micro: int, left_micro: int) -> None:
-        """Record that a budget refused a model call of the run. Implements `Tasks.record_shortage`."""
+        """Record that a model call by the run was refused because of a budget. Implements `Tasks.record_shortage`."""
         found = self._lock_live_lease(task_id, lease_id)
         agent = None if found is None else self._transitions.agents.find(found[1].agent_id)
         if found is not None and agent is not None:

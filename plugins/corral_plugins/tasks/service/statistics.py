@@ -94,13 +94,13 @@ def _write_counters(items: Sequence[tuple[str, int]]) -> None:
 
 
 def _write_hour(items: Sequence[tuple[str, int]]) -> None:
-    """Add to the statistics of the current hour."""
+    """Add the given amounts to the statistics for the current hour."""
     shard = counter_shard(SHARDS)
     _HOUR.run({"hour": clock.now()[:13], "shard": shard, **dict.fromkeys(HOUR_FIELDS, 0), **_sums(items)})
 
 
 def count_transition(previous: str | None, status: str | None, priority: int, created_by: str | None) -> None:
-    """Count a change of a task's status.
+    """Update the counters for a change of a task's status.
 
     `previous` is None for a new task, and `status` is None for a deleted task.
     """
@@ -115,7 +115,7 @@ def count_transition(previous: str | None, status: str | None, priority: int, cr
 
 
 def count_priority_change(status: str, before: int, after: int) -> None:
-    """Count a change of a task's priority by its owner."""
+    """Update the counters after the owner of a task has changed its priority."""
     collect(_write_counters, (f"status:{status}:{before}", -1))
     collect(_write_counters, (f"status:{status}:{after}", 1))
 
@@ -137,7 +137,7 @@ def count_started_attempt(queue_ms: int) -> None:
 
 
 def status_counts() -> Counter[tuple[str, int]]:
-    """Return the committed numbers of tasks by status and priority."""
+    """Return the number of tasks, keyed by status and priority. Uncommitted changes are not counted."""
     counts: Counter[tuple[str, int]] = Counter()
     for name, n in _STATUS_COUNTS.rows({}):
         _, status, priority = name.split(":")
@@ -156,7 +156,7 @@ def count_open_tasks(user_id: str) -> int:
 
 
 def start_of_last_day() -> str:
-    """Return the hour 24 hours ago in the format `YYYY-MM-DDTHH`."""
+    """Return the hour that contains the time 24 hours ago, in the format `YYYY-MM-DDTHH`."""
     return clock.now(-HOURS * 3600)[:13]
 
 

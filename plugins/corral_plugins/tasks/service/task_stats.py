@@ -40,7 +40,7 @@ _WAITING = Statement(
 def _count_since(column: peewee.Field) -> Statement:
     """Return a statement that counts the tasks with a given value in the column.
 
-    The statement counts only tasks created since a given time, and reads only the index of the column.
+    The statement counts only tasks created since a given time, and reads only the index on the column.
     """
     count = Task.select(peewee.fn.COUNT(peewee.SQL("*")))
     return Statement(lambda p: count.where((column == p("value")) & (Task.created_at >= p("since"))).tuples())
@@ -142,7 +142,7 @@ def _sampled_sums(where: list[Any], *, is_few: bool) -> Counter[str]:
 
     The sums are computed from each task's last start and its end. The tasks are a sample: the tasks that ended most
     recently, and tasks that have started but not ended. If few tasks match, the database engine does not use the index
-    of `finished_at`, because it would have to read all ended tasks to find the matching ones.
+    on `finished_at`, because it would have to read all ended tasks to find the matching ones.
     """
     began = statistics.start_of_last_day()
     columns = (Task.status, Task.queued_at, Task.started_at, Task.finished_at)

@@ -229,7 +229,7 @@ class TaskTimers:
         return len(found)
 
     def _due_to_rise(self, *, limit: int) -> list[tuple[str, int, str]]:
-        """Return at most `limit` tasks whose rank must be raised, as tuples of id, priority and time of queueing."""
+        """Return at most `limit` tasks whose rank must be raised, as tuples `(id, priority, queued_at)`."""
         aging = self._settings.get(declared.AGING_SECONDS)
         found: list[tuple[str, int, str]] = []
         for priority, rank in RISING if aging else ():

@@ -192,7 +192,8 @@ def requeue_waiting(row: TaskRow, given: str) -> None:
 def queue_columns(*, key: str, priority: int, queue_timeout: int | None, available_at: str, now: str) -> dict[str, Any]:
     """Return the queue columns of a pending task.
 
-    If the task is available `now`, it enters its queue immediately. Otherwise, it enters the queue at `available_at`.
+    If the task is available at the time `now`, it enters its queue immediately. Otherwise, it enters the queue at
+    `available_at`.
     """
     since = max(now, available_at)
     return {

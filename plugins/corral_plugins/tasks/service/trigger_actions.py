@@ -1,4 +1,4 @@
-"""The action `create_task`, which lets triggers create tasks, and the check which tasks in events are tainted."""
+"""The action `create_task`, which lets triggers create tasks, and the check for tainted tasks that events name."""
 
 from __future__ import annotations
 

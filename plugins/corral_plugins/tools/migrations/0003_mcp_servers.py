@@ -1,4 +1,4 @@
-"""Creates the tables of MCP servers and their tools."""
+"""Creates the tables for MCP servers and their tools."""
 
 from __future__ import annotations
 

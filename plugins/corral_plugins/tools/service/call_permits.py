@@ -152,5 +152,5 @@ class ToolPermits:
 
 
 def _signed_data(row: ToolCallRow) -> bytes:
-    """Return the data that a permit signs: the call, the lease, the execution number and the arguments' hash."""
+    """Return the data that a permit's signature covers: call, lease, execution number and hash of the arguments."""
     return msgspec.json.encode([row.id, row.lease_id, row.executions, row.arguments_sha256])

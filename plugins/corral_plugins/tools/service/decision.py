@@ -1,6 +1,6 @@
 """Decides whether tool calls are allowed, and collects the facts on which a decision depends.
 
-The decision is a pure function of its context, so checking a call has the same result as making it. The context
+The decision is a pure function of its context, so checking a call leads to the same decision as making it. The context
 describes the agent and the person behind the call, their permissions, and the results of validating the arguments. This
 module only reads rows, in the caller's unit of work. If a check contributed by a plugin raises an exception, the call
 is denied.

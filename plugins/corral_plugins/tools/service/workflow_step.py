@@ -66,7 +66,7 @@ class ToolStep:
 
 
 def check_config(config: Json) -> list[FieldError]:
-    """Return an error for each string in the arguments that contains a secret where secrets are not allowed."""
+    """Return an error for each string in the arguments that refers to a secret where secrets are not allowed."""
     arguments = config.get("arguments")
     is_sender = config.get("tool") in SENDERS
     if not isinstance(arguments, dict):

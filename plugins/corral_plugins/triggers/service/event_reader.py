@@ -1,7 +1,7 @@
 """Reads the event log. Records slots for event triggers, and the events that absence triggers wait for.
 
-A scheduled job reads the log once a second, and reads only events that at least one trigger follows. An event
-subscriber would instead run for every event in the installation, even if no trigger follows the event.
+A scheduled job reads the log once a second, and reads only events that at least one trigger listens for. An event
+subscriber would instead run for every event in the installation, even if no trigger listens for the event.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ READ_AT_ONCE = 100
 FIRES_AT_ONCE = 200
 """The number of recorded slots after which a unit of work ends.
 
-The limit keeps units of work short if many triggers follow an event.
+The limit keeps units of work short if many triggers listen for the same event.
 """
 ENTRY = UnitContext(label="job triggers.consume", actor=SYSTEM)
 MAX_EXPECTATIONS = 10_000
@@ -46,8 +46,8 @@ The value is None if the account was deleted or deactivated.
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """The progress of reading the log. `has_more` is true if there may be more events.
 
-    `seq` is the number of an event that has not yet been recorded for all triggers that follow it, or 0. `trigger_id`
-    is the last trigger for which this event has been recorded.
+    `seq` is the number of an event that has not yet been recorded for all triggers that listen for it, or 0.
+    `trigger_id` is the id of the last trigger for which this event has been recorded.
     """
 
     has_more: bool = True
@@ -135,7 +135,7 @@ class TriggerEvents:
         self._slots, self._accounts, self._rights = slots, accounts, rights
 
     def handle(self, event: LoggedEvent, owners: Owners, *, after: str) -> tuple[list[Fire], str]:
-        """Record an event for the next triggers that follow it and whose owners may read it, ordered by trigger id.
+        """Record an event for the next triggers that listen for it and whose owners may read it, ordered by id.
 
         `after` is the id of the last trigger for which the event was already recorded. `owners` caches the owners that
         this unit of work has read. Recording an event twice for the same trigger has no effect.
@@ -186,7 +186,7 @@ class TriggerEvents:
 
 
 def followed_events() -> set[str]:
-    """Return the names and patterns of the events that enabled triggers follow."""
+    """Return the names and patterns of the events that enabled triggers listen for."""
     follows = Trigger.event_key.is_null(False)
     found: Any = Trigger.select(Trigger.event_key, Trigger.event_after).where(IS_ENABLED & follows).distinct()
     return {name for pair in found.tuples() for name in pair if name is not None}
@@ -216,7 +216,7 @@ def event_facts(event: LoggedEvent) -> dict[str, Any]:
 
 
 def begin_absence_wait(trigger: Trigger, *, key: str, since: str, payload: Any) -> None:
-    """Start the wait of an absence trigger for a key. Does nothing if the trigger already waits for this key."""
+    """Start the wait of an absence trigger for a key. Does nothing if the trigger is already waiting for this key."""
     if Expectation.select().where(Expectation.trigger_id == trigger.id).count() >= MAX_EXPECTATIONS:
         return
     due = clock.format_instant(clock.parse_instant(since) + trigger.config["within_seconds"])

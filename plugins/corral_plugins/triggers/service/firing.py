@@ -1,7 +1,7 @@
 """Fires pending slots. Filters and templates are evaluated outside units of work, and actions run in units of work.
 
 The effect of an action and its history row are written in one transaction, so after a crash either both or neither
-exist. A slot that is still pending after a crash is fired again by the job that sweeps waiting slots. Slots are fired
+exist. A slot that is still pending after a crash is fired by the job that sweeps waiting slots. Slots are fired
 in batches. If an action in a batch fails, the whole batch is rolled back, and each of its slots is fired separately.
 """
 
@@ -171,7 +171,7 @@ class TriggerFiring:
     # -- in units of work
 
     def _conclude(self, batch: Sequence[PendingFire]) -> tuple[dict[str, str], Sequence[PendingFire]]:
-        """Decide the pending slots in a batch, until the time limit of the unit of work is reached.
+        """Decide the outcomes of the pending slots in a batch, until the time limit of the unit of work is reached.
 
         Return the new status of each decided slot, keyed by slot id, and the slots that were not reached in time. Slots
         that are still pending, or that another process has decided, have no status.
@@ -350,7 +350,7 @@ def filters_of(trigger: Trigger) -> list[str]:
 def check_threshold_and_debounce(trigger: Trigger, row: Fire) -> None:
     """Check the threshold and the debounce time of an event trigger. Raise `Postponed` if the slot must wait.
 
-    The slot is tainted if one of the slots is tainted instead of which it fires.
+    If the slot replaces earlier slots and one of these is tainted, the slot becomes tainted too.
     """
     mine: Any = (Fire.trigger_id == trigger.id) & PENDING & (Fire.id != row.id)
     threshold = trigger.config.get("threshold") if trigger.type == "event" else None

@@ -128,7 +128,7 @@ class TriggerTypeRegistry:
 
 
 def event_names(type: str, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Return the event that a trigger follows or expects, and the event that starts the wait of an absence trigger."""
+    """Return the event that a trigger listens for or expects, and the event that starts an absence trigger's wait."""
     if type == "event":
         return config["event"], None
     return (config["expect"], config.get("after")) if type == "absence" else (None, None)

@@ -27,14 +27,14 @@ STATUSES = (
 
 
 class TriggerMetrics:
-    """Counts decided slots, and measures how late they fired."""
+    """Counts slots by their final status, and measures how late they fired."""
 
     def __init__(self) -> None:
         self._decided: Counter[tuple[str, str]] = Counter()
         self._lag = Histogram(LONG_SECONDS)
 
     def observe(self, type: str, status: str, lag_seconds: float) -> None:
-        """Record a decided slot. Call this method after the unit of work that decided the slot has committed."""
+        """Record the final status of a slot. Call this method after the unit of work that set it has committed."""
         self._decided[type, status] += 1
         if status == "fired":
             self._lag.observe(max(0.0, lag_seconds))

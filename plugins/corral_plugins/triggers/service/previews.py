@@ -107,7 +107,7 @@ class TriggerPreviews:
     def _read(
         self, trigger: Trigger, after: int, names: list[str]
     ) -> tuple[Sequence[LoggedEvent], Sequence[LoggedEvent]]:
-        """Return the next events with these names, and the subset that the trigger would follow."""
+        """Return the next events with these names, and the subset that could fire the trigger."""
         owners: Owners = {}
         events = event_log.select([EventRow.seq > after, EventRow.type.in_(names)], READ_AT_ONCE)
         return events, [event for event in events if self._is_followed(trigger, event, owners)]

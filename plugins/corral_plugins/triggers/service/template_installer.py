@@ -40,7 +40,7 @@ COPIED = (
 class TriggerTemplateInstaller:
     """Installs marketplace templates of the kind `trigger`.
 
-    The services that the installer uses are set after the boot.
+    The services that the installer uses are set after the kernel has booted.
     """
 
     management: TriggerManagement | None

@@ -129,7 +129,7 @@ class DeliveryClaims:
         return bool(Delivery.select().where(Delivery.lease_until <= clock.now()).limit(1).exists())
 
     def release_expired(self) -> int:
-        """Release the deliveries of processes that ended without recording a result.
+        """Release the deliveries claimed by processes that ended without recording a result.
 
         Return the number of released deliveries. If the attempt was a probe, the delivery keeps the time of its next
         regular attempt, and the probe is still due.

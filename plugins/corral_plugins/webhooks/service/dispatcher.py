@@ -33,7 +33,7 @@ ENTRY = UnitContext(label="webhooks.dispatch", actor=SYSTEM)
 
 
 class _DueWork(NamedTuple):
-    """A summary of due work: the followed events, whether there are new events, and the time of the next attempt."""
+    """A summary of due work: the events to look for, whether there are new ones, and the time of the next attempt."""
 
     patterns: frozenset[str]
     has_events: bool

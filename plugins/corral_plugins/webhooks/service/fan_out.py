@@ -1,4 +1,4 @@
-"""Reads the event log, and creates a delivery for each webhook that follows an event and whose owner may read it.
+"""Reads the event log, and creates a delivery of each event to each subscribed webhook whose owner may read it.
 
 The position in the log is the cursor of a durable consumer, so unread events are kept. The position is advanced in the
 transaction that inserts the deliveries. If several processes read the same events, only one of them can advance the
@@ -203,7 +203,7 @@ def _is_following() -> Any:
 
 
 def _followers(patterns: Collection[str]) -> dict[str, list[_Follower]]:
-    """Return the webhooks that follow each of the patterns, keyed by pattern."""
+    """Return the webhooks that subscribe to each of the patterns, keyed by pattern."""
     columns = (Webhook.id, Webhook.user_id, Webhook.filter, Webhook.since_seq, Webhook.is_active, Subscription.pattern)
     joined = Webhook.select(*columns).join(Subscription, on=Webhook.id == Subscription.webhook_id)
     rows: Any = joined.where(Subscription.pattern.in_(patterns) & _is_following()).tuples() if patterns else ()

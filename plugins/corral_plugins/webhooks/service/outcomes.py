@@ -82,7 +82,7 @@ class DeliveryOutcomes:
         return {"status": "retrying", "attempt": attempt, **waits}
 
     def _on_success(self, row: Webhook, result: AttemptResult) -> None:
-        """Record that the webhook no longer fails, and make the oldest deliveries that wait for a retry due now.
+        """Record that the webhook is no longer failing, and reschedule the oldest waiting retries for now.
 
         Each success makes another batch of deliveries due, long before the previous batch has been sent.
         """

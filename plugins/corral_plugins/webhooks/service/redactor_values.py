@@ -1,4 +1,4 @@
-"""Loads all webhook secrets and headers into the redactor of this process, at start and after every change."""
+"""Loads all webhook secrets and headers into the redactor of this process, at startup and after every change."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def _is_temporary(error: ApiError) -> bool:
 
 
 class LiveOutput:
-    """Shows the text of a model's reply while it arrives, in two progress reports per second.
+    """Shows the text of a model's reply while it arrives, in at most two progress reports per second.
 
     Each report contains the last 500 characters of the text, without a last word that may be incomplete. If the
     response to a report says that the lease has ended or that the task is being cancelled, `add_text` and the end of
@@ -237,7 +237,10 @@ class LiveOutput:
 
 
 def _whole_words(text: str) -> str:
-    """Return the text without its last word, unless that is longer than any word, or "" if nothing else is left."""
+    """Return the text without its last word, which may be incomplete, or "" if nothing else is left.
+
+    A last word longer than `LONGEST_WORD` is kept, because it is probably text without spaces.
+    """
     last = (text.split() or [""])[-1]
     whole = text if len(last) > LONGEST_WORD else text.removesuffix(last)
     return whole if whole.strip() else ""

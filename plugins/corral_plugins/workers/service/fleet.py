@@ -163,8 +163,8 @@ class Fleet:
     def queue_health(self) -> tuple[str, str]:
         """Return the result of the health check `queue`: a status and a sentence that explains it.
 
-        If a task waits for more than 60 s although workers have free capacity, it is likely that no worker can claim
-        the task.
+        If a task has been waiting for more than 60 s although workers have free capacity, it is likely that no worker
+        can claim the task.
         """
         queue = self.tasks.queue_statistics() if self.tasks is not None else None
         waiting = queue.oldest_pending_ms if queue is not None else None

@@ -141,7 +141,7 @@ class WorkerSweeps:
     async def sweep_silent_workers(self) -> None:
         """Mark workers that have stopped making calls as `offline`.
 
-        Alert admins if tasks wait while no worker is online.
+        Alert admins if tasks are waiting while no worker is online.
         """
         entry = UnitContext("job workers.sweep")
         if await self._database.read(self._is_sweep_needed, entry):

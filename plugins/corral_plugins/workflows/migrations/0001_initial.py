@@ -1,4 +1,4 @@
-"""Create the tables of workflows, their versions, their runs and the steps of these runs."""
+"""Creates the tables for workflows, their versions, their runs and the steps of these runs."""
 
 from __future__ import annotations
 

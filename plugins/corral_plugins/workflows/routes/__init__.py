@@ -1,1 +1,1 @@
-"""The HTTP routes of workflows and their runs."""
+"""The HTTP routes for workflows and their runs."""

@@ -1,4 +1,4 @@
-"""The HTTP routes of workflow runs."""
+"""The HTTP routes for workflow runs."""
 
 from __future__ import annotations
 

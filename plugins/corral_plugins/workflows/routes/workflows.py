@@ -1,4 +1,4 @@
-"""The HTTP routes of workflows: managing their definitions and starting runs."""
+"""The HTTP routes for managing the definitions of workflows and for starting runs."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def find_version(workflow_id: str, n: int) -> WorkflowVersion:
 
 
 def add_version(row: Workflow, by: Principal) -> None:
-    """Store the definition of a workflow as its version `n`."""
+    """Store the definition of a workflow as a new version, numbered `row.n`."""
     WorkflowVersion.insert(
         id=new_id(),
         workflow_id=row.id,

@@ -286,7 +286,7 @@ class Engine:
         return await planner.run()
 
     def _apply(self, state: RunState, plan: Plan) -> bool:
-        """Write the changes of one advance of a run. Return False if the run has changed since it was read."""
+        """Write the changes that advance a run. Return False if the run has changed since it was read."""
         state.set(queued_at="")
         if not claim_revision(state):
             return False
@@ -447,7 +447,7 @@ def active_runs(workflow_id: str | None, limit: int) -> int:
 def report_of(result: StepResult) -> Json:
     """Return the stored form of a step's result.
 
-    If `is_large` is set in the stored form, the next advance stores the output as a file.
+    If `is_large` is set in the stored form, the output is stored as a file when the run is next advanced.
     """
     report: Json = {"status": result.status, "cost_micro": round(result.cost_usd * 1e6), "error": result.error}
     report |= {"retryable": result.retryable, "reason": result.reason and result.reason[:500], "goto": result.goto}

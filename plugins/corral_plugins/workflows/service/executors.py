@@ -1,4 +1,4 @@
-"""Executes the steps whose work is done in this process: calls of models, HTTP services and tools.
+"""Executes the steps whose work is done in this process: calls to models, HTTP services and tools.
 
 A step is executed under a lease, which this process renews. If the process dies, another process takes over the step
 when the lease has expired, and executes it again with the same idempotency key. Only the holder of the lease can report
@@ -119,12 +119,12 @@ class StepExecutors:
             await self._work(ended.execute, entry=ENTRY)
 
     async def take_over(self) -> None:
-        """Execute the steps of processes that have died."""
+        """Execute the steps that dead processes were executing."""
         if not self._is_stopping and await self._database.read(_abandoned().exists, ENTRY):
             await self._work(self._claim_abandoned, entry=ENTRY)
 
     def _advance(self, run_id: str) -> None:
-        """Schedule an advance of a run. If the advance fails, the sweep later queues a job that advances the run."""
+        """Advance a run in an asyncio task. If this fails, the sweep later queues a job that advances the run."""
         task = asyncio.get_running_loop().create_task(self._engine.advance(run_id), name=f"advance {run_id}")
         self._advances.add(task)
         task.add_done_callback(self._advanced)

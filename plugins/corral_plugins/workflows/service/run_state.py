@@ -60,7 +60,7 @@ class StepRow(msgspec.Struct, kw_only=True):
     changes: Json = {}
 
     def set(self, **changes: Any) -> None:
-        """Change columns. The changes are written to the database when the whole advance has been computed."""
+        """Change columns. The database is updated once all changes that advance the run have been computed."""
         for name, value in changes.items():
             setattr(self, name, value)
         self.changes = {**self.changes, **changes}

@@ -21,16 +21,16 @@ from corral_plugins.workflows.service.step_types import StepTypes
 Json = dict[str, Any]
 Iteration = tuple[int, ...]
 BATCH = 200
-"""The maximum number of steps that one advance changes, so that its transaction stays short."""
+"""The maximum number of steps that are changed when a run is advanced once, so that the transaction stays short."""
 MAX_STEP_RUNS = 10_000
 """Once a run has this many steps, counting each iteration, its loops start no new iterations.
 
-The limit is necessary because each advance reads all steps of the run.
+The limit is necessary because all steps of the run are read each time the run is advanced.
 """
 
 
 class Plan(msgspec.Struct, kw_only=True):
-    """The actions of the transaction that writes an advance, besides writing the rows.
+    """The actions of the transaction that advances a run, besides writing the rows.
 
     `events` are pairs of an event and a row, and `stored` contains the outputs that were stored as files. `is_partial`
     means that more steps could be advanced immediately.
@@ -46,7 +46,7 @@ class Plan(msgspec.Struct, kw_only=True):
 
 
 class StepChanges:
-    """Changes steps of a run in memory, and collects the plan.
+    """Changes steps of a run in memory, and builds the plan.
 
     `slots` is the number of additional steps that may run.
     """
@@ -66,9 +66,9 @@ class StepChanges:
         return bool(self._graph.config.get("fail_fast"))
 
     def has_room(self) -> bool:
-        """Return whether this advance of the run may change more steps.
+        """Return whether more steps may be changed before the changes are written.
 
-        If not, the run is advanced again immediately.
+        If not, the run is advanced again immediately after the write.
         """
         if self.changed < BATCH:
             return True

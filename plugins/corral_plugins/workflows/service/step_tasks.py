@@ -18,7 +18,7 @@ MIN_SECONDS = 10  # the shortest time limit of a task
 
 
 class TasksOfSteps:
-    """Creates, follows and cancels the tasks of steps."""
+    """Creates and cancels the tasks of steps, and turns the outcomes of these tasks into step results."""
 
     costs: Costs | None
 

@@ -128,7 +128,7 @@ class StepTypes:
         return found[1] if found is not None else None
 
     def all(self) -> Mapping[str, tuple[str, StepType]]:
-        """Return all step types by name, each with the name of the plugin that contributes it."""
+        """Return all step types, keyed by name, each with the name of the plugin that contributes it."""
         found = dict(self._control)
         for plugin, kind in self._contributions.for_hook("corral_workflow_steps"):
             found.setdefault(kind.type, (plugin, kind))

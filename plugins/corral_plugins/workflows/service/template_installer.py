@@ -53,7 +53,7 @@ class WorkflowTemplateInstaller:
         self.definitions.check(stored_steps(new.steps), stored_config(new.config))
 
     def find_existing(self, names: Sequence[str]) -> Mapping[str, str]:
-        """Return the ids of the workflows with these names."""
+        """Return the ids of the workflows with these names, keyed by name."""
         rows = fetch_tuples(Workflow.select(Workflow.name, Workflow.id).where(LIVING & Workflow.name.in_(list(names))))
         return dict(rows)
 

@@ -1,4 +1,4 @@
-"""The action `run_workflow`, which lets a trigger start a run, and the check which runs in events are tainted."""
+"""The action `run_workflow`, which lets a trigger start a run, and the check for tainted runs that events name."""
 
 from __future__ import annotations
 

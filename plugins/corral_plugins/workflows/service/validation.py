@@ -166,7 +166,7 @@ def all_steps(steps: Sequence[Json], pointer: str = "/steps") -> Iterator[tuple[
 
 
 def definition_warnings(steps: Sequence[Json]) -> list[FieldError]:
-    """Return what a valid definition leaves out: all steps, or the instructions of a step for an agent."""
+    """Return warnings about a valid definition that has no steps, or whose agent steps lack instructions."""
     if not steps:
         return [FieldError("/steps", "required", "The workflow has no steps, so it cannot run.")]
     return [

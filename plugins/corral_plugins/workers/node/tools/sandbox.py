@@ -140,7 +140,7 @@ class _CappedOutput:
     def text(self) -> str:
         """Return the output as text. Invalid UTF-8 is replaced.
 
-        The middle of the text is cut out until the text takes at most `OUTPUT_LIMIT` (60 KiB) bytes as JSON.
+        The middle of the text is cut out so that the text takes up at most `OUTPUT_LIMIT` bytes (60 KiB) as JSON.
         """
         head, tail = bytes(self._head), bytes(self._tail)
         omitted = self._omitted
