@@ -121,8 +121,8 @@ def toggle_trigger(
 ) -> TriggerDetails:
     """Enable or disable a trigger.
 
-    When a trigger is enabled, the time at which it is next due is computed from the current time. Missed times are not
-    made up.
+    When a trigger is enabled, the time at which it is next due is computed from the current time. Times that were
+    missed while it was disabled are skipped.
     """
     return triggers.toggle(id, None if body.enabled is UNSET else body.enabled, match, by=caller)
 
@@ -150,7 +150,7 @@ def fire_trigger(id: str, body: FireTrigger, triggers: TriggerManagement, caller
 async def test_trigger(id: str, body: TestTrigger, previews: TriggerPreviews, caller: Principal) -> TriggerTest:
     """Test a trigger without starting anything.
 
-    The response shows what the trigger would do with a payload, which events of the last days would have fired it, or
+    The response shows what the trigger would do with a payload, which recent events would have fired it, or
     the next times at which it fires.
     """
     return await previews.test(id, body, by=caller)

@@ -164,8 +164,8 @@ def delete_workflow(client: ApiClient, *, workflow: str, force: bool, yes: bool,
 def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> None:
     """Check a workflow against the active plugins. The exit code is 1 if the workflow has errors.
 
-    Warnings describe problems that would currently keep a step from running, such as a tool that no agent may use, and
-    agent steps without instructions.
+    Warnings describe agent steps without instructions, and problems that would currently keep a step from running, such
+    as a tool that no agent may use.
     """
     found = client.post(f"/workflows/{_find(client, workflow)['id']}/validate", {})
     lines = [f"{each['pointer']}: {each['detail']}" for each in found["errors"]]

@@ -293,7 +293,7 @@ class TaskExplanations:
         return _provider_unmet(agent, unusable)
 
     def _budget_conditions(self, row: TaskRow, candidates: Sequence[AgentFacts]) -> list[Condition]:
-        """Return the met or unmet conditions for the budgets of the agents that may run the task.
+        """Return the conditions, met or unmet, for the budgets of the agents that may run the task.
 
         The conditions are met if the budgets allow an attempt by at least one of these agents.
         """

@@ -135,7 +135,7 @@ def _last_indexed() -> tuple[str, str]:
 def index_next_tasks() -> bool:
     """Add the next batch of tasks that were created more than 30 s ago to the search index.
 
-    Return whether there may be more tasks to index. If there are none, also merge part of the index.
+    Return whether there may be more tasks to index. If there are none, also merge segments of the index.
     """
     created_at, task_id = _last_indexed()
     after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))

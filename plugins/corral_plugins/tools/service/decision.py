@@ -223,7 +223,7 @@ NO_CONFIG: dict[str, Any] = {"type": "object", "additionalProperties": False}
 class CallSubject(msgspec.Struct, frozen=True, kw_only=True):
     """The subject of a tool call: the agent, the person who requested the task, and the run.
 
-    `worker_id` is the run's worker, or None for any online worker.
+    `worker_id` is the id of the run's worker, or None for any online worker.
     """
 
     agent: AgentFacts | None

@@ -91,7 +91,7 @@ class TriggerTimes:
         return {"next_slot_at": clock.format_instant(slot), "next_fire_at": clock.format_instant(at)}
 
     def columns_from_now(self, row: Trigger) -> dict[str, Any]:
-        """Return the column values for the first slot after the current time. Missed slots are not made up.
+        """Return the column values for the first slot after the current time. Missed slots do not fire.
 
         If no active plugin provides the kind of an enabled trigger, the trigger keeps its next slot until a plugin
         provides the kind again.
