@@ -214,7 +214,7 @@ def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def updated_extra(extra: str, changes: Mapping[str, Any]) -> str:
-    """Return the JSON text of the `extra` column with the changes applied, without fields that have their default value."""
+    """Return the JSON text of the `extra` column with the changes applied and default values left out."""
     fields: dict[str, Any] = msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
     for name, value in changes.items():
         if value == EXTRA_DEFAULTS[name]:

@@ -166,7 +166,7 @@ def all_steps(steps: Sequence[Json], pointer: str = "/steps") -> Iterator[tuple[
 
 
 def definition_warnings(steps: Sequence[Json]) -> list[FieldError]:
-    """Return a warning if a valid definition has no steps, or one for each agent step without instructions."""
+    """Return a warning if a definition has no steps, or else a warning for each agent step without instructions."""
     if not steps:
         return [FieldError("/steps", "required", "The workflow has no steps, so it cannot run.")]
     return [
