@@ -205,7 +205,7 @@ Values = Mapping[tuple[str, ...], float]
 
 
 class TaskMetrics:
-    """Records metrics of ended attempts, expired leases, stalled runs and durations.
+    """Records metrics about ended attempts, expired leases, stalled runs and durations.
 
     Values are recorded when the unit of work commits. If it is rolled back, nothing is recorded.
     """

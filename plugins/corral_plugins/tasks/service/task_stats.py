@@ -1,7 +1,7 @@
 """The values in the response to `GET /tasks/stats`.
 
-Statistics of all tasks come from counters and hourly statistics. Statistics of a subset of the tasks come from indexes
-and samples.
+Statistics for all tasks come from counters and hourly statistics. Statistics for a subset of the tasks come from
+indexes and samples.
 """
 
 from __future__ import annotations
