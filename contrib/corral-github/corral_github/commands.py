@@ -112,7 +112,7 @@ def add_repository(
 def edit_repository(
     client: ApiClient, *, repository: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
-    """Change fields of a repository, for example with -f enabled:=false. Corral then acts with your permissions."""
+    """Change a repository, for example with -f enabled:=false. From then on, Corral acts with your permissions."""
     found = _find(client, repository)
     changed = client.send("PATCH", f"{REPOSITORIES}/{found['id']}", body=read_body(input_path, fields))
     _print(client, changed, as_json=as_json)

@@ -231,7 +231,10 @@ class ModelProcesses:
 
 
 def thread_count() -> int:
-    """Return the number of threads for the model: all cores except one, which is reserved for the server."""
+    """Return the number of threads for the model: one less than the number of available CPUs, but at least 1.
+
+    One CPU is reserved for the server. If the number of available CPUs is unknown, return 1.
+    """
     return max(1, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else 1
 
 

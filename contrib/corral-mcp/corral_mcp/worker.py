@@ -1,4 +1,4 @@
-"""Starts MCP servers as commands, for `corral worker --mcp`. Only workers and their tasks load this module."""
+"""Starts MCP servers by running commands, for `corral worker --mcp`. Only workers and their tasks load this module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from corral_plugins.tools.api import McpResult, McpTool
 
 
 class CommandSession:
-    """A session with an MCP server that was started as a command."""
+    """A session with an MCP server that runs as a child process."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -32,7 +32,7 @@ class CommandSession:
 async def start_command(
     command: str, arguments: Sequence[str], variables: Mapping[str, str]
 ) -> AsyncIterator[CommandSession]:
-    """Start an MCP server as a command, open a session with the server, and stop the server when the context ends.
+    """Run a command that starts an MCP server, open a session with it, and stop the server when the context ends.
 
     The server gets the given environment variables, and a few from this process, such as PATH and HOME.
     """

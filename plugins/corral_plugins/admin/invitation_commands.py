@@ -40,7 +40,7 @@ def revoke_invitation(client: ApiClient, *, invitation: str, as_json: bool) -> N
 
 
 def _find_pending(client: ApiClient, email: str) -> str:
-    """Return the id of the pending invitation of this address. Raise `ApiClientError` if there is none."""
+    """Return the id of the pending invitation for this address. Raise `ApiClientError` if there is none."""
     for item in client.pages("/admin/invitations"):
         if item["status"] == "pending" and item["email"].casefold() == email.strip().casefold():
             return str(item["id"])

@@ -1,4 +1,4 @@
-"""The table of the kill switch. The stored state survives restarts."""
+"""The table for the kill switch. The stored state survives restarts."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Agents: named configurations under which workers run tasks."""
+"""Agents: named configurations with which workers run tasks."""

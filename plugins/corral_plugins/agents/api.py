@@ -80,7 +80,7 @@ class Agents(Protocol):
     def eligible_agents(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
     ) -> list[AgentFacts]:
-        """Return the agents that this worker may serve now.
+        """Return the agents that this worker may run now.
 
         The agents are sorted by their number of leases, fewest first, and then by their idle time, longest first. They
         are `idle` or `busy`, have a free slot, are not bound to another worker, and have a selector that matches the
@@ -156,7 +156,7 @@ class Agents(Protocol):
 
 
 class AttemptStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Statistics about an agent's newest attempts, at most 10,000.
+    """Statistics about at most 10,000 of an agent's newest attempts.
 
     Null means unknown. The success rate and the durations are null if no attempt has ended.
     """

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class AgentsPlugin(Plugin):
-    """Agents: named configurations under which workers run tasks.
+    """Agents: named configurations with which workers run tasks.
 
     People create, start and stop agents, and watch their work. Each change to an agent's configuration creates a
     version. People can compare versions and roll back to an earlier one.

@@ -264,7 +264,7 @@ class AgentStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AgentStats(AttemptStatistics, frozen=True, kw_only=True):
-    """Statistics about an agent's newest attempts in the last `days` days, at most 10,000."""
+    """Statistics about an agent's attempts in the last `days` days, limited to the newest 10,000 attempts."""
 
     days: int
 

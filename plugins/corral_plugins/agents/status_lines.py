@@ -1,4 +1,4 @@
-"""The lines of `corral status` about agents that stopped because their attempts failed or stalled."""
+"""The lines in the output of `corral status` about agents that stopped because their attempts failed or stalled."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Approvals: people review consequential actions before they happen, and approve exactly the content to execute."""
+"""Approvals: people review consequential actions before they happen, and approve the exact content to execute."""

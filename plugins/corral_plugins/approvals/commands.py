@@ -200,7 +200,7 @@ def comment_on_approval(client: ApiClient, *, approval: str, text: str, as_json:
 
 
 def _after_rules(client: ApiClient, made: dict[str, Any]) -> dict[str, Any]:
-    """Return the new approval as it is after `approvals.auto_approve`, whose rules a job applies shortly afterwards."""
+    """Return the new approval after the job that applies the `approvals.auto_approve` rules has had time to run."""
     for _ in range(RULE_POLLS if made["risk"] in RULE_RISKS else 0):
         if made["status"] != "pending":
             break
@@ -260,7 +260,7 @@ def _requester(names: ObjectNames, approval: Any) -> str:
 
 
 def _approvers(names: ObjectNames, approvers: Any) -> str:
-    """Return a text that lists the approvers: each role in the plural, and each user's name."""
+    """Return text that lists the approvers: each role in the plural, and each user's name."""
     users = (f"user {names.user(USERS_PATH, each)}" for each in approvers["users"])
     return ", ".join([*(f"{role}s" for role in approvers["roles"]), *users])
 

@@ -38,7 +38,7 @@ PARTS = (Eligibility, ApprovalOutcomes, ApprovalListing, ApprovalDecisions, Appr
 class ApprovalsPlugin(Plugin):
     """Approvals: people decide before something consequential happens.
 
-    A decision applies only to exactly the content that will be executed. Whatever the outcome, the requester continues
+    A decision applies only to the exact content that will be executed. Whatever the outcome, the requester continues
     at once and receives the reason.
     """
 

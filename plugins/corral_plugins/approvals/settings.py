@@ -84,4 +84,4 @@ AUTO_APPROVE = Setting[list[AutoApproveRule]](
     description="The rules never apply to runs that have read untrusted content.",
 )
 UNCHECKED = (DEFAULT_TTL, REQUIRE_SECOND_PERSON, REQUIRE_MFA_FOR_HIGH, REJECT_COOLDOWN, REMINDER, MAX_OPEN)
-"""The settings besides `AUTO_APPROVE`, to which the plugin adds the check of its conditions."""
+"""All settings except `AUTO_APPROVE`. The plugin adds a check of the conditions to `AUTO_APPROVE`."""

@@ -143,7 +143,8 @@ class ApprovalView(ApprovalItem, kw_only=True):
     """An approval.
 
     `payload` is the requested content, and `edited_payload` is the version that an approver edited. `payload_sha256` is
-    the hash of the content to execute. Text is plain text, in which invisible characters are shown as `<U+200B>`.
+    the hash of the content to execute. All text is plain text, in which invisible characters are replaced by text such
+    as `<U+200B>`.
     """
 
     description: str

@@ -1,4 +1,4 @@
-"""The lines of `corral status` about approvals."""
+"""The lines about approvals in the output of `corral status`."""
 
 from __future__ import annotations
 

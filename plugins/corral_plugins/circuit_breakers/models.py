@@ -1,4 +1,4 @@
-"""The tables of circuit breakers."""
+"""The tables for circuit breakers."""
 
 from __future__ import annotations
 

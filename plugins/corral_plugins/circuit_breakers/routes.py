@@ -1,4 +1,4 @@
-"""The HTTP routes of circuit breakers."""
+"""The HTTP routes for circuit breakers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of circuit breakers: the default configuration, and the retention period of transitions."""
+"""Settings for circuit breakers: the default configuration, and the retention period for transitions."""
 
 from __future__ import annotations
 

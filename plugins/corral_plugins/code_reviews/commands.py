@@ -273,7 +273,7 @@ def resolve_comment(client: ApiClient, *, review: str, comment: str, reopen: boo
 
 
 def _blockers_text(client: ApiClient, review: dict[str, Any]) -> str:
-    """Return a text that lists the open blockers of a review, followed by the command that resolves a blocker."""
+    """Return text that lists the open blockers of a review, followed by the command that resolves a blocker."""
     names, now = ObjectNames(client), client.get(f"/code-reviews/{review['id']}")
     blockers = [each for each in now["comments"] if each["severity"] == "blocker" and not each["resolved"]]
     shown = "\n".join(_comment_text(names, each) for each in blockers)

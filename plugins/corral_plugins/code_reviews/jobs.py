@@ -1,4 +1,4 @@
-"""Background jobs of code reviews."""
+"""Background jobs of the `code_reviews` plugin."""
 
 from __future__ import annotations
 

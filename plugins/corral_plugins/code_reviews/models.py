@@ -1,4 +1,4 @@
-"""The tables of code reviews. Only the service layer of this plugin writes to them."""
+"""The tables for code reviews. Only the service layer of this plugin writes to them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ Review.add_index(Review.index(Review.reminded_at, name="code_reviews_reviews_rem
 
 
 class Revision(Model):
-    """One version of the diff of a review.
+    """One version of a review's diff.
 
     `patch` is stored byte for byte, and `files` is the parsed list of changed files.
     """

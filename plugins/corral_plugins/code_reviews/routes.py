@@ -1,4 +1,4 @@
-"""The HTTP routes of code reviews."""
+"""The HTTP routes for code reviews."""
 
 from __future__ import annotations
 

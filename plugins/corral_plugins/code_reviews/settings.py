@@ -1,4 +1,4 @@
-"""Run-time settings of code reviews."""
+"""Run-time settings of the `code_reviews` plugin."""
 
 from __future__ import annotations
 

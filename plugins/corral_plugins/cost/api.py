@@ -116,7 +116,7 @@ class ChargedCost(PriceQuote, frozen=True, kw_only=True):
 
 
 class BudgetShortage(msgspec.Struct, frozen=True, kw_only=True):
-    """The maximum cost of a refused use, and the amount left in the budget that refused the use, both in micro-USD."""
+    """The maximum cost of a refused use, and the amount left in the budget that did not allow it, both in micro-USD."""
 
     needed: int
     left: int

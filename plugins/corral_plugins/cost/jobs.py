@@ -1,4 +1,4 @@
-"""Background jobs of cost accounting."""
+"""Background jobs of the `cost` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of cost accounting: cost events, rollups, prices, budgets, and names of deleted agents."""
+"""The tables for cost accounting: cost events, rollups, prices, budgets, and names of deleted agents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP routes of cost accounting."""
+"""HTTP routes for cost accounting."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ READ, WRITE = "cost.read", "cost.write"
 
 @routes.get("/summary", needs=READ)
 def get_cost_summary(query: ZoneQuery, reports: CostReports) -> CostSummary:
-    """Return the total cost of today, this week, this month, last month and all time."""
+    """Return the total costs for today, this week, this month, last month and all time."""
     return reports.get_summary(query)
 
 
 @routes.get("/daily", needs=READ)
 def get_daily_cost(query: DailyQuery, reports: CostReports) -> DailyCosts:
-    """Return the cost of each of the last `days` days, oldest first."""
+    """Return the costs for each of the last `days` days, oldest first."""
     return reports.list_by_day(query)
 
 

@@ -1,4 +1,4 @@
-"""Run-time settings of cost accounting."""
+"""Run-time settings of the `cost` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The request and response bodies of cost accounting.
+"""The request and response bodies of the cost routes.
 
 Money is in USD with six decimal places. Null means unknown, never zero.
 """
@@ -79,13 +79,13 @@ class DailyQuery(ZoneQuery, kw_only=True, forbid_unknown_fields=True):
 
 
 class DayCost(CostTotals, kw_only=True):
-    """The costs of one day."""
+    """The costs for one day."""
 
     date: str
 
 
 class DailyCosts(msgspec.Struct, kw_only=True):
-    """The costs of each day, oldest first. Days without costs are included with zero costs."""
+    """The costs for each day, oldest first. Days without costs are included with zero costs."""
 
     items: list[DayCost]
 

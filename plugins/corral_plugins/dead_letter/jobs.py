@@ -51,7 +51,7 @@ async def check_queue(work: Work, maintenance: DeadLetterMaintenance, batches: D
 
 
 def complete_after_state_change(event: LoggedEvent) -> None:
-    """Enqueue a job that adds missing dead letters if the state of this plugin has changed."""
+    """If the state of this plugin has changed, enqueue a job that adds missing dead letters."""
     if event.payload().get("name") == "dead_letter":
         enqueue("dead_letter.complete")
 

@@ -67,8 +67,8 @@ SERVICES = (
 class LlmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Configuration of the LLM gateway.
 
-    `scripts` maps the model names of the provider `scripted` to scripts or to paths of scripts. `providers` maps the
-    name of a provider to its configuration, which includes its `kind`.
+    `scripts` maps the model names of the provider `scripted` to scripts or to the paths of script files. `providers`
+    maps the name of a provider to its configuration, which includes its `kind`.
     """
 
     scripts: dict[str, Any] = {}

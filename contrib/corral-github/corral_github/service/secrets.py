@@ -10,7 +10,7 @@ from corral_plugins.secrets.api import AttachedObject, Secrets
 
 
 class RepositorySecrets:
-    """Reads and attaches secrets of repositories. Every method runs in the caller's unit of work."""
+    """Reads repositories' secrets, and records their use. Every method runs in the caller's unit of work."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
@@ -26,7 +26,7 @@ class RepositorySecrets:
         return self._secrets.valid_values(repository.webhook_secret, attached=_attached(repository.id, "webhook"))
 
     def attach(self, repository: Repository, part: str, *, by: Principal) -> None:
-        """Attach the secret named in the field `token_secret` or `webhook_secret`.
+        """Record that the repository uses the secret named in its field `token_secret` or `webhook_secret`.
 
         `part` is `token` or `webhook`.
         """

@@ -120,8 +120,8 @@ class ThreadWorker:
     async def _bodies_to_send(self, item: WorkItem, post: Post) -> list[Json]:
         """Return the alternative bodies of the post, best first.
 
-        The redactor removes credentials from these bodies, including credentials that Corral learned after the post was
-        queued.
+        The redactor removes credentials from these bodies, including credentials that became known to Corral only after
+        the post was queued.
         """
         if post.kind == "review":
             made = posts.review_forms(post)
@@ -168,5 +168,5 @@ def _record_posted(item: WorkItem, url: str) -> None:
 
 
 def _earlier(instant: str) -> str:
-    """Return a slightly earlier time, because the code host's clock may be slow."""
+    """Return a time slightly before `instant`, because the code host's clock may be slow."""
     return clock.format_instant(clock.parse_instant(instant) - CLOCK_SECONDS)[:19] + "Z"

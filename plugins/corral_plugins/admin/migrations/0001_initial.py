@@ -1,4 +1,4 @@
-"""Create the table of the kill switch."""
+"""Create the table for the kill switch."""
 
 from __future__ import annotations
 

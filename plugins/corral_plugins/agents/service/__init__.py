@@ -1,1 +1,1 @@
-"""The business rules of agents. Only the modules in this package write to the plugin's tables."""
+"""The business rules for agents. Only the modules in this package write to the plugin's tables."""

@@ -84,7 +84,7 @@ def default_config(max_steps: int) -> dict[str, Any]:
 def to_columns(
     fields: AgentFields, config: dict[str, Any], *, enforces_budgets: bool, performs_reviews: bool
 ) -> dict[str, Any]:
-    """Convert the fields that are set to column values.
+    """Return the column values for the fields that are set.
 
     If `fields.config` is set, its absent parts are taken from `config`. Raise `Invalid` if a value breaks a rule that
     the type annotations cannot express, for example the maximum size of the metadata.

@@ -151,7 +151,7 @@ class AgentsService:
     def eligible_agents(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
     ) -> list[AgentFacts]:
-        """Return the agents that this worker may serve now, sorted by number of leases and then by idle time.
+        """Return the agents that this worker may run now, sorted by number of leases and then by idle time.
 
         The agents with the fewest leases come first and, among these, the agents that have been idle the longest.
         """

@@ -94,7 +94,7 @@ def contention_error() -> Unavailable:
 
 
 def add_version(row: Agent, changed: list[str], by: Principal) -> None:
-    """Store the agent's configuration as the version with the number `config_version`."""
+    """Store the agent's configuration as a new version, numbered `row.config_version`."""
     AgentVersion.insert(
         id=new_id(),
         agent_id=row.id,

@@ -101,7 +101,7 @@ def suppress_state_changes(agent_id: str) -> Iterator[None]:
 
 
 def are_state_changes_suppressed(agent_id: str) -> bool:
-    """Return whether a block of `suppress_state_changes` is active for this agent.
+    """Return whether a `suppress_state_changes` block is active for this agent.
 
     If so, ending a single lease must not change the agent's state.
     """

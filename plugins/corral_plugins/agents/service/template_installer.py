@@ -71,7 +71,7 @@ DEFAULTS: Json = {
 class AgentTemplateInstaller:
     """Installs marketplace templates of the kind `agent`.
 
-    The services that the installer uses are set after the boot.
+    The services that the installer uses are set after the kernel has booted.
     """
 
     management: AgentManagement | None

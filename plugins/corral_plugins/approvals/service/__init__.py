@@ -1,1 +1,1 @@
-"""The business rules of approvals."""
+"""The business rules for approvals."""

@@ -88,7 +88,7 @@ class ApprovalListing:
     # -- representations
 
     def view_of(self, row: Approval, by: Principal) -> ApprovalView:
-        """Return the response body of an approval."""
+        """Return the response body for an approval."""
         shared = self._shared_fields(row, by, _OF_VIEW)
         for name in ("description", "payload", "edited_payload", "rubric", "outcome_note"):
             shared[name] = visible_text(shared[name])
@@ -124,7 +124,7 @@ class ApprovalListing:
 
 
 def comment_view(row: CommentRow) -> ApprovalCommentView:
-    """Return the response body of a comment."""
+    """Return the response body for a comment."""
     author = {"type": row.author_type, "id": row.author_id}
     return ApprovalCommentView(
         id=row.id, approval_id=row.approval_id, author=author, body=visible_text(row.body), created_at=row.created_at

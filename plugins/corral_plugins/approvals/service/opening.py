@@ -90,8 +90,8 @@ class ApprovalsService:
     def _check_task(self, task_id: str, by: Principal) -> str | None:
         """Lock the task and return its owner. Raise `Invalid` if the task is hidden from the caller or has ended.
 
-        Because of the lock, a task that ends concurrently either cancels the approval later, or is already seen here as
-        ended.
+        Because of the lock, a task that ends at the same time has either ended before this check, or cancels the new
+        approval when it ends.
         """
         try:
             found = self.tasks is not None and self.tasks.lock(task_id.lower())

@@ -52,9 +52,9 @@ class AutoApproval:
         self._work, self._settings, self._outcomes = work, settings, outcomes
 
     def find_fault(self, rules: list[AutoApproveRule]) -> str | None:
-        """Return the end of a sentence about the first rule whose condition is invalid, or None.
+        """Return the second half of an error message about the first rule whose condition is invalid, or None.
 
-        The change of a setting calls this method in its unit of work. Expressions are only parsed here, not evaluated.
+        Runs in the unit of work that changes the setting. Expressions are only parsed here, not evaluated.
         """
         for rule in rules:
             if rule.when is None or self.expressions is None:

@@ -31,7 +31,7 @@ class ApprovalTimers:
         return list(found.order_by(Approval.expires_at).limit(BATCH_SIZE).tuples())
 
     def expire(self, approval_id: str, task_id: str | None) -> None:
-        """Escalate, approve or expire an overdue approval request, as its `on_timeout` field says.
+        """Escalate, approve or expire an overdue approval request, as specified by its `on_timeout` field.
 
         A request is escalated only once.
         """

@@ -158,7 +158,7 @@ class RepeatedEntry(msgspec.Struct):
         return self.until <= clock.time_s()
 
     def summary_entry(self) -> AuditEntry:
-        """Return a copy of the entry whose details also contain the number of repetitions and the start of counting."""
+        """Return a copy of the entry, with the number of repetitions and the start time of the count in its details."""
         details = {**self.entry.details, "count": self.count, "since": self.since}
         return msgspec.structs.replace(self.entry, details=details)
 
@@ -373,8 +373,8 @@ class AuditLog:
     def _raise_write_error(self, error: Exception) -> None:
         """Raise an error for a row that could not be written.
 
-        A lost connection, a full disk or a busy database keeps its own error. Any other failure becomes
-        `audit_unavailable`.
+        Errors caused by a lost connection, a full disk or a busy database keep their own codes. Any other failure
+        becomes `audit_unavailable`.
         """
         if not transaction_is_open():
             raise error

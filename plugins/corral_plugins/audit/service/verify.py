@@ -211,7 +211,7 @@ class UnreadableFile(ValueError):
 class _CheckpointList(msgspec.Struct):
     """A saved list of checkpoints.
 
-    The list is a response of `GET /admin/audit/checkpoints`, or the output of `corral audit checkpoints`.
+    The list is a response from `GET /admin/audit/checkpoints`, or the output of `corral audit checkpoints`.
     """
 
     items: list[SignedCheckpoint]

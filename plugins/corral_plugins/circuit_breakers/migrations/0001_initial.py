@@ -1,4 +1,4 @@
-"""Create the tables of circuit breakers."""
+"""Create the tables for circuit breakers."""
 
 from __future__ import annotations
 

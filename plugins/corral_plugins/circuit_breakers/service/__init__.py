@@ -1,1 +1,1 @@
-"""The business logic of circuit breakers."""
+"""The business logic for circuit breakers."""

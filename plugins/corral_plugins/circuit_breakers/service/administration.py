@@ -1,4 +1,4 @@
-"""Administration of circuit breakers: listing, configuring, forcing, resetting and deleting them.
+"""Administration of circuit breakers: listing, configuring, forcing open or closed, resetting and deleting.
 
 Every method runs in the caller's unit of work.
 """

@@ -84,7 +84,7 @@ class BreakersService:
         return self._transitions.find_forced(name)
 
     def open_breakers(self) -> dict[str, str]:
-        """Return the circuit breakers that are not closed, mapped to their reasons."""
+        """Return the reason for the current state of each circuit breaker that is not closed, keyed by name."""
         return {name: each.reason for name, each in sorted(self._breakers.items()) if not each.passes}
 
     async def guard(self, name: str, call: Callable[[], Awaitable[T]], *, judge: Judge = judge_outcome) -> T:

@@ -68,7 +68,7 @@ class GuardedNames:
 
 
 class BreakerDefaults:
-    """Completes the configuration of circuit breakers with the settings, without reading the database."""
+    """Completes circuit breaker configurations with defaults from the settings, without reading the database."""
 
     def __init__(self, settings: Settings, names: GuardedNames) -> None:
         self._settings, self._names = settings, names

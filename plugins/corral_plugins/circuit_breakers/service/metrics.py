@@ -1,4 +1,4 @@
-"""Metrics of circuit breakers. The counters are updated only on the event loop."""
+"""Metrics about circuit breakers. The counters are updated only on the event loop."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class BreakerMetrics:
         self._transitions[(self.label(name), to)] += 1
 
     def _read_states(self) -> dict[tuple[str, ...], float]:
-        """Return the highest state number among the circuit breakers of each label."""
+        """Return the highest state number among the circuit breakers with each label."""
         found: dict[tuple[str, ...], float] = {}
         rows: Any = BreakerRow.select(BreakerRow.name, BreakerRow.state).tuples()
         for name, state in rows:

@@ -1,4 +1,4 @@
-"""The state machine of circuit breakers, whose states are stored in the database.
+"""The state machine for circuit breakers, whose states are stored in the database.
 
 Every transition is a single guarded update of a row, which fails if the breaker's generation has changed in the
 meantime. Every method runs in the caller's unit of work. A circuit breaker's row is locked before its permits, so that
@@ -85,7 +85,7 @@ class BreakerTransitions:
         return self.defaults.config_of(row.name, row.config)
 
     def window_of(self, row: BreakerRow, config: BreakerConfig) -> Window:
-        """Return the window of recent calls of a circuit breaker. It is empty if its type or size has changed."""
+        """Return a circuit breaker's window of recent calls. It is empty if the window's type or size has changed."""
         window = new_window(config, row.window if row.window_shape == shape_of(config) else "")
         window.expire(clock.time_s())
         return window

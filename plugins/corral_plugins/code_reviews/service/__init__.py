@@ -1,1 +1,1 @@
-"""The business rules of code reviews."""
+"""The business rules for code reviews."""

@@ -81,7 +81,7 @@ def find_again(patch: Patch, places: Sequence[Place]) -> list[NewPlace]:
 
 
 class _Search:
-    """Searches a patch for the lines of comments. Examines the lines of each file only once, even for many comments."""
+    """Searches a patch for commented lines. The lines of each file are examined only once, even for many comments."""
 
     def __init__(self, patch: Patch, places: Sequence[Place]) -> None:
         self.patch, self.checks_left = patch, MAX_CHECKS

@@ -326,7 +326,7 @@ class _Parser:
 
 
 def _spaces(text: bytes) -> list[int]:
-    """Return the positions of the spaces in a text, those nearest to the middle first.
+    """Return the positions of the spaces in `text`, those nearest to the middle first.
 
     If a header names the same path twice, the space in the middle separates the two.
     """

@@ -1,4 +1,4 @@
-"""Create the tables of the plugin `cost`."""
+"""Create the tables of the `cost` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Create the tables of budgets and reservations."""
+"""Create the tables for budgets and reservations."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Business logic of cost accounting."""
+"""Business logic for cost accounting."""

@@ -1,4 +1,4 @@
-"""The background work of budgets: releases expired reservations, begins periods, resumes agents, checks counters."""
+"""Background work for budgets: releases expired reservations, begins periods, resumes agents, checks counters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CANCEL_BATCH = 20
 
 
 class BudgetMaintenance:
-    """Does the background work of budgets. Every method runs in the caller's unit of work."""
+    """Does the background work for budgets. Every method runs in the caller's unit of work."""
 
     agents: Agents | None
     tasks: Tasks | None

@@ -56,12 +56,12 @@ def day_number(day: date) -> int:
 
 
 def date_of(number: int) -> date:
-    """Return the date of a day number."""
+    """Return the date that corresponds to a day number."""
     return _EPOCH + timedelta(days=number)
 
 
 def parse_zone(name: str) -> ZoneInfo:
-    """Return the time zone with an IANA name. Raise `Invalid` with the pointer `/query/tz` for an unknown name."""
+    """Return the time zone with this IANA name. Raise `Invalid` with the pointer `/query/tz` if the name is unknown."""
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):

@@ -60,13 +60,13 @@ SCOPES = ("global", "agent", "task")
 
 
 class BudgetRefusals:
-    """Counts the paid uses that budgets refused, by the scope of the budget. There is one instance per kernel."""
+    """Counts the paid operations refused because of a budget, by budget scope. There is one instance per kernel."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
     def count(self, scope: str) -> None:
-        """Count a refusal immediately, because the refused unit of work never commits."""
+        """Count a refusal immediately, because the unit of work in which it occurs never commits."""
         self._counts[scope] += 1
 
     def by_scope(self) -> Values:
@@ -75,7 +75,7 @@ class BudgetRefusals:
 
 
 class BudgetMetrics:
-    """The metrics of budgets and reservations."""
+    """Metrics about budgets and reservations."""
 
     def __init__(self, refusals: BudgetRefusals) -> None:
         self._refusals = refusals

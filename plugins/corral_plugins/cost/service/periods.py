@@ -1,4 +1,4 @@
-"""The periods of budgets: calendar months in the time zone of the budget."""
+"""Budget periods, which are calendar months in the budget's time zone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The built-in price table: the table of the package genai-prices, or a newer one fetched by `price_updates`.
 
-Network access is needed only if the setting `cost.update_prices` is on. The package is imported at first use, because
+Network access is needed only if the setting `cost.update_prices` is on. The package is imported on first use, because
 the import takes 0.3 seconds.
 """
 

@@ -1,4 +1,4 @@
-"""Create the tables of dead letters, of retry batches, and of the time until which the queue is complete."""
+"""Create the tables for dead letters, for retry batches, and for the time until which the queue is complete."""
 
 from __future__ import annotations
 

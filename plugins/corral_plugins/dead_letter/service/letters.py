@@ -238,7 +238,7 @@ def close_letters(which: Any, status: str, by: str | None) -> int:
 
 
 def filter_conditions(chosen: LetterFilter) -> list[Any]:
-    """Return the SQL conditions for a filter of dead letters."""
+    """Return the SQL conditions for a dead letter filter."""
     found: list[Any] = []
     for name in ("reason", "error_type"):
         if (value := getattr(chosen, name)) is not None:

@@ -1,4 +1,4 @@
-"""Statistics and metrics of the dead letter queue."""
+"""Statistics and metrics about the dead letter queue."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DeadLetterMetrics:
         return {(reason,): float(count) for reason, count in self._added.items()}
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of all metrics of the dead letter queue."""
+        """Return the definitions of all metrics about the dead letter queue."""
         return [
             Metric(name="corral_dead_letters", help="Number of open dead letters.", collect=_open_letters),
             Metric(

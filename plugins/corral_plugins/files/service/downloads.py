@@ -149,7 +149,7 @@ class Downloads:
         await self._work(lambda: raise_alert(alert, ("files", "store")))
 
     def _missing_text(self) -> tuple[str, str]:
-        """Return two texts: where bytes are missing, and what to do if several machines share the database."""
+        """Return two pieces of text: where bytes are missing, and what to do if several machines share the database."""
         place, remedy = "The object store does not have", ""
         if self._storage.object_store is None:  # the folder may be one that the other machines do not see
             place = "This machine does not have"

@@ -15,7 +15,7 @@ from corral_plugins.files.shapes import UploadFields
 MAX_PARTS, MAX_HEADER_BYTES, MAX_HEADERS = 10, 8 * 1024, 8
 MAX_FIELD_BYTES = 4096
 OTHER_PARTS_BYTES = MAX_PARTS * (MAX_HEADER_BYTES + MAX_FIELD_BYTES)
-"""The maximum number of bytes that the other parts of a body add to the file."""
+"""The maximum number of bytes that a body can contain in addition to the file."""
 _HEADERS_END = b"\r\n\r\n"
 
 

@@ -203,7 +203,7 @@ class FileRegistry:
         return task_id.lower()
 
     def emit_uploaded(self, row: File, cause: tuple[str, ...]) -> None:
-        """Emit the event that a file was stored.
+        """Emit a `FileUploaded` event.
 
         If a run uploaded the file, the event has the cause chain of the run's task.
         """

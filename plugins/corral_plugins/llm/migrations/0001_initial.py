@@ -1,4 +1,4 @@
-"""Create the tables of the plugin `llm`."""
+"""Create the tables of the `llm` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Presets of well-known providers.
+"""Presets for well-known providers.
 
 A preset exists without configuration, so that agents can refer to the provider before an admin configures it.
 """

@@ -54,7 +54,7 @@ class ScriptedUsage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ScriptedTurn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One response of a script.
+    """One response in a script.
 
     In streams, `chunk` is the number of characters per chunk, and the delay is distributed over the chunks.
     """
@@ -75,7 +75,7 @@ class ModelScript(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def load_scripts(table: Mapping[str, Any]) -> dict[str, ModelScript]:
-    """Load scripts from `[plugins.llm.scripts]`, whose values are tables or paths of JSON files.
+    """Load scripts from `[plugins.llm.scripts]`, whose values are tables or paths to JSON files.
 
     Raise `ValueError` with the name of the script if a script is invalid.
     """
@@ -195,7 +195,7 @@ def _script_of_request(script: Any) -> ModelScript:
 
 
 def _completion_of_turn(turn: ScriptedTurn, request: Mapping[str, Any], position: int) -> dict[str, Any]:
-    """Return the chat completion of a turn. A token limit in the request truncates the text."""
+    """Return the chat completion for a turn. A token limit in the request truncates the text."""
     text, finish = turn.text, "tool_calls" if turn.tool_calls else "stop"
     cap = request.get("max_completion_tokens") or request.get("max_tokens")
     if text is not None and cap is not None and estimate_tokens(text) > cap:
