@@ -156,7 +156,7 @@ class Agents(Protocol):
 
 
 class AttemptStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Statistics about at most 10,000 of an agent's newest attempts.
+    """Statistics about an agent's attempts, limited to the newest 10,000 attempts.
 
     Null means unknown. The success rate and the durations are null if no attempt has ended.
     """

@@ -300,7 +300,7 @@ def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
 
 
 def _tool_hint(client: ApiClient, agent: dict[str, Any], tool: str) -> str:
-    """Return the end of the warning about a tool that nobody offers: the most similar tool, and what to do."""
+    """Return the end of the warning about an unavailable tool: the most similar tool, or how to list all tools."""
     listed = read_if_allowed(client, "/tools", limit=200)
     near = difflib.get_close_matches(tool, [each["name"] for each in listed["items"]] if listed else [], 1)
     if not near or near[0] == tool:

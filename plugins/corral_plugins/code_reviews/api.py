@@ -174,7 +174,7 @@ class CodeReviews(Protocol):
     async def prepare(self, patch: str, *, pointer: str, tainted: bool = False) -> PreparedPatch:
         """Check and parse a patch. `pointer` is the JSON pointer to use in errors.
 
-        Raise `TooLarge` if the patch is too large, or `Invalid` with the faulty line if it cannot be parsed.
+        Raise `TooLarge` if the patch is too large, or `Invalid` with the faulty line's number if it cannot be parsed.
         """
         ...
 

@@ -73,7 +73,7 @@ def list_reviews(
 @review_argument
 @client_command
 def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
-    """Show a review, its files, and the comments that refer to no line. Use `diff` to see the changed lines."""
+    """Show a review, its files, and the comments that are not attached to a line. `diff` shows the changed lines."""
     found, names = _find(client, review, decided=True), ObjectNames(client)
     task = f"{names.name('/tasks', found['task_id'], 'title')} ({found['task_id']})" if found["task_id"] else None
     shown = {
@@ -362,7 +362,7 @@ def _place(at: str) -> dict[str, Any]:
 
 
 def _print_diff(names: ObjectNames, text: str, review: dict[str, Any]) -> None:
-    """Print a diff with the comments on its lines. Comments that refer to no line are printed first."""
+    """Print a diff with the comments on its lines. Comments that are not attached to a line come first."""
     at_line: dict[int, list[Any]] = defaultdict(list)
     places = _diff_lines(review["files"], text)
     for comment in review["comments"]:

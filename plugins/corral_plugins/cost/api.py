@@ -1,4 +1,4 @@
-"""The public API of cost accounting: uses of paid services, prices, budgets, the `Costs` service and the events."""
+"""The public API of cost accounting: usage of paid services, prices, budgets, the `Costs` service and the events."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ class BudgetExceeded(Event, kw_only=True):
 
 
 class BudgetChanged(Event, kw_only=True):
-    """The budget was changed, or a new budget period began, so tasks that waited for budget may be claimable again."""
+    """The budget was changed or a new period began, so tasks waiting because of the budget may be claimable again."""
 
     event = "budget.changed"
     visibility = ADMIN

@@ -60,7 +60,7 @@ async def release_expired_reservations(database: Database, upkeep: BudgetMainten
 
 
 async def begin_period(database: Database, upkeep: BudgetMaintenance) -> None:
-    """Create the counters of a new budget period, and resume paused agents whose budget allows costs again."""
+    """Create the counters of a new budget period, and resume paused agents whose budget allows spending again."""
     entry = UnitContext(label="job cost.period", actor=SYSTEM)
     if await database.read(upkeep.lacks_counters, entry):
         for _ in range(MAX_BATCHES):

@@ -111,7 +111,7 @@ class FetchedPriceTable(Model):
 
 
 class Rollup(Model):
-    """The totals of one key, for example of an agent, in one period.
+    """The totals for one key, for example for an agent, in one period.
 
     Totals that change often are spread over several rows (shards), which are added up when they are read. `period` is
     the number of the UTC day or quarter hour since 1970, or of the UTC month, or 0 for all-time totals. `events` counts

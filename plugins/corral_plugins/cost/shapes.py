@@ -332,7 +332,7 @@ class BudgetChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Changes to the budget. Absent fields keep their values.
 
     A `monthly_limit` of null means no limit; a limit of 0 forbids all uses that cost money. The mode `soft` sends
-    alerts but refuses nothing, and `off` ignores the limit. `on_exceeded` determines whether running attempts may still
+    alerts but blocks nothing, and `off` ignores the limit. `on_exceeded` determines whether running attempts may still
     use the money reserved for them, or are cancelled. Months begin and end in `timezone`.
     """
 

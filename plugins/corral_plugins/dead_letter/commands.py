@@ -151,7 +151,7 @@ def show_stats(client: ApiClient, *, as_json: bool) -> None:
 
 
 def _letter_id(client: ApiClient, letter: str) -> str:
-    """Return the id of a dead letter, which the user named by its own id, or by the title or id of its task.
+    """Return the id of the dead letter that `letter` identifies by its own id, or by the title or id of its task.
 
     If a task has several dead letters, return the id of the newest one.
     """

@@ -13,7 +13,7 @@ from corral.database.model import IdField, InstantField, JSONField, Model
 class DeadLetter(Model):
     """A dead letter, which refers to a failed task.
 
-    The letter covers those attempts of its task whose fences (numbers of the claims) are greater than `after_fence` and
+    The letter covers those attempts of its task whose fences (claim numbers) are greater than `after_fence` and
     at most `fence`. `batch_id` is the batch that retried the task. `snapshot` is JSON text.
     """
 

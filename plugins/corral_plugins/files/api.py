@@ -96,7 +96,7 @@ class Files(Protocol):
     def made_for_task(self, task_id: str) -> list[FileFacts]:
         """Return at most 100 files that workers and agents created for a task, oldest first.
 
-        Runs in the caller's unit of work. The caller must have checked that the reader may read the task, and may show
+        Runs in the caller's unit of work. The caller must have checked that the user may read the task, and may show
         only the names and ids of the files.
         """
         ...
@@ -104,7 +104,7 @@ class Files(Protocol):
     async def open(self, file_id: str) -> AsyncIterator[bytes]:
         """Return the bytes of a file in chunks, after checking that they are undamaged.
 
-        The caller must have checked that the reader may read the file. Raise `NotFound` if the file does not exist.
+        The caller must have checked that the user may read the file. Raise `NotFound` if the file does not exist.
         """
         ...
 

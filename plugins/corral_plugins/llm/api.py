@@ -164,7 +164,7 @@ class LLMProvider(Protocol):
     """
 
     def list_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
-        """Return the models of the provider, the default model first. This method must not perform I/O.
+        """Return the models of the provider, with the default model first. This method must not perform I/O.
 
         A kind that defines `fetch_models` returns `connection.models`.
         """

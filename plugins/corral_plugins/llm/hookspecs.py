@@ -22,7 +22,7 @@ def corral_llm_providers() -> Iterable[LLMProvider]:  # type: ignore[empty-body]
 
 @hookspec
 def corral_demo_models(installation: InstallationConfig) -> Iterable[DemoModel]:  # type: ignore[empty-body]  # a specification has no body
-    """Contribute models that `corral demo` can use, the best model first.
+    """Contribute models that `corral demo` can use, with the best model first.
 
     The hook is called without a running kernel.
     """

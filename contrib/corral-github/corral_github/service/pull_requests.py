@@ -188,7 +188,7 @@ class PullRequests:
             self._tasks.cancel(thread.task_id, by=by, reason=reason)
 
     def _refuse(self, item: WorkItem, pull: Pull, reason: str) -> None:
-        """Record that the diff cannot be reviewed, and explain the reason in a comment on the pull request.
+        """Record that the diff cannot be reviewed, and give the reason in a comment on the pull request.
 
         An existing review does not change.
         """

@@ -150,7 +150,7 @@ class AgentTemplateInstaller:
         return {name: value for name, value in values.items() if name == "name" or value != DEFAULTS[name]}
 
     def _model_warnings(self, agent: AgentView) -> list[str]:
-        """Return a warning if the agent has no usable model, or uses the echo model only because none was set."""
+        """Return a warning if the agent has no usable model, or uses the echo model only because no model was set."""
         llm = self._service().llm
         if llm is None:
             return []
@@ -162,7 +162,7 @@ class AgentTemplateInstaller:
         return []
 
     def _limited(self, fields: Json, by: Principal, known: Sequence[str] = ()) -> tuple[Json, list[str]]:
-        """Return an agent's fields without the tools that the caller may not grant, and the removed tools.
+        """Return an agent's fields without the tools that the caller may not grant, and a list of the removed tools.
 
         The tools in `known`, which the agent already has, are kept.
         """

@@ -205,7 +205,7 @@ def _verdict(checker: ChainChecker, span: _Range, *, is_over: bool) -> Verificat
 
 
 class UnreadableFile(ValueError):
-    """Raised if a file is neither an export nor a list of checkpoints. The message gives the file and the reason."""
+    """Raised if a file is neither an export nor a list of checkpoints. The message contains the file and the reason."""
 
 
 class _CheckpointList(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""Administration of circuit breakers: listing, configuring, forcing open or closed, resetting and deleting.
+"""Administers circuit breakers: lists, configures, resets and deletes them, and forces them open or closed.
 
 Every method runs in the caller's unit of work.
 """

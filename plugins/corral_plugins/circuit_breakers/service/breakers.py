@@ -201,7 +201,7 @@ class BreakersService:
         return permit
 
     async def _return_unused_permit(self, breaker: LocalBreaker, asking: asyncio.Task[str | None]) -> None:
-        """Return the permit of a caller that was cancelled while it was waiting for the permit."""
+        """Give back the permit of a caller that was cancelled while it was waiting for the permit."""
         if (permit := await asking) is not None:
             await self._return_permit(breaker, permit, None, None)
 

@@ -133,7 +133,7 @@ class _Search:
 
 
 def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers]:
-    """Map each text to the numbers of the lines that are equal to the text.
+    """Map each of the `texts` to the numbers of the lines with this text.
 
     The numbers are grouped by the text of the preceding line, or by None if the patch does not show the preceding line.
     """

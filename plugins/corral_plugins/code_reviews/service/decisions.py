@@ -33,7 +33,7 @@ from corral_plugins.tasks.api import Tasks
 
 
 class ReviewDecisions:
-    """The actions on reviews. Every method runs in the caller's unit of work."""
+    """The actions that people take on reviews. Every method runs in the caller's unit of work."""
 
     audit: Audit | None
 

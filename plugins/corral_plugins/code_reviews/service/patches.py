@@ -247,7 +247,7 @@ class _Parser:
         return file
 
     def _stripped(self, old: bytes, new: bytes) -> tuple[bytes, bytes]:
-        """Return the paths without the prefixes `a/` and `b/`, if both paths have such prefixes."""
+        """Return the paths without the prefixes `a/` and `b/`, if both paths have these prefixes."""
         has_both = _PREFIXES.match(old) is not None and _PREFIXES.match(new) is not None
         return (old[2:], new[2:]) if has_both and old[:2] != new[:2] else (old, new)
 

@@ -40,7 +40,7 @@ class BudgetConfiguration(msgspec.Struct, frozen=True, kw_only=True):
 class Limit(NamedTuple):
     """A limit on the costs in a period. `key` is the id of the agent, or empty for the installation.
 
-    If `is_hard` is false, exceeding the limit raises alerts but refuses nothing.
+    If `is_hard` is false, exceeding the limit raises alerts but blocks nothing.
     """
 
     scope: str

@@ -39,7 +39,7 @@ class StoreTransfer:
         self._run = run
 
     async def run(self, target: BlobStore) -> TransferReport:
-        """Copy every blob that is missing from the target store or different there.
+        """Copy every blob that is missing from the target store or differs there.
 
         Each blob is checked against the stored hash of its file.
         """

@@ -155,7 +155,7 @@ def _split_system_messages(
 
 
 def _to_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Convert messages to Anthropic's turns by merging consecutive messages of the same role.
+    """Convert messages to Anthropic's turns by merging consecutive messages with the same role.
 
     Turns must alternate between user and assistant, and tool results are part of the user's turn.
     """

@@ -76,7 +76,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore2.AsyncNetworkStream:
-        """Return the stream over TLS.
+        """Start TLS on the connection, and return the encrypted stream.
 
         `StreamWriter.start_tls` is not used, because it would leave the reader on the old transport.
         """
