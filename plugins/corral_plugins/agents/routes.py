@@ -100,7 +100,10 @@ _ACTION = ("not_found", "forbidden", "invalid_state", "precondition_failed", "ov
 
 @routes.post("/{id}/start", needs="agents.write", raises=(*_ACTION, "budget_exhausted", "kill_switch"))
 def start_agent(id: str, body: StartAgent, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
-    """Start an agent, so that it claims tasks. `warnings` lists conditions that may prevent the agent from working."""
+    """Start an agent, so that it claims tasks.
+
+    The field `warnings` in the response lists conditions that may prevent the agent from working.
+    """
     return states.start(id, match, override=body.override, by=caller)
 
 

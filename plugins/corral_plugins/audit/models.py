@@ -8,7 +8,7 @@ from corral.database.model import IdField, InstantField, Model
 from corral.database.sealed_columns import SealedField
 
 HEAD = 1
-"""The id of the only row of `audit_head`."""
+"""The id of the only row in the `audit_head` table."""
 
 
 class AuditRow(Model):

@@ -127,7 +127,7 @@ class LinkView(msgspec.Struct, kw_only=True):
 class VerificationResult(msgspec.Struct, kw_only=True):
     """The result of a verification. If `complete` is false, the time limit was reached.
 
-    Pass `next_seq` as `from_seq` to continue.
+    To continue, start another verification with this `next_seq` as its `from_seq`.
     """
 
     ok: bool

@@ -87,7 +87,7 @@ class PriceOverrideRow(Model):
 
 
 class PriceRevision(Model):
-    """A single row that counts the changes to `cost_prices`.
+    """A single row that counts the changes to the `cost_prices` table.
 
     Processes compare the count with the revision in their cache.
     """

@@ -79,7 +79,7 @@ def _queue(thread: Thread, kind: str, content: Json, source: str) -> None:
 def _comment(facts: CommentFacts, revision: int) -> Json:
     """Return the fields to post for a comment.
 
-    `line` is set only if the comment is on a line of the given revision and is not a reply.
+    The field `line` is set only if the comment is on a line of the given revision and is not a reply.
     """
     is_placed = facts.anchor == "active" and facts.revision == revision and facts.parent_id is None
     return {

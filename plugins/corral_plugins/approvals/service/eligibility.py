@@ -99,8 +99,8 @@ class Eligibility:
     def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
         """Return the subset of `user_ids` that belongs to users who may still decide an approval request.
 
-        These users are active, have the necessary permissions, are among the approvers, and are not excluded by
-        `_is_own`.
+        These users are active, have the necessary permissions, are among the approvers, and are not excluded
+        because the request is their own (see `_is_own`).
         """
         found = self._accounts.get_many(user_ids)
         return {
@@ -129,7 +129,11 @@ class Eligibility:
         return any(user_id in each["users"] or role in each["roles"] for each in _approver_lists(row))
 
     def _is_own(self, row: Approval, user_id: str | None) -> bool:
-        """Return whether the user may not decide because the request is their own or was made on their behalf."""
+        """Return whether the user may not decide because the request is their own.
+
+        A request made on the user's behalf or by the user's agent counts as the user's own if the setting
+        `approvals.require_second_person` is on.
+        """
         if row.requester_type == "user":
             return bool(row.requester_id == user_id and not row.allow_self)
         return self._settings.get(REQUIRE_SECOND_PERSON) and user_id in (row.on_behalf_of, row.agent_owner_id)

@@ -93,7 +93,7 @@ def _newest_key() -> AuditSigningKey | None:
 
 
 def _store_key(fresh: AuditSigningKey) -> None:
-    """Store the key unless another process stored one first. The lock on the row of `audit_head` prevents a race."""
+    """Store the key unless another process stored one first. The lock on the `audit_head` row prevents a race."""
     lock_chain_head()
     if not AuditSigningKey.select().exists():
         AuditSigningKey.insert(fresh.__data__).on_conflict_ignore().execute()

@@ -229,7 +229,7 @@ DEDUPLICATED = frozenset({"audit.log.read"})
 
 
 def _head_query(p: Any) -> Any:
-    """Return the query that selects the only row of `audit_head`. Locking this row serialises all appends."""
+    """Return the query that selects the only row in the `audit_head` table. Locking this row serialises all appends."""
     return locked(ChainHead.select(ChainHead.seq, ChainHead.hash).where(ChainHead.id == p("id")))
 
 

@@ -220,7 +220,7 @@ class BreakerTransitions:
     def take_permit(self, name: str) -> Admission:
         """Decide whether to admit a call while the circuit breaker is not closed.
 
-        The first call after `retry_at` makes the circuit breaker half open.
+        The first call after the breaker's `retry_at` makes the breaker half open.
         """
         found = self.lock([name], create=True)
         if not found:

@@ -38,7 +38,7 @@ AUDITED = ("provider", "model", "valid_from", *_MONEY_COLUMNS.values())
 
 
 class PriceOverrides:
-    """Manages price overrides. No other class writes to `cost_prices`.
+    """Manages price overrides. No other class writes to the `cost_prices` table.
 
     Every method runs in the caller's unit of work.
     """

@@ -34,7 +34,7 @@ _REVISION = Statement(
 
 
 class PriceOverride(NamedTuple):
-    """A row of `cost_prices`. The fields are the columns of the table."""
+    """A row of the `cost_prices` table. The fields are the columns of the table."""
 
     id: str
     version: int

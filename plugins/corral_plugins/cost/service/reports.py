@@ -80,7 +80,7 @@ class CostReports:
         )
 
     def list_by_day(self, query: DailyQuery) -> DailyCosts:
-        """Return the costs for each of the last `days` days in a time zone, oldest first.
+        """Return the costs for each of the last `query.days` days in a time zone, oldest first.
 
         Days without costs are included with zero costs.
         """
@@ -98,7 +98,7 @@ class CostReports:
     # -- breakdowns
 
     def list_by_agent(self, query: DaysQuery) -> CostsByAgent:
-        """Return the costs for the last `days` days by agent, most expensive first."""
+        """Return the costs for the last `query.days` days by agent, most expensive first."""
         rows = self._grouped_totals(rollups.AGENT, query)
         names = self._agent_names([agent_id for agent_id, _, _ in rows if agent_id])
         limits = self._limits.current().agents
@@ -126,7 +126,7 @@ class CostReports:
         return {**existing, **{agent_id: (names.get(agent_id), True) for agent_id in deleted}}
 
     def list_by_provider(self, query: DaysQuery) -> CostsByProvider:
-        """Return the costs for the last `days` days by provider, each with its models, most expensive first."""
+        """Return the costs for the last `query.days` days by provider, each with its models, most expensive first."""
         rows = self._grouped_totals(rollups.MODEL, query)
         models: dict[str, list[tuple[str, RollupCounters]]] = {}
         for provider, model, totals in rows:
@@ -143,17 +143,17 @@ class CostReports:
         return CostsByProvider(items=items, total_usd=_total_usd(rows))
 
     def list_by_model(self, query: RankedQuery) -> Page[ModelRank]:
-        """Return the costs for the last `days` days by model, most expensive first."""
+        """Return the costs for the last `query.days` days by model, most expensive first."""
         rows = self._grouped_totals(rollups.MODEL, query)
         return _page_of(rows, query, lambda row: ModelRank(provider=row[0], model=row[1], **_total_fields(row[2])))
 
     def list_by_workflow(self, query: RankedQuery) -> Page[WorkflowCost]:
-        """Return the costs for the last `days` days by workflow, most expensive first."""
+        """Return the costs for the last `query.days` days by workflow, most expensive first."""
         rows = self._grouped_totals(rollups.WORKFLOW, query)
         return _page_of(rows, query, lambda row: WorkflowCost(workflow_id=row[0], **_total_fields(row[2])))
 
     def list_by_user(self, query: RankedQuery) -> Page[UserCost]:
-        """Return the costs for the last `days` days by user, most expensive first."""
+        """Return the costs for the last `query.days` days by user, most expensive first."""
         rows = self._grouped_totals(rollups.USER, query)
         page = _page_of(rows, query, lambda row: UserCost(user_id=row[0] or None, name=None, **_total_fields(row[2])))
         users = self._accounts.get_many([item.user_id for item in page.items if item.user_id is not None])
@@ -163,7 +163,7 @@ class CostReports:
         return page
 
     def list_by_task(self, query: RankedQuery) -> Page[TaskCost]:
-        """Return the costs for the last `days` days by task, most expensive first."""
+        """Return the costs for the last `query.days` days by task, most expensive first."""
         first, last = _day_range(query)
         rows, total = rollups.costliest_tasks(first, last, limit=query.limit, offset=query.offset)
         items = [TaskCost(task_id=task_id, **_total_fields(totals)) for task_id, totals in rows]

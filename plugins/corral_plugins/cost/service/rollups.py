@@ -69,7 +69,7 @@ Their rows are sharded because concurrent units of work update them.
 
 
 class RollupKey(NamedTuple):
-    """The key of a row of `cost_rollups`, without the shard."""
+    """The key of a row in the `cost_rollups` table, without the shard."""
 
     series: str
     period: int
@@ -90,7 +90,7 @@ def quarter_hour_series_name(agent_id: str = "", provider: str = "") -> str:
 
 
 def increments_of(event: Row) -> dict[str, int]:
-    """Return the counter increments that an event (a row of `cost_events`) adds to each of its rollups."""
+    """Return the counter increments that an event (a row in `cost_events`) adds to each of its rollups."""
     names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
     tokens = {name: int(event[name]) for name in names}
     cost = event["cost_micro"]
