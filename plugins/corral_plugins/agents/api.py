@@ -107,7 +107,7 @@ class Agents(Protocol):
         """Occupy one of the agent's slots for concurrent tasks, with a single conditional UPDATE.
 
         Return False if the agent may not claim tasks or has no free slot. `cause` is the cause chain of the task, for
-        the event about the agent's new state.
+        use in the event about the agent's new state.
         """
         ...
 

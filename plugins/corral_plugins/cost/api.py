@@ -242,7 +242,7 @@ class Costs(Protocol):
         ...
 
     def headroom(self, agent_id: str | None) -> Headroom:
-        """Return the amounts left in the budgets of the installation and of the agent, which may change at any time."""
+        """Return the amounts left in the budgets of the installation and of the agent. They may change at any time."""
         ...
 
     def reserve(self, wanted: NewReservation) -> Hold | None:

@@ -22,7 +22,7 @@ RECONCILED_DAYS = 2
 OLD_PERIOD_DAYS = 62
 """The age in days at which the counters and alerts of past budget periods are deleted."""
 MAX_BATCHES = 200
-"""The maximum number of batches that one run of the job deletes. The next run deletes the rest."""
+"""The maximum number of batches that one run of a job processes. The next run processes the rest."""
 
 
 async def reconcile_rollups(work: Work) -> None:

@@ -44,7 +44,7 @@ class AgentTokens:
         self._settings, self._permissions, self._credentials = settings, permissions, credentials
 
     def list(self, agent_id: str, query: AgentTokenQuery, *, by: Principal) -> Page[AgentTokenView]:
-        """Return the valid tokens of an agent, newest first. Only the agent's owner and admins may list them."""
+        """Return the valid tokens of an agent, newest first. Only admins and the owner of the agent may list them."""
         find_writable_agent(agent_id, by)
         rows = AgentToken.select().where((AgentToken.agent_id == agent_id) & (AgentToken.expires_at > clock.now()))
         return paginate(

@@ -20,7 +20,7 @@ from corral_plugins.code_reviews.models import Review, ReviewComment, Reviewer
 MAX_COMMENTS = 1000
 """The maximum number of comments on a review."""
 MAX_CHARACTERS = 1_048_576
-"""The maximum total length of all comments on a review in characters, including suggestions and file names."""
+"""The maximum total length, in characters, of all comments on a review, including suggestions and file names."""
 
 
 def find_readable(review_id: str, by: Principal) -> Review:

@@ -28,7 +28,7 @@ GRACE_SECONDS = 5
 PAUSE_REASON = "budget"
 EXCEEDED = "The budget is used up."
 CANCEL_BATCH = 20
-"""The number of attempts that one transaction cancels, which is limited to keep the transaction short."""
+"""The maximum number of attempts that one transaction cancels. The limit keeps the transaction short."""
 
 
 class BudgetMaintenance:

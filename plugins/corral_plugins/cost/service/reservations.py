@@ -349,6 +349,6 @@ def find_expiring(before: str, limit: int) -> list[Reservation]:
 
 
 def extend(expiries: dict[str, str]) -> None:
-    """Set new expiry times of reservations. `expiries` maps the id of each reservation to its new expiry time."""
+    """Set new expiry times for reservations. `expiries` maps the id of each reservation to its new expiry time."""
     for reservation_id, expires_at in sorted(expiries.items()):
         Reservation.update(expires_at=expires_at).where(Reservation.id == reservation_id).execute()

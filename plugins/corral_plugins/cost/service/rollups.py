@@ -348,7 +348,7 @@ def grouped_totals(series: str, first: int = ALL_TIME, last: int = ALL_TIME) -> 
 
 
 def costs_in_month(month: int, agent_ids: Sequence[str]) -> dict[str, int]:
-    """Return the cost of each of the given agents in a month in micro-USD. Agents without costs are absent."""
+    """Return the cost of each of the given agents in a month, in micro-USD. Agents without costs are absent."""
     in_month = (Rollup.series == AGENT_MONTH) & (Rollup.period == month) & Rollup.key.in_(list(agent_ids))
     found: Any = Rollup.select(Rollup.key, fn.SUM(Rollup.cost_micro)).where(in_month).group_by(Rollup.key).tuples()
     return {agent_id: int(cost) for agent_id, cost in found} if agent_ids else {}
