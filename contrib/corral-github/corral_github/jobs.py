@@ -23,7 +23,7 @@ async def work_on_thread(thread_id: str, worker: ThreadWorker) -> None:
 
 
 def resume_threads() -> None:
-    """Requeue threads that have due work but no worker, for example after a process was killed or a job was lost."""
+    """Requeue idle threads whose work is due, for example after a process was killed or a job was lost."""
     work_queue.enqueue_due()
 
 

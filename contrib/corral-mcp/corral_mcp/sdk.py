@@ -1,4 +1,4 @@
-"""Imports the SDK. The import takes seconds, so this module is loaded on first use, in a separate thread."""
+"""Imports the SDK. The import takes several seconds, so this module is loaded on first use, in a separate thread."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Answers messages with the SDK.
 
-The SDK's import takes seconds, so this module is loaded on first use, in a separate thread.
+Importing the SDK takes several seconds, so this module is loaded on first use, in a separate thread.
 """
 
 from __future__ import annotations

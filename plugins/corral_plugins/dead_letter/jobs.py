@@ -17,7 +17,7 @@ log = logging.getLogger("corral.dead_letter")
 
 CHECK_SECONDS = 60
 MARGIN_SECONDS = 5.0
-"""The time to wait for transactions to commit. A task that failed more recently may not be visible yet."""
+"""The number of seconds allowed for transactions to commit. A task that failed more recently may not be visible yet."""
 
 
 def run_batch_step(batch_id: str, batches: DeadLetterBatches) -> None:
@@ -36,7 +36,7 @@ async def add_missing_letters(work: Work, maintenance: DeadLetterMaintenance) ->
 
 
 async def check_queue(work: Work, maintenance: DeadLetterMaintenance, batches: DeadLetterBatches) -> None:
-    """Add missing dead letters, record that the queue is complete, and alert admins if the queue grows too fast.
+    """Add missing dead letters, record that none are missing, and alert admins if the queue grows too fast.
 
     Also cancel the running batch if its job has failed too often.
     """

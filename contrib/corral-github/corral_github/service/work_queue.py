@@ -180,7 +180,7 @@ def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
 
 
 def enqueue_due() -> int:
-    """Wake threads that have due work and that no process is working on, such as the threads of a killed process.
+    """Wake threads whose work is due but that no process is working on, such as the threads of a killed process.
 
     Return the number of these threads.
     """
@@ -208,7 +208,7 @@ def _release(thread: Thread, **changes: Any) -> None:
 
 
 def _report(item: WorkItem, detail: str, *, is_lost: bool) -> None:
-    """Alert admins to failing work, at most once an hour for each repository."""
+    """Alert admins to a failing delivery or post, at most once an hour for each repository."""
     name = item.repository.name
     title = f"A delivery or a post of {name} failed" if is_lost else f"Work on {name} keeps failing"
     kind = "github_failed" if is_lost else "github_unreachable"
