@@ -93,6 +93,6 @@ def travel(seconds: float) -> None:
 
 
 def reset() -> None:
-    """Undo all calls of `travel`, and set this clock to the system clock."""
+    """Undo all calls to `travel`, and set this clock to the system clock."""
     global _shift, _anchor
     _shift, _anchor = 0.0, (0.0, 0.0)

@@ -71,7 +71,7 @@ class Plugin:
     protected: ClassVar[Protection] = False
     """If true, the plugin cannot be disabled or quarantined.
 
-    If it is `"essential"`, the process also refuses to serve without the plugin. Only plugins of Corral's own
+    If it is `"essential"`, the process also refuses to serve without the plugin. Only plugins in Corral's own
     distribution may be protected. Assign a literal, because the value is parsed from the source code when the plugin
     cannot be imported.
     """
@@ -270,7 +270,7 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the audit log, written in the transaction of the change. Its actor is the actor of the unit of work.
+    """One row of the audit log, written in the same transaction as the change. Its actor is the unit's actor.
 
     `action` has the form `<area>.<noun>.<verb>`. `changes` maps a field to `(from, to)`; use `SECRET_CHANGE` for a
     secret field. `details` contains further facts for auditors, but never request bodies. `changes` and `details` are
@@ -381,7 +381,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class Gate(Protocol):
-    """A check of every request before its route is looked up. Raises a `Problem` to refuse the request."""
+    """A check that runs on every request before its route is looked up. Raises a `Problem` to refuse the request."""
 
     def check(self, client_ip: str, method: str, path: str) -> None:
         """Check a request.
@@ -419,7 +419,7 @@ class RateLimiter(Protocol):
         ...
 
     def enter(self, caller: Principal, route: Route, client_ip: str) -> RateLimitQuota | None:
-        """Count a request of a known caller.
+        """Count a request from a known caller.
 
         If this method returns without an error, `leave` is called when the response is ready.
         """

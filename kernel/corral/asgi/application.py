@@ -39,7 +39,7 @@ CODES = {400: "malformed_request", 408: "request_timeout", 413: "payload_too_lar
 
 
 class Application:
-    """Contains the ASGI application (`app`, a Quart application) and the request pipeline (`pipeline`) of a kernel.
+    """A kernel's ASGI application (`app`, a Quart application) and its request pipeline (`pipeline`).
 
     The constructor raises `StartupError` if the routes of an essential plugin cannot be added.
     """
@@ -96,7 +96,7 @@ class Application:
                     self._router.add([UnavailableEndpoint(loaded, method, path)])
 
     def _plugin_changed(self, changed: PluginRecord) -> None:
-        """Update the endpoints of a plugin after its state changed, and bind the services of all endpoints again."""
+        """Update a plugin's endpoints after its state has changed, and bind the services of all endpoints again."""
         for endpoint in self.endpoints:
             if endpoint.route.plugin == changed.name:
                 endpoint.unavailable = None if changed.serves else changed

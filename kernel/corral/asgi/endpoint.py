@@ -133,7 +133,7 @@ class Endpoint:
         return convert(self.signature.query, query, strings=True, pointer_prefix="/query")
 
     async def parse_body(self, request: IncomingRequest, body: bytes) -> Any:
-        """Parse the body and convert it to the type that the handler declares. A missing body is read as `{}`.
+        """Parse the body and convert it to the type that the handler declares. A missing body is treated as `{}`.
 
         By default, stored secrets and everything that looks like a credential are removed from bodies that machines
         send, and bodies that people send are not changed. If the route sets `redacted` to False, nothing is removed. If
@@ -185,7 +185,7 @@ class Endpoint:
         return converted
 
     def run_read(self, read: Callable[[], Any]) -> Any:
-        """Run a read in a thread or on the event loop. Its duration decides where the next read runs (docs/adr/0004).
+        """Run a read and measure its duration, which determines where the next reads run (docs/adr/0004).
 
         After enough short reads in a thread, reads run on the event loop; after a long read, they run in a thread
         again. The time that a read waits for a thread is not measured, because it would make every read seem long when

@@ -165,7 +165,7 @@ class Pipeline:
     def _route(self, request: IncomingRequest) -> Endpoint | Response:
         """Return the endpoint for the path and method, or the response to an `OPTIONS` request.
 
-        Raises problems with the status 404, 405, 429 or 503.
+        Raises problems with status 404, 405, 429 or 503.
         """
         found = self.router.find(request.path, request.scope.get("raw_path") or b"")
         methods, names = found or ({}, {})
@@ -279,7 +279,7 @@ class Pipeline:
     async def _read_input(self, request: IncomingRequest, endpoint: Endpoint) -> None:
         """Read the body, the query and the idempotency key, and set the handler's arguments.
 
-        Raises problems with the status 400, 408, 413, 415 or 422.
+        Raises problems with status 400, 408, 413, 415 or 422.
         """
         route, signature, principal = endpoint.route, endpoint.signature, request.principal
         is_machine, names = principal is not None and principal.kind not in PEOPLE, request.path_names
@@ -411,7 +411,7 @@ class Pipeline:
 
 
 def _options_response(method: str, methods: Collection[str]) -> Response:
-    """Return the response to an `OPTIONS` request. Raise a problem with the status 405 for every other method."""
+    """Return the response to an `OPTIONS` request. Raise a problem with status 405 for every other method."""
     allowed = {*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else ())}
     allow = {"Allow": ", ".join(sorted(allowed))}
     if method == "OPTIONS":

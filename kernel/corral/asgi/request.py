@@ -24,7 +24,7 @@ RECEIVED = "corral.received"
 """The key of an ASGI scope extension. Its value is a function that returns whether `receive` would return at once.
 
 If `receive` returns at once, the pipeline does not start the timer that limits the wait for the body. The timer
-accounts for 2 % of the time that a small write takes, and most bodies arrive together with the request head.
+accounts for 2 % of the time that a small write request takes, and most bodies arrive together with the request head.
 """
 WHOLE_RESPONSE = "corral.response"
 """The key of the ASGI scope extension that a server sets if it accepts a response as a single message of this type.

@@ -45,8 +45,8 @@ class RequestAudit:
     async def record(self, request: IncomingRequest, endpoint: Endpoint, status: int, code: str | None) -> None:
         """Record a request that was answered with the given status.
 
-        A failure to write the entry does not fail the request, because the operation was either denied or has already
-        been completed.
+        If the entry cannot be written, the request does not fail, because the operation was either denied or has
+        already been completed.
         """
         audit = self.log
         if audit is None:

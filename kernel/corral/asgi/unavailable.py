@@ -52,7 +52,7 @@ def unavailable_operations(plugins: Iterable[PluginRecord]) -> Iterator[tuple[Pl
 def built_in_operations(plugins: Iterable[PluginRecord]) -> dict[str, list[str]]:
     """Return the operations of built-in plugins as `{plugin: ["GET /agents", …]}`.
 
-    The operations are read from `paths.json` in the packages of the plugins; no plugin is imported.
+    The operations are read from `paths.json` in the plugins' packages; no plugin is imported.
     """
     paths: dict[str, list[str]] = {}
     for package in {loaded.found.package for loaded in plugins if loaded.found.built_in} - {""}:

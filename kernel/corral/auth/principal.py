@@ -107,7 +107,10 @@ class Authenticator(Protocol):
     """
 
     def recognises(self, credential: str) -> bool:
-        """Return whether the credential has this authenticator's format. Checks the prefix only, without a query."""
+        """Return whether the credential has this authenticator's format.
+
+        Checks only the prefix, without a database query.
+        """
         ...
 
     def authenticate(self, credential: str) -> Principal:

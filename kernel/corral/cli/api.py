@@ -39,7 +39,7 @@ def api_command(
 ) -> None:
     """Call an operation of the API, for example `corral api GET /tasks -f limit=5`, and print the response as JSON.
 
-    Fields are sent as query parameters for GET and DELETE, and as members of the body for other methods.
+    Fields are sent as query parameters for GET and DELETE, and as members of the JSON body for other methods.
     """
     path, query = _split_path(path, server)
     body = None
@@ -94,7 +94,7 @@ def _parse_headers(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def _split_path(text: str, server: str | None) -> tuple[str, dict[str, Any]]:
-    """Split `text` into a path below the API and its query.
+    """Split `text` into a path relative to the API and its query parameters.
 
     The text may begin with `/api/v1`, or with the URL of the server. Raise `UsageError` for any other URL.
     """

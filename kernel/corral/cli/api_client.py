@@ -41,8 +41,8 @@ class ApiClientError(Exception):
 class ApiClient:
     """An API client for one server. `token` is a bearer credential. Failed requests raise `ApiClientError`.
 
-    After the status 401 or 403, `on_refusal` is called with the error. If it returns true, for example because it
-    renewed the token, the request is sent once more.
+    After a response with status 401 or 403, `on_refusal` is called with the error. If it returns true, for example
+    because it renewed the token, the request is sent once more.
     """
 
     def __init__(self, url: str, token: str | None = None) -> None:
@@ -200,7 +200,7 @@ class ApiClient:
             query[position] = page["next"]
 
     def find(self, path: str, name: str, *, kind: str, field: str = "name", listing: str | None = None) -> Any:
-        """Return the object in the list at `path` whose id or name is `name`. Case is ignored in names.
+        """Return the object in the list at `path` whose id or name is `name`. Names are compared case-insensitively.
 
         `kind` is the noun for the error messages, such as "agent". `field` is the field that contains the name.
         `listing` is the command that lists the objects. For the kind `agent`, it defaults to `corral agents list`.
@@ -224,14 +224,14 @@ class ApiClient:
         raise ApiClientError(f"there is no {kind} named {name}{f'; did you mean {similar}?' if similar else hint}", 404)
 
     def others_of_name(self, path: str, made: Mapping[str, Any]) -> list[str]:
-        """Return the ids of the other objects in the list at `path` that have the name of a new object."""
+        """Return the ids of the other objects in the list at `path` with the same name as the new object `made`."""
         same = self.get(path, search=made["name"], limit=PAGE)["items"]
         wanted = made["name"].casefold()
         return [each["id"] for each in same if each["name"].casefold() == wanted and each["id"] != made["id"]]
 
     @contextlib.contextmanager
     def looking_for(self, kind: str, identifier: str, listing: str) -> Iterator[None]:
-        """Name the requested object in the error if a request in the `with` block gets the status 404.
+        """Name the requested object in the error if a request in the `with` block fails with status 404.
 
         `kind` is the noun for the error message, and `listing` is the command that lists the objects.
         """
@@ -337,7 +337,7 @@ class TextDeltaTracker:
         self._shown = ""
 
     def add(self, end: str) -> tuple[bool, str]:
-        """Add the latest end of the text that the server sent.
+        """Record `end`, the end of the text as the server last sent it.
 
         Return whether `end` overlaps the text received so far, and the part of `end` that is new.
         """

@@ -1,4 +1,4 @@
-"""The click group of `corral`, which imports commands lazily, adds the commands of plugins and sets exit statuses."""
+"""The click group of `corral`, which imports commands lazily, adds plugins' commands and sets exit statuses."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def _error_message(error: Exception) -> tuple[int, list[str]]:
 def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
     """Return the commands of the plugins that the configuration loads, keyed by name.
 
-    If a plugin declares its commands as entry points of the group `corral.commands`, the plugin is not imported. In
+    If a plugin declares its commands as entry points in the group `corral.commands`, the plugin is not imported. In
     this case, only the commands are imported, or only the command `wanted` if it is given. Other plugins contribute
     commands with a hook. A plugin that fails to import contributes no commands. If the configuration is invalid, only
     the commands of built-in plugins are returned; when called, they report what is wrong with the configuration.
@@ -240,7 +240,7 @@ def call_plugin_hook(config: Config, hook: str, what: str, call: Callable[[Any],
 
     If a plugin fails, a message on standard error says which results are missing; `what` is a plural noun for them,
     such as "commands". The hook is called only for plugins that are built in, that the configuration enables, or that
-    belong to one of Corral's extras. Plugins of extras do not have to be enabled.
+    belong to one of Corral's extras. Plugins from extras do not have to be enabled.
     """
     for found in _callable_plugins(config):
         yield from ((found.name, item) for item in _call_hook(found, hook, what, call))

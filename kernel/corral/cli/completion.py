@@ -21,7 +21,7 @@ SHELLS = {"bash": QuotingBashComplete, "zsh": ZshComplete, "fish": FishComplete}
 @click.argument("shell", type=click.Choice(list(SHELLS)))
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> None:
-    """Print the tab completion script for a shell. Names of agents are completed too.
+    """Print the tab completion script for a shell. Agent names are completed too.
 
     \b
     bash: corral completion bash > ~/.local/share/bash-completion/completions/corral

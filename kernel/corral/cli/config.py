@@ -51,7 +51,7 @@ def show_config(prefix: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def check(config_path: Path | None, as_json: bool) -> None:
-    """Check the configuration file, environment variables, sections of plugins and pinned settings.
+    """Check the configuration file, environment variables, plugin sections and pinned settings.
 
     The command changes nothing. The exit status is 3 if the server would not start, and 1 if it would start without one
     of its plugins.

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 RESERVE_BYTES = 3 * 2**20
-"""The size of the file. A start writes about a quarter of this size to the database's log."""
+"""The size of the file. At startup, the server writes about a quarter of this amount to the database's log."""
 PLENTY_BYTES = 4 * RESERVE_BYTES
 CHUNK = b"\xff" * 65536
 

@@ -1,4 +1,4 @@
-"""Reads and changes the list of plugins that an installation loads, and purges the tables of plugins."""
+"""Reads and changes the list of plugins that an installation loads, and purges plugins' tables."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _what_stops(name: str, item: PluginRecord | None, others: Iterable[PluginRec
 def start_on_empty_database(config: Config, name: str) -> PluginRecord:
     """Start all plugins on an empty database and return the record of the plugin with this name.
 
-    The start verifies the plugin's imports, hooks, migrations and routes.
+    This verifies the plugin's imports, hooks, migrations and routes.
     """
     from corral.asgi.application import Application
 

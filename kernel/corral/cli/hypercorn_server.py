@@ -115,7 +115,7 @@ class TcpConnection(tcp_server.TCPServer):
     keep its objects until a full garbage collection.
 
     If a client reads nothing for so long that the operating system drops the connection, the connection is treated as
-    closed by the client. Hypercorn treats this case as an error of the application.
+    closed by the client. Hypercorn treats this case as an application error.
     """
 
     async def _read_data(self) -> None:

@@ -72,7 +72,7 @@ def jobs_command(concurrency: int | None, config_path: Path | None) -> None:
 class RestartOnSighup:
     """Handles SIGHUP by stopping the process in the same way as SIGTERM.
 
-    The process then executes itself again with the same pid. If the configuration is invalid, the process continues
+    The process then executes itself again with the same pid. If the configuration is invalid, the process keeps running
     unchanged.
     """
 

@@ -1,4 +1,4 @@
-"""The `corral migrate` command, which applies the pending migrations of plugins in the order of their dependencies."""
+"""The `corral migrate` command, which applies plugins' pending migrations in dependency order."""
 
 from __future__ import annotations
 

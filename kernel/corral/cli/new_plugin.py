@@ -1,4 +1,4 @@
-"""The `corral new-plugin` command, which creates the source tree of a new plugin's distribution."""
+"""The `corral new-plugin` command, which creates the source tree of a new plugin's distribution package."""
 
 from __future__ import annotations
 

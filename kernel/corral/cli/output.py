@@ -127,7 +127,7 @@ def print_fields(found: Any, shown: Mapping[str, Any], *, as_json: bool) -> None
 
 
 def warnings_in_words(warnings: Iterable[str]) -> list[str]:
-    """Return a line for each warning code of a response. If the code is known, the line suggests what to do."""
+    """Return a line for each warning code in a response. If the code is known, the line suggests what to do."""
     return [f"Warning: {WARNINGS.get(warning, warning)}." for warning in warnings]
 
 

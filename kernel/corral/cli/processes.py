@@ -57,7 +57,7 @@ EXIT_SECONDS = 5.0  # time for threads and exit handlers of plugins to end
 
 
 def force_exit_later(seconds: float = EXIT_SECONDS) -> None:
-    """Force the process to exit after `seconds`, even if tasks, threads or exit handlers of plugins have not ended."""
+    """Force the process to exit after `seconds`, even if plugins' tasks, threads or exit handlers have not ended."""
     timer = threading.Timer(seconds, _force_exit)
     timer.daemon = True
     timer.start()
@@ -288,7 +288,7 @@ class ProcessGroup:
         self._children.clear()
 
     def kill(self) -> None:
-        """Kill all processes at once."""
+        """Kill all processes immediately."""
         for child in self._children:
             child.kill()
 
@@ -389,7 +389,7 @@ class ParentProcess:
     async def reload(self) -> bool:
         """Replace the processes with new ones, and return whether the new ones are ready.
 
-        If the new processes fail, the old processes continue and the reason is logged.
+        If the new processes fail, the old processes keep running and the reason is logged.
         """
         log.info("reloading")
         try:

@@ -1,4 +1,4 @@
-"""Registers the processes of a data folder, which reload on SIGHUP, and records the result of their last load."""
+"""Registers the processes that use a data folder and reload on SIGHUP, and records the result of their last load."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class ReloadResult(NamedTuple):
 
 
 def register_for_reload(data_dir: Path, url: str = "") -> None:
-    """Register this process for reloads by SIGHUP. SIGHUP is ignored until its handler is installed.
+    """Register this process, so that other processes can reload it with SIGHUP.
+
+    SIGHUP is ignored until its handler is installed.
 
     If this process is a server, `url` is the URL of its listener, which `running_server_url` returns to other
     processes.

@@ -58,7 +58,7 @@ def serve_command(**options: Any) -> None:
 
     On SIGTERM, the server answers the open requests and exits; a second SIGTERM ends it at once. On SIGHUP, it reads
     the configuration again and starts new processes on the same address. When they are ready, the old processes exit;
-    if the new processes fail, the old ones continue.
+    if the new processes fail, the old ones keep running.
     """
     config = _configure(options)
     logging_setup.configure(config.log_level, config.log_format)
@@ -230,9 +230,9 @@ class SlowStartFilter(logging.Filter):
 
 
 class ServingProcess:
-    """The server of one process.
+    """The server in this process.
 
-    `parent` determines how the server reloads. With a `ParentProcess`, this process starts the new processes at SIGHUP
+    `parent` determines how the server reloads. With a `ParentProcess`, this process starts the new processes on SIGHUP
     and becomes their parent. With a `ParentConnection`, the existing parent of this process starts them.
     """
 
@@ -293,7 +293,7 @@ class ServingProcess:
             loop.add_signal_handler(signal.SIGHUP, lambda: None)
 
     def _exit_at_second_signal(self, *_: object) -> None:
-        """Exit at the second signal.
+        """Exit on the second signal.
 
         This works even if the event loop is blocked, because Python calls this handler outside the loop.
         """
@@ -302,9 +302,9 @@ class ServingProcess:
         self._is_signalled = True
 
     def _on_signal(self, number: int) -> None:
-        """Stop at the first signal and exit at the second.
+        """Stop on the first signal and exit on the second.
 
-        A child process does not exit at the second signal, because its parent kills it. It also ignores SIGINT, because
+        A child process does not exit on the second signal, because its parent kills it. It also ignores SIGINT, because
         a terminal sends Ctrl-C to the parent as well.
         """
         child = isinstance(self._parent, ParentConnection)

@@ -73,7 +73,7 @@ def _name_list_command(error: ApiClientError) -> ApiClientError:
 def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
     """If the server at `url` does not answer, add the address of the current folder's server to the error message.
 
-    Other errors are returned unchanged, and so is the error if the command has already told the address.
+    In all other cases, and if the command has already printed this address, the error is returned unchanged.
     """
     here = running_url() if error.status is None and "does not answer" in str(error) else None
     if here is None or here == url or click.get_current_context().meta.get(TOLD):
@@ -107,8 +107,8 @@ def open_client(server: str | None = None) -> ApiClient:
 def selected_session(sessions: SavedSessions, server: str | None = None) -> tuple[str, SavedSession] | None:
     """Return the name and the session of a server, given its name or URL.
 
-    The default is the server that runs in the current folder, or the one of the last sign-in if there is no session for
-    the former. In the latter case, a line on standard error says so, once for each command.
+    The default is the server that runs in the current folder. If there is no session for this server, the default is
+    the server of the last sign-in, and a line on standard error says so, once for each command.
     """
     here = None if server else running_url()
     if here is None:
@@ -124,7 +124,7 @@ def selected_session(sessions: SavedSessions, server: str | None = None) -> tupl
 
 
 def session_at(sessions: SavedSessions, here: str) -> tuple[str, SavedSession] | None:
-    """Return the name and the session of the server with this `running_url`. The user may have called it localhost."""
+    """Return the name and the session of the server at `here`, or at the same URL with `localhost` for `127.0.0.1`."""
     return sessions.find(here) or sessions.find(here.replace("//127.0.0.1:", "//localhost:"))
 
 

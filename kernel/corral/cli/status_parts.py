@@ -1,4 +1,4 @@
-"""The sections that plugins add to `corral status` through entry points of the group `corral.status`."""
+"""The sections that plugins add to `corral status` through entry points in the group `corral.status`."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ class Config(_Part, frozen=True):
 
     @property
     def files_dir(self) -> Path | None:
-        """The folder of stored files, or None if `[storage] url` does not name a folder."""
+        """The folder for stored files, or None if `[storage] url` does not name a folder."""
         if self.storage.url is None:
             return self.data_dir / "files"
         return Path(self.storage.url[7:]) if self.storage.url.startswith("file://") else None

@@ -254,7 +254,7 @@ def _line_of(text: str, name: str) -> int:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that is most similar to `name`, or nothing if no known name is similar."""
+    """Return a hint that suggests the known name most similar to `name`, or "" if no known name is similar."""
     return "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, list(known), 1))
 
 

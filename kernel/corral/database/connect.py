@@ -1,4 +1,4 @@
-"""Opens a database. `connect(url)` selects the engine by the URL."""
+"""Opens a database. `connect(url)` selects the engine that the URL specifies."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def stores_rows_in_primary_key(database: peewee.Database) -> bool:
 
 
 def _with_native_placeholders(sql: str) -> str:
-    """Return the SQL with each `?` replaced by the engine's parameter marker. `?` must not occur in any other role."""
+    """Return the SQL with each `?` replaced by the engine's parameter marker. `?` must not have any other meaning."""
     return sql if on_sqlite() else sql.replace("%", "%%").replace("?", "%s")
 
 

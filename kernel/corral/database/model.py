@@ -33,7 +33,7 @@ PRIVATE, SHARED, ADMIN, PRIVATE_AND_ADMIN = VISIBILITIES = ("private", "shared",
 
 
 class Model(peewee.Model):
-    """Base class of every table.
+    """Base class of all models.
 
     `visibility` applies to the objects stored in the table. A table of private or shared objects must name its owner
     column in `owner_field`.

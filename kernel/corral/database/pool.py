@@ -125,7 +125,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
             log.warning("slow unit", extra={"unit": queued.entry.label, "duration_ms": round(took * 1000)})
 
     def run_unit(self, unit: Unit, queued: QueuedUnit) -> Any:
-        """Run the function of the unit, and write all that the unit has to write before COMMIT."""
+        """Run the unit's function, and write everything that the unit must write before COMMIT."""
 
         def run() -> Any:
             value = queued.fn()

@@ -1,10 +1,11 @@
 """SQLite: one writer thread with group commit, a few reader threads, and short reads on the event loop itself.
 
 Every write transaction begins with BEGIN IMMEDIATE. Waiting units are committed together, and return after COMMIT.
-Sharing a COMMIT makes `synchronous=FULL` affordable. The units of a batch also share the writes for which they have
-collected items, and have no savepoints, because a unit that fails before it has changed a row (as nearly all refused
-requests do) leaves nothing to undo. If a batch fails in any other way, it is rolled back, and its units run again, each
-with its own savepoint and its own writes. A failing unit therefore affects others once at most (docs/adr/0028).
+Sharing a COMMIT makes `synchronous=FULL` affordable. The items that the units of a batch have collected are also
+written together, and the units have no savepoints, because a unit that fails before it has changed a row (as nearly all
+refused requests do) leaves nothing to undo. If a batch fails in any other way, it is rolled back, and its units run
+again, each with its own savepoint and its own writes. A failing unit therefore affects others at most once
+(docs/adr/0028).
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Idempotency:
         raise Conflict(code="idempotency_in_progress", headers={"Retry-After": "1"})
 
     def _read(self, key: IdempotencyKey, row: Any) -> Response:
-        """Return the response stored in a row. Raise `idempotency_key_reused` if the row belongs to another body."""
+        """Return the response stored in a row. Raise `idempotency_key_reused` if it is for another request body."""
         status, headers, body, digest = row.status or 200, row.headers or {}, (row.body or "").encode(), b""
         if row.sealed:
             whole = self._keyring.decrypt(bytes.fromhex(row.body), aad=_aad(key))
@@ -106,8 +106,8 @@ class Idempotency:
         """Store a response with its whole body.
 
         With `secret`, the whole response is encrypted, because the body or a cookie may contain a credential. The
-        encrypted data also includes the hash of the request body, because `body_hash` cannot be verified after a
-        rotation of the master key.
+        encrypted data also includes the hash of the request body, because `body_hash` cannot be verified after the
+        master key is rotated.
         """
         headers = {**response.headers, "Content-Type": response.media_type}
         if secret:

@@ -141,7 +141,7 @@ class Routes:
         return self._add("PATCH", path, needs, options)
 
     def delete(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare an operation that deletes an object. The response has the status 204."""
+        """Declare an operation that deletes an object. The response has status 204."""
         return self._add("DELETE", path, needs, {"status": 204, **options})
 
     def _add(

@@ -10,8 +10,8 @@ from typing import Protocol
 class SharedJobQueue(Protocol):
     """A shared job queue, which passes the ids of new jobs to the processes that run jobs.
 
-    The database rows decide which jobs run, and the processes also poll them. A lost id therefore delays a job by a few
-    seconds, and a duplicate id has no effect.
+    The database rows determine which jobs run, and the processes also poll them. A lost id therefore delays a job by a
+    few seconds, and a duplicate id has no effect.
     """
 
     def announce(self, ids: Sequence[str]) -> None:
@@ -19,11 +19,11 @@ class SharedJobQueue(Protocol):
         ...
 
     async def start(self) -> None:
-        """Connect to the queue. Called before the first call of `announce`."""
+        """Connect to the queue. Called before the first call to `announce`."""
         ...
 
     async def stop(self) -> None:
-        """Disconnect from the queue. Called after the last call of `announce`."""
+        """Disconnect from the queue. Called after the last call to `announce`."""
         ...
 
     def receive(self, take: Callable[[str], None], stopping: threading.Event) -> None:

@@ -1,1 +1,1 @@
-"""Histograms, and the metrics of HTTP requests."""
+"""Histograms, and metrics of HTTP requests, plugin errors and events."""

@@ -14,7 +14,7 @@ LONG_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 
 
 class Observed(NamedTuple):
-    """The observations of a histogram: the count of each bucket and the sum of all values.
+    """The observations of a histogram: the count for each bucket and the sum of all values.
 
     `counts` has one more item than `bounds`, for the bucket without an upper bound.
     """

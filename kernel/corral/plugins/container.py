@@ -45,14 +45,17 @@ class Container:
         self._services[kind] = instance, owner
 
     def get(self, kind: Callable[..., T]) -> T:  # not type[T], which mypy refuses for protocols
-        """Return the service of a type without access checks. The kernel, commands and tests use this method."""
+        """Return the service of the given type without access checks.
+
+        The kernel, commands and tests use this method.
+        """
         if kind not in self._services:
             raise WiringError(f"no plugin provides {_name(kind)}")
         service: T = self._services[kind][0]
         return service
 
     def get_optional(self, kind: Callable[..., T]) -> T | None:
-        """Return the service of a type without access checks, or None if the service is absent or out of service."""
+        """Return the service of the given type, or None if it is absent or out of service. Access is not checked."""
         service, owner = self._services.get(kind, (None, None))
         return service if owner is None or owner.serves else None
 

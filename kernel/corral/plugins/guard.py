@@ -30,9 +30,9 @@ from corral.supervisor import is_cancelled
 from corral.watchdog import CallAbandoned, ThreadAbandoned, guard_code
 
 RAISE: Any = object()
-"""A value for `Guard.default`. The guard raises the error to the caller."""
+"""A value for `Guard.default`. If a call fails, the guard re-raises the error."""
 REFUSE: Any = object()
-"""A value for `Guard.default`. The guard raises `Unavailable`."""
+"""A value for `Guard.default`. If a call fails, the guard raises `Unavailable`."""
 WORK = (("corral_jobs", "run", None), ("corral_schedules", "run", None), ("corral_subscribers", "handle", 0.0))
 """The hooks for background work, each with the field that contains the function and the value of `Guard.limit`."""
 HEALTH_SECONDS = 2.0

@@ -1,4 +1,4 @@
-"""Calls hooks of plugins and checks that the results have the type that the specification declares."""
+"""Calls plugins' hooks and checks that the results have the type that the specification declares."""
 
 from __future__ import annotations
 

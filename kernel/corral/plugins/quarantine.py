@@ -1,4 +1,4 @@
-"""Counts errors and abandoned calls of plugins, and quarantines plugins that fail too often.
+"""Counts the errors and abandoned calls of plugins, and quarantines plugins that fail too often.
 
 Any thread may report errors and abandoned calls. The quarantine takes effect in this process at once. The plugin
 `plugin_admin` stores it, notifies the other processes, and later puts the quarantined plugin back into service

@@ -60,7 +60,7 @@ class PluginRegistry:
             self.publish(record)
 
     def publish(self, record: PluginRecord) -> None:
-        """Notify listeners that a plugin's state changed. Runs on the event loop."""
+        """Notify listeners that a plugin's state has changed. Runs on the event loop."""
         for listener in self.listeners:
             listener(record)
 

@@ -28,7 +28,7 @@ class TaskEnded(Exception):
 
 
 class LifecycleCallbacks:
-    """The server's address, and the callbacks of plugins for the start and shutdown of the server.
+    """The server's address, and plugins' callbacks for the startup and shutdown of the server.
 
     `address` is None until the server listens.
     """
@@ -76,7 +76,7 @@ class PluginRuntime:
     ) -> Callable[..., Awaitable[None]]:
         """Return the callback wrapped in a guard that cancels calls after `seconds`.
 
-        Errors of the callback are counted against the plugin and not raised. Expected failures
+        Errors in the callback are counted against the plugin and not raised. Expected failures
         (`corral.errors.ExpectedFailure`) are only logged.
         """
         guard = Guard(self._guards, self._record, HOOK, name, run, default=None, states=get_args(State))

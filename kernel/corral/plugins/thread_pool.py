@@ -1,4 +1,4 @@
-"""The thread pool in which blocking code of plugins runs, through `asyncio.to_thread` and the default executor.
+"""The thread pool in which plugins' blocking code runs, through `asyncio.to_thread` and the default executor.
 
 One plugin may use at most half of the threads. A thread whose call was abandoned is replaced. All threads are daemon
 threads, so an abandoned thread does not prevent the process from exiting.
@@ -58,7 +58,7 @@ class PluginThreads(ThreadPoolExecutor):
         watchdog.checks.append(self._check)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Schedule a call of `fn` in a thread of the pool and return its future."""
+        """Schedule a call to `fn` in a thread of the pool and return its future."""
         if self._closed:
             raise RuntimeError("the thread pool is shut down")
         task = SubmittedCall(lambda: fn(*args, **kwargs))
