@@ -59,7 +59,7 @@ class FieldError(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ExpectedFailure(Exception):
-    """Base class of expected failures, such as a tool's error response. They do not count as errors of a plugin."""
+    """Base class of expected failures, such as a tool's error response. They do not count as plugin errors."""
 
 
 class ContributionFailed(ExpectedFailure):

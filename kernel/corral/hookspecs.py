@@ -68,7 +68,7 @@ def corral_subscribers() -> Iterable[Subscriber]:  # type: ignore[empty-body]
 
 @hookspec
 def corral_jobs() -> Iterable[Job]:  # type: ignore[empty-body]
-    """Return background jobs. `enqueue` queues a job by its name."""
+    """Return background jobs. `enqueue` queues a job by name."""
 
 
 @hookspec

@@ -204,7 +204,7 @@ class CommandSession(Protocol):
     caller: Principal
 
     def service(self, kind: Callable[..., T]) -> T:
-        """Return a service by its type."""
+        """Return the service of the given type."""
         ...
 
     def run(self, fn: Callable[[], T], *, read: bool = False) -> T:

@@ -19,7 +19,7 @@ def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
 
     A *private* object is visible to its owner, a *shared* object to everyone except auditors, and an *admin* object to
     admins. An object that is *private and admin* (an account) is visible to its owner and to admins. An agent may read
-    shared objects and the objects of its user. It never has the rights of an admin, even if its user is an admin.
+    shared objects and its user's objects. It never has admin rights, even if its user is an admin.
     """
     if caller.kind == "system" or (visibility in (ADMIN, PRIVATE_AND_ADMIN) and caller.is_admin):
         return True

@@ -101,7 +101,7 @@ class ApiClient:
         """Repeat GET requests in the `with` block while the server does not answer, for example during a restart.
 
         When an outage begins, `away` is called with the reason. If the outage lasts longer than `MAX_OUTAGE_SECONDS`,
-        or past the time `until` (in `time.monotonic` seconds), the error of the last request is raised.
+        or past the time `until` (in `time.monotonic` seconds), the error from the last request is raised.
         """
         before = self._on_outage, self._until
         self._on_outage, self._until = away, until

@@ -1,4 +1,4 @@
-"""Creates the data folder of an installation and keeps its files private."""
+"""Creates an installation's data folder and keeps the files in it private."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ def check_storage(config: Config) -> Iterator[Finding]:
 
 
 def check_mail(config: Config) -> Iterator[Finding]:
-    """Check the mail server that is set in the configuration file or the environment.
+    """Check the mail server that the configuration file or the environment specifies.
 
     To test the mail settings that admins stored, use `POST /settings/test-mail`.
     """

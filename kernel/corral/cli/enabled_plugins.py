@@ -198,7 +198,7 @@ def _parse_config(path: Path, text: str) -> Config:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace the file atomically and keep its mode; a new file gets the mode 0600."""
+    """Replace the file atomically and keep its mode; a new file is created with mode 0600."""
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
     target = path.resolve()  # so that a symbolic link is kept
     try:

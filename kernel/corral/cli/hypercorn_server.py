@@ -112,7 +112,7 @@ class TcpConnection(tcp_server.TCPServer):
     """A connection whose memory is released as soon as the client has closed it.
 
     In Hypercorn, the idle timer keeps the connection in memory for the rest of the idle time, and then reference cycles
-    keep its objects until a full garbage collection.
+    keep its objects alive until a full garbage collection.
 
     If a client reads nothing for so long that the operating system drops the connection, the connection is treated as
     closed by the client. Hypercorn treats this case as an application error.

@@ -46,7 +46,7 @@ LOOK_SECONDS = 0.2
 def jobs_command(concurrency: int | None, config_path: Path | None) -> None:
     """Run background jobs, schedules and event consumers, without the API.
 
-    Any number of processes can share the work. On SIGTERM, the process lets running jobs finish for up to 25 s and
+    Any number of processes can share the work. On SIGTERM, the process waits up to 25 s for running jobs to finish and
     returns unfinished jobs to the queue; a second SIGTERM ends the process at once. On SIGHUP, the process stops in the
     same way and then starts again with the current configuration and plugins.
     """

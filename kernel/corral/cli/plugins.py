@@ -103,7 +103,7 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
 @click.argument("schedule")
 @client_command
 def run_schedule(client: ApiClient, name: str, schedule: str, as_json: bool) -> None:
-    """Run a schedule of a plugin now, for example `corral plugins run echo echo.report`.
+    """Run a plugin's schedule now, for example `corral plugins run echo echo.report`.
 
     The server runs the schedule. This command requires an admin's session; sign in with `corral login`.
     """

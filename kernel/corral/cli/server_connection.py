@@ -181,7 +181,7 @@ def valid_url(text: str, option: str) -> str:
 
 
 def valid_token(text: str, where: str) -> str:
-    """Return the token without surrounding white space. Raise `UsageError` if it cannot be a token."""
+    """Return the token without surrounding whitespace. Raise `UsageError` if it cannot be a token."""
     token = text.strip()
     if not token or not (token.isascii() and token.isprintable()):
         raise click.UsageError(f"{where}: a token must consist of printable ASCII characters")
@@ -291,7 +291,7 @@ def _session_ended(client: ApiClient) -> ApiClientError:
 
 
 def _confirm_identity(client: ApiClient, session: SavedSession) -> bool:
-    """Ask for the password or a one-time code, because the server requires a re-authentication for this action.
+    """Ask for the password or a one-time code, because the server requires re-authentication for this action.
 
     Return False if the user cannot be asked.
     """

@@ -39,9 +39,9 @@ def load(
 ) -> Config:
     """Load the configuration. The command line overrides the environment, and the environment overrides the file.
 
-    Keys that are not configured have their defaults. `overrides` contains the values from the command line, keyed by
-    "section.key", "plugins.<name>" (a table) or "settings.<category>.<key>". Overrides with the value None are ignored,
-    and so are empty environment variables.
+    Keys that are not configured keep their default values. `overrides` contains the values from the command line, keyed
+    by "section.key", "plugins.<name>" (a table) or "settings.<category>.<key>". Overrides with the value None are
+    ignored, and so are empty environment variables.
 
     The configuration file is `path`. If `path` is None, the variable `CORRAL_CONFIG` names the file. If the variable is
     not set, the first existing file of `./corral.toml` and `/etc/corral/corral.toml` is read. With

@@ -35,7 +35,7 @@ class PluginMigrations(msgspec.Struct, frozen=True):
 
 
 KERNEL = PluginMigrations("kernel", Path(__file__).with_suffix(""))
-"""The migrations of the kernel's own tables: events, consumers, jobs, schedules, leases and idempotent responses."""
+"""The migrations of the kernel's own tables: events, consumers, jobs, schedules, leases and idempotency keys."""
 
 
 class MigrationFailed(Exception):

@@ -155,7 +155,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
 
     @abc.abstractmethod
     def sever_connection(self) -> None:
-        """Roll back and prevent all later writes of this thread. Another thread calls this method."""
+        """Roll back and prevent all later writes by this thread. Another thread calls this method."""
 
 
 class Timings:

@@ -183,7 +183,7 @@ class Consumer:
 def poison_alert(who: str, event: Any, reason: str, about: dict[str, str] | None = None) -> SystemAlert:
     """Return the alert about an event that is skipped because `who` failed to handle it `POISON_TRIES` times.
 
-    `reason` is the error of the last attempt. `about` contains the `type` and `id` of the object that the alert
+    `reason` is the error from the last attempt. `about` contains the `type` and `id` of the object that the alert
     concerns, by default the event.
     """
     detail = f"Event {event.id} ({event.type}) failed {POISON_TRIES} times: {reason[:500]}"

@@ -23,9 +23,10 @@ NO_SHAPES = (Wait, Text, Stream, Encoded, types.NoneType)
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """The signature of a handler.
 
-    `caller`, `if_match` and `request` are the names of the parameters that receive these objects, or None. `services`
-    maps the names of parameters to the type of the service and whether it is optional. `returned` contains the members
-    of the handler's return type, which may be a union; `answers` contains the types of response bodies among them.
+    `caller`, `if_match` and `request` are the names of the parameters that receive the `Principal`, the `IfMatch` and
+    the `Request`, or None. `services` maps the names of parameters to the type of the service and whether it is
+    optional. `returned` contains the members of the handler's return type, which may be a union; `answers` contains the
+    types of response bodies among them.
     """
 
     body: Any = None

@@ -168,7 +168,7 @@ class Routes:
 
 
 class ServedRoutes:
-    """For plugins that describe the API: the routes that the application serves, and the ASGI application itself.
+    """The routes that the application serves, and the ASGI application itself, for plugins that describe the API.
 
     Requests to `app` pass through the whole pipeline, like those of other clients. The application sets both
     attributes.

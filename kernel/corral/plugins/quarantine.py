@@ -32,7 +32,7 @@ class LostCall(Exception):
 
 
 class PluginAlert(NamedTuple):
-    """An alert about a plugin, which the `plugin_admin` plugin stores.
+    """An alert about a plugin. The `plugin_admin` plugin stores the alert.
 
     `quarantined` is False if the plugin is protected and the alert only reports the failures.
     """

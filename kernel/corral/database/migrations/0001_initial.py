@@ -1,4 +1,4 @@
-"""Creates the kernel's own tables: events, jobs, leases and idempotent responses."""
+"""Creates the kernel's own tables: events, consumers, jobs, schedules, leases and idempotency keys."""
 
 from __future__ import annotations
 
