@@ -60,9 +60,10 @@ START_SECONDS, STOP_SECONDS = 15.0, 10.0
 def boot(config: Config, *, plugins: list[PluginRecord] | None = None, start_secret: bytes = b"") -> Kernel:
     """Create a kernel: load the plugins, apply migrations, and connect the components.
 
-    By default, the installed plugins are discovered; tests pass `plugins` instead. The processes of one start share
-    `start_secret`, which they use for signatures if there is no master key. Raise `StartupError` if the installation
-    cannot start (exit status 3), or `MigrationsPending` if migrations must be applied first (exit status 4).
+    By default, the installed plugins are discovered; tests pass `plugins` instead. Processes that are started together
+    share `start_secret`, which they use for signatures if there is no master key. Raise `StartupError` if the
+    installation cannot start (exit status 3), or `MigrationsPending` if migrations must be applied first (exit status
+    4).
     """
     keyring = Keyring.load(config, start_secret=start_secret)
     section = config.database

@@ -215,8 +215,8 @@ class CommandSession(Protocol):
 OpenSession = Callable[[Path | None, str], AbstractContextManager[CommandSession]]
 """The type of the object in the click context of every command (`@click.pass_obj`).
 
-Use it as `with open_session(path, label) as session`. It opens a kernel on the installation's own database, even while
-the server is running. It raises `StartupError`, which commands must not catch.
+Use it as `with open_session(path, label) as session`. It boots a kernel that uses the installation's own database, even
+while the server is running. It raises `StartupError`, which commands must not catch.
 """
 
 

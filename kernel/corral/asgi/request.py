@@ -27,9 +27,10 @@ If `receive` returns at once, the pipeline does not start the timer that limits 
 accounts for 2 % of the time that a small write request takes, and most bodies arrive together with the request head.
 """
 WHOLE_RESPONSE = "corral.response"
-"""The key of the ASGI scope extension that a server sets if it accepts a response as a single message of this type.
+"""The key of the ASGI scope extension that a server sets if it accepts a whole response as a single message.
 
-The message contains the `status`, the `headers` in lower case, including the `content-length`, and the whole `body`.
+The key is also the `type` of this message. The message contains the `status`, the `headers` in lower case, including
+the `content-length`, and the whole `body`.
 """
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 

@@ -64,7 +64,7 @@ def has_installation(config: Config) -> bool:
 
 @contextlib.contextmanager
 def open_session(config_path: Path | None, label: str, *, create: bool = False) -> Iterator[Session]:
-    """Open a session with a kernel on the installation's own database. A server may be running at the same time.
+    """Open a session whose kernel uses the installation's own database. A server may be running at the same time.
 
     Raise `MigrationsPending` if migrations are pending. Raise `StartupError` if the data folder contains no
     installation and `create` is not set, because the command would otherwise create a new installation and act on it.

@@ -99,7 +99,7 @@ class CommandContext:
     """
 
     def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[Session]:
-        """Open a session with a kernel on the installation's own database. `label` names the command."""
+        """Open a session whose kernel uses the installation's own database. `label` names the command."""
         from corral.cli.command_kernels import open_session
 
         return open_session(config_path, label)

@@ -1,4 +1,4 @@
-"""The options `--field` and `--input`, with which commands accept a request body."""
+"""The options `--field` and `--input`, through which commands accept a request body."""
 
 from __future__ import annotations
 

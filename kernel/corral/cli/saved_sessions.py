@@ -76,7 +76,7 @@ class SavedSessions:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the file, so that concurrent commands renew a session one after the other."""
+        """Hold the file's lock, so that concurrent commands renew a session one at a time."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         number = os.open(self._folder / "sessions.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -128,7 +128,7 @@ def _parent(
     """Create the parent of the server processes.
 
     `recovering` is True in safe mode after crashes; a reload then leaves safe mode. `begins` is True if the first call
-    of `plan` is part of the server's start, and False if it is part of a reload.
+    to `plan` is part of the server's start, and False if it is part of a reload.
     """
     arguments = ["serve"]
     for name, value in options.items():

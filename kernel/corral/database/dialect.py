@@ -1,8 +1,8 @@
 """Helpers for cases in which SQLite and PostgreSQL need different SQL, so that the same plugin code runs on both.
 
 Peewee translates ordinary queries, including upserts (`on_conflict`). These helpers cover the rest. They run in the
-caller's unit of work, except for those that take the peewee database of a migration. Row locks are in `unit`, and
-full-text search is in `full_text`.
+caller's unit of work, except for those that take a migration's peewee database. Row locks are in `unit`, and full-text
+search is in `full_text`.
 """
 
 from __future__ import annotations

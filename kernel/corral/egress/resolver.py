@@ -1,4 +1,4 @@
-"""Resolves host names, each in its own thread, because the system call cannot be cancelled."""
+"""Resolves host names, each in its own thread, because a lookup by the operating system cannot be cancelled."""
 
 from __future__ import annotations
 
