@@ -47,7 +47,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         self._addresses, self._proxy, self._tcp = addresses, proxy, tcp
 
     async def connect_tcp(self, host: str, port: int, *_: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
-        """Try the allowed addresses of the host in order, within `timeout` seconds in total.
+        """Try the allowed addresses of the host in order. The option `timeout` limits the total time, in seconds.
 
         TLS verifies the certificate for the requested name, although the connection is made to an address. Other
         httpcore2 options are ignored.

@@ -106,8 +106,8 @@ class Idempotency:
         """Store a response with its whole body.
 
         With `secret`, the whole response is encrypted, because the body or a cookie may contain a credential. The
-        encrypted data also includes the hash of the request body, because `body_hash` cannot be verified after the
-        master key is rotated.
+        encrypted data also includes the hash of the request body, because the MAC in the column `body_hash` cannot be
+        verified after the master key is rotated.
         """
         headers = {**response.headers, "Content-Type": response.media_type}
         if secret:
