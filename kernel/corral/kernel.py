@@ -204,7 +204,7 @@ class Kernel:
         """Start the event feed and the plugins on the running event loop.
 
         If `jobs` is true, this process also runs jobs, schedules and consumers. If the installation has a shared job
-        queue, this process announces new jobs in the queue, unless it runs jobs itself and `share` is not set.
+        queue, this process announces new jobs through the queue, unless it runs jobs itself and `share` is not set.
         """
         asyncio.get_running_loop().set_default_executor(self.threads)
         self.loop_watch.start()

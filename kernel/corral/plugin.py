@@ -208,7 +208,7 @@ class CommandSession(Protocol):
         ...
 
     def run(self, fn: Callable[[], T], *, read: bool = False) -> T:
-        """Run `fn` as one unit of work with the operating-system user as actor, and wait for its COMMIT."""
+        """Run `fn` as one unit of work with the operating-system user as the actor, and wait for its COMMIT."""
         ...
 
 
@@ -393,7 +393,7 @@ class Gate(Protocol):
 
 
 class RateLimitQuota(NamedTuple):
-    """The remaining allowance of a rate limit after a request.
+    """The remaining quota of a rate limit after a request.
 
     If several limits apply, the `RateLimit-*` headers report the one closest to exhaustion.
     """

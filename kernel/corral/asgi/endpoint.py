@@ -75,7 +75,7 @@ class Endpoint:
         """Return an error that explains why the principal may not call this route, or None if the call is allowed.
 
         The principal must hold one of the permissions in the route's `needs`. Some routes also require a signed-in
-        session (API keys and tokens are refused) or a recent re-authentication.
+        session (API keys and tokens are refused) or recent re-authentication.
         """
         by_permission = self._needs_permission_only and principal.limited is None
         if by_permission and not self._needs.isdisjoint(principal.permissions):

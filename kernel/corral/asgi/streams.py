@@ -1,4 +1,4 @@
-"""Sends streamed responses, records streams that may have to be replayed, and ends connections of blocked clients."""
+"""Sends streamed responses, records streams that may have to be replayed, and disconnects blocked clients."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class Authenticator(Protocol):
         ...
 
     def authenticate(self, credential: str) -> Principal:
-        """Return the principal of the credential, or raise `Unauthorized`.
+        """Return the principal that the credential identifies, or raise `Unauthorized`.
 
         Runs in a read-only unit; the result is cached for 1 s.
         """

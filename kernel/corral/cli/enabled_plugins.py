@@ -105,7 +105,7 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool, str]:
     Return the path of the file, whether the file changed, and a sentence that describes the consequences.
 
     Raise `ClickException` if the plugin is protected, or if a loaded plugin requires it. The plugin itself is not
-    imported, because its import might end the process.
+    imported, because importing it might end the process.
     """
     config = load_config(path=config_path)
     installed = [PluginRecord(found=item) for item in discover(config)]

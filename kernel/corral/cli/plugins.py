@@ -89,7 +89,7 @@ def enable(name: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def disable(name: str, config_path: Path | None, as_json: bool) -> None:
-    """Disable a plugin in corral.toml. Comments in the file and the data of the plugin are kept."""
+    """Disable a plugin in corral.toml. Comments in the file and the plugin's data are kept."""
     from corral.cli.enabled_plugins import disable as change
 
     path, changed, stops = change(config_path, name)

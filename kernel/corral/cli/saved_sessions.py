@@ -112,7 +112,7 @@ class SavedSessions:
 
 
 def user_sessions() -> SavedSessions:
-    """Return the sessions of the user, which are in `$XDG_CONFIG_HOME/corral` or `~/.config/corral`."""
+    """Return the user's sessions, which are stored in `$XDG_CONFIG_HOME/corral` or `~/.config/corral`."""
     base = os.environ.get("XDG_CONFIG_HOME")
     try:
         folder = Path(base) if base else Path.home() / ".config"

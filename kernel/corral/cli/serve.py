@@ -220,7 +220,7 @@ def _serve(
 class SlowStartFilter(logging.Filter):
     """A log filter that suppresses warnings about slow units of work while the server starts.
 
-    Only warnings about units that took less than 500 ms are suppressed. During a start, many units of work run for the
+    Only warnings about units that took less than 500 ms are suppressed. During startup, many units of work run for the
     first time and at the same time, so some are slower than usual.
     """
 

@@ -34,7 +34,7 @@ class StartHistory:
 
     @property
     def is_crash_loop(self) -> bool:
-        """Whether enough recent starts crashed to enter safe mode."""
+        """Whether enough starts have crashed recently to enter safe mode."""
         since = time.time() - WITHIN_SECONDS
         return sum(path.stat().st_mtime >= since for path in self._interrupted_starts()) >= MAX_CRASHES
 

@@ -44,8 +44,8 @@ def load(
     ignored, and so are empty environment variables.
 
     The configuration file is `path`. If `path` is None, the variable `CORRAL_CONFIG` names the file. If the variable is
-    not set, the first existing file of `./corral.toml` and `/etc/corral/corral.toml` is read. With
-    `path=Path(os.devnull)`, no file is read. Raises `StartupError` with all faults.
+    not set, `./corral.toml` is read or, if it does not exist, `/etc/corral/corral.toml`. With `path=Path(os.devnull)`,
+    no file is read. Raises `StartupError` with all faults.
     """
     reader = _Reader(os.environ if environ is None else environ)
     reader.read_file(path)

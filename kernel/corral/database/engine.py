@@ -97,7 +97,7 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def ping(self) -> None:
-        """Execute a trivial read on a new connection. Raises an exception if the database is unavailable."""
+        """Execute a trivial query on a new connection. Raises an exception if the database is unavailable."""
 
     def waiting(self) -> int:
         """Return the number of units that are waiting for a connection."""

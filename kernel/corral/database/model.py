@@ -58,7 +58,7 @@ class JSONField(peewee.TextField):
 
 
 class IdField(peewee.CharField):
-    """A column for a UUIDv7 of 36 characters."""
+    """A column for a UUIDv7, which has 36 characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(max_length=36, **options)

@@ -252,7 +252,8 @@ class DatabasePool:
     def close(self) -> None:
         """Finish all units and stop the threads.
 
-        Units that are not queued yet because their plugin occupies its share of the threads are also finished.
+        Units that are not queued yet because their plugin already uses its whole share of the threads are also
+        finished.
         """
         self.queue.put(None)
         for thread in self.threads[: self._started]:

@@ -141,7 +141,7 @@ class _SqliteThread(DatabaseThread):
     def sever_connection(self) -> None:
         """Roll back and refuse further writes.
 
-        The thread may be executing in SQLite at this moment, so the thread itself closes the connection later. If
+        The thread may be executing SQLite code at this moment, so the thread itself closes the connection later. If
         another thread closed the connection, the database could stay locked, or the process could crash.
         """
         with self._ending:

@@ -1,4 +1,4 @@
-"""The egress guard, which decides to which URLs, ports and addresses Corral may connect.
+"""The egress guard, which decides which URLs, ports and addresses Corral may connect to.
 
 This module itself does not use the network.
 """

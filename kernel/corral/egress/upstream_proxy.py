@@ -32,7 +32,7 @@ class EgressProxy:
     async def tunnel(
         self, stream: httpcore2.AsyncNetworkStream, to: HostPort, seconds: float | None
     ) -> httpcore2.AsyncNetworkStream:
-        """Open a tunnel through the proxy to the host and port `to`. Raise `ProxyError` if the proxy refuses."""
+        """Open a tunnel through the proxy to the host and port `to`. Raise `ProxyError` if the proxy refuses it."""
         import httpcore2
 
         try:

@@ -76,7 +76,7 @@ def emit(
 
 
 class SystemAlert(Event, kw_only=True):
-    """A condition that requires the attention of an admin."""
+    """A condition that requires an admin's attention."""
 
     event = "system.alert"
     visibility = "admin"

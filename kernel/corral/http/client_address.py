@@ -51,14 +51,14 @@ def canonical_ip(text: str) -> str:
 
 @functools.lru_cache(maxsize=8192)
 def address_key(client_ip: str) -> str:
-    """Return the key of a client in rate limits: the IPv4 address, or the /64 network of an IPv6 address."""
+    """Return the key that identifies a client in rate limits: the IPv4 address, or an IPv6 /64 network."""
     if ":" not in client_ip:
         return client_ip
     return str(ipaddress.ip_network(f"{client_ip}/64", strict=False).network_address)
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a server that listens on this host (a name or an address) is reachable from this machine only."""
+    """Return whether a server that listens on this host (a name or an address) is reachable only from this machine."""
     address = canonical_ip(host.strip("[]"))
     return ipaddress.ip_address(address).is_loopback if address else host.lower() in LOOPBACK
 

@@ -31,7 +31,7 @@ Whole = tuple[int, dict[str, str], bytes, bytes]  # a response, and the hash of 
 class IdempotencyRow(Model):
     """A request that was sent with an idempotency key. `state` is in_flight or done. The row expires at `until`.
 
-    If a request was sent on behalf of a task, its response is kept until `KEEP_SECONDS` after the end of the task.
+    If a request was sent on behalf of a task, its response is kept until `KEEP_SECONDS` after the task ends.
     """
 
     key = peewee.CharField(primary_key=True, max_length=64)
@@ -123,7 +123,7 @@ class Idempotency:
         self._insert(key, IdempotencyRow.state == "in_flight", "done", seconds, **done)
 
     def renew_key(self, key: IdempotencyKey) -> None:
-        """Extend the expiry of a key while its handler is running."""
+        """Postpone the expiry of a key while its handler is running."""
         IdempotencyRow.update(until=clock.now(IN_FLIGHT_SECONDS)).where(_in_flight(key)).execute()
 
     def release_key(self, key: IdempotencyKey) -> None:

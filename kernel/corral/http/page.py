@@ -26,7 +26,7 @@ CURSOR_SECONDS = 24 * 3600
 
 
 class PageQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The base class for the query of every list. Subclasses add filters."""
+    """The base class for the query parameters of every list. Subclasses add filters."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
     offset: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | msgspec.UnsetType = msgspec.UNSET

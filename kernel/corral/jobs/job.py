@@ -32,9 +32,8 @@ class Job(msgspec.Struct, frozen=True):
     If `run` raises an exception, it is called again after 2 s, 4 s, 8 s and so on, with a delay of at most 10 minutes,
     until `max_attempts` attempts have failed. The job is then marked as failed: its row keeps the error, and no other
     function is called. `run` cannot tell whether an attempt is the last one. A failure that is a
-    `corral.errors.ExpectedFailure` is also retried, but does not count as an error of the plugin. If a process stops
-    during an attempt, the attempt is repeated at once and does not count; if the process was killed, the attempt
-    counts.
+    `corral.errors.ExpectedFailure` is also retried, but does not count as a plugin error. If a process stops during an
+    attempt, the attempt is repeated at once and does not count; if the process was killed, the attempt counts.
     """
 
     name: ItemName

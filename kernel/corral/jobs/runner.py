@@ -113,7 +113,7 @@ class JobRunner:
             await asyncio.gather(*self._running, return_exceptions=True)
 
     async def drain(self, seconds: float) -> None:
-        """Start no further jobs and wait until the running jobs finish, for at most `seconds`."""
+        """Start no further jobs, and wait up to `seconds` for the running jobs to finish."""
         self._draining = True
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
@@ -168,7 +168,7 @@ class JobRunner:
         return [(row, row.lease == lease) for row in rows]
 
     def start_schedule(self, row: ScheduleRow) -> asyncio.Task[Exception | None]:
-        """Start a claimed schedule. The returned asyncio task returns the error of the run, or None."""
+        """Start a claimed schedule. The result of the returned asyncio task is the error of the run, or None."""
         return self._start(self._run_schedule(row))
 
     async def _run_schedule(self, row: ScheduleRow) -> Exception | None:

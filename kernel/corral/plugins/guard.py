@@ -47,7 +47,7 @@ class Guard:
     `calls` is the number of calls, and `seconds` is their total duration.
 
     `expected` describes the return value. If a call fails, the guard returns `default`, or raises an error if `default`
-    is `RAISE` or `REFUSE`. `limit` is the time limit, in seconds, of a call in a thread. If it is 0, the time limit
+    is `RAISE` or `REFUSE`. `limit` is the time limit, in seconds, for a call in a thread. If it is 0, the time limit
     that the settings define for all plugins applies; if it is None, the caller limits the time. `counts` is true if
     failures count towards quarantine. Calls are allowed while the state of the plugin is one of `states`.
     """
@@ -136,7 +136,7 @@ class Guard:
                 await close()
 
     def _checked(self, value: Any) -> Any:
-        """Return the value if it has the expected type. Otherwise, treat the mismatch as an error of the plugin."""
+        """Return the value if it has the expected type. Otherwise, treat the mismatch as a plugin error."""
         if hasattr(value, "__anext__"):
             return self._iterate(value)
         if inspect.isawaitable(value):

@@ -83,7 +83,7 @@ class PluginQuarantine:
         return self._trackers.setdefault(name, FailureTracker())
 
     def count_error(self, record: PluginRecord, where: str, error: BaseException, *, counts: bool = True) -> None:
-        """Record an error of a contributed callable, or a `LostCall`.
+        """Record an error that a contributed callable raised, or a `LostCall`.
 
         If `counts` is true, the error counts towards the quarantine of the plugin.
         """

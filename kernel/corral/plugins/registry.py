@@ -19,7 +19,7 @@ from corral.redact.redactor import Redactor
 
 
 class PluginError(msgspec.Struct, frozen=True):
-    """An error of a plugin, as shown at `/plugins/{name}/errors`."""
+    """A plugin error, as shown at `/plugins/{name}/errors`."""
 
     at: str
     where: str
@@ -69,7 +69,7 @@ class PluginRegistry:
         return self._redactor.redact(text)[:500]
 
     def add_error(self, name: str, where: str, error: BaseException, request_id: str | None) -> None:
-        """Store and count an error of a plugin. The last 100 errors of each plugin are kept."""
+        """Store and count a plugin error. The last 100 errors of each plugin are kept."""
         message = self.redacted(str(error))
         entry = PluginError(clock.now(), where, type(error).__name__, message, request_id)
         self._errors.setdefault(name, deque(maxlen=100)).append(entry)

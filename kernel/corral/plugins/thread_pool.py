@@ -101,7 +101,7 @@ class PluginThreads(ThreadPoolExecutor):
             return self._tasks.get()
 
     def _release(self, task: SubmittedCall) -> None:
-        """Return the task's thread to its plugin's share, and queue the next waiting task of the plugin."""
+        """Release the task's slot in its plugin's share of the threads, and queue the plugin's next waiting task."""
         if task.plugin is not None and (waiting := self.shares.release(task.plugin)) is not None:
             self._queue(waiting)
 
