@@ -1,1 +1,1 @@
-"""The marketplace, where people install, upgrade, remove and create templates of agent teams."""
+"""The marketplace, where people install, upgrade, remove and create templates for agent teams."""

@@ -151,7 +151,7 @@ class TemplateInstalled(_TemplateEvent, kw_only=True):
 
 
 class TemplateUninstalled(_TemplateEvent, kw_only=True):
-    """The objects of an installation were removed. `kept` lists the objects that were not removed."""
+    """The objects of an installation were removed, except the objects in `kept`."""
 
     event = "template.uninstalled"
 

@@ -68,7 +68,7 @@ def _installation_options(command: F) -> F:
 
 @click.group("template")
 def template_command_group() -> None:
-    """Install and create templates of agent teams. TEMPLATE is a slug, such as pr-reviewer."""
+    """Install and create templates for agent teams. TEMPLATE is a slug, such as pr-reviewer."""
 
 
 @template_command_group.command("list")

@@ -42,7 +42,7 @@ PARTS = (
 
 
 class MarketplacePlugin(Plugin):
-    """The marketplace, which offers templates of agent teams.
+    """The marketplace, which offers templates for agent teams.
 
     Before an installation, people see exactly what a template would create and which resources it may use. The template
     is installed in one transaction. People can later upgrade or remove the installation, and can create templates from

@@ -70,8 +70,8 @@ class TemplateVersionsQuery(PageQuery, kw_only=True):
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a template that a person should review before installing the template.
 
-    A finding of the severity `error` prevents an upload. If there is a `critical` finding, only admins can install the
-    template.
+    A finding with the severity `error` prevents an upload. If there is a `critical` finding, only admins can install
+    the template.
     """
 
     severity: Severity

@@ -20,7 +20,7 @@ BATCH_SIZE = 500
 
 
 async def expire_messages(work: Work, receipts: MessageReceipts) -> None:
-    """Mark overdue messages as expired, and also requests that nobody acknowledged after the last redelivery."""
+    """Expire overdue messages, and requests that nobody acknowledged after the last redelivery."""
     entry = UnitContext(label="job messages.sweep", actor=SYSTEM)
     for _ in range(ROUNDS):
         if not await work(receipts.expire_batch, entry=entry):

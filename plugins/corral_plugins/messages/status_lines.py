@@ -1,4 +1,4 @@
-"""The line of `corral status` about unread messages."""
+"""The line about unread messages in the output of `corral status`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public interface of notifications: the channel types that other plugins can contribute, and the events."""
+"""The public interface of the `notifications` plugin: the events, and the channel types that plugins contribute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of notifications, channels, rules, preferences, and deliveries."""
+"""The database tables for notifications, channels, rules, preferences, and deliveries."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Progress(Model):
 
 
 class Group(Model):
-    """The events of a rule that are sent through a channel as one message.
+    """The events that match a rule and are sent through a channel as one message.
 
     `id` is a hash of the rule, the channel, the person and the values by which events are grouped. `objects` contains
     hashes of the objects and states reported by the last message, or is null if there were too many of them.

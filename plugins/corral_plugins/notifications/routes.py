@@ -1,4 +1,4 @@
-"""The HTTP routes of notifications, channels, rules and deliveries."""
+"""The HTTP routes for notifications, channels, rules and deliveries."""
 
 from __future__ import annotations
 

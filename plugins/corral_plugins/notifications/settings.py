@@ -1,4 +1,4 @@
-"""Settings of notifications."""
+"""Settings of the `notifications` plugin."""
 
 from __future__ import annotations
 

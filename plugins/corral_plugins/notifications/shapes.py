@@ -242,7 +242,7 @@ class NotificationRuleView(msgspec.Struct, kw_only=True):
 
 
 class TestRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The number of past days of events to which the rule is applied."""
+    """A request to test a rule by applying it to the events of the last `days` days."""
 
     days: Annotated[int, Meta(ge=1, le=30)] = 7
 

@@ -23,7 +23,7 @@ BATCH_SIZE = 500
 async def expire_rules_and_keys(work: Work, rules: IpRules) -> None:
     """Delete expired IP rules and old API keys, and notify the owners of keys that will expire soon.
 
-    A key is deleted 30 days after it has expired or was revoked.
+    A key is deleted 30 days after it expired or was revoked.
     """
     entry = UnitContext(label="job security.expire", actor=SYSTEM)
     await work(rules.delete_expired, entry=entry)

@@ -1,4 +1,4 @@
-"""The line of `corral status` about SSH connections."""
+"""The line about SSH connections in the output of `corral status`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tasks: units of work for agents, and their results."""
+"""Tasks: pieces of work for agents, and their results."""

@@ -1,4 +1,4 @@
-"""Background jobs of tasks.
+"""Background jobs of the `tasks` plugin.
 
 To keep units of work short, a job finds the affected tasks in one unit of work, and then checks and changes each task
 in a separate unit of work.

@@ -1,4 +1,4 @@
-"""The tables of tasks. Only this plugin's service modules write to them.
+"""The database tables for tasks. Only this plugin's service modules write to them.
 
 `TaskRow` and `AttemptRow` declare the columns that the business rules read. `TaskViewColumns` and `AttemptViewColumns`
 declare the columns that only views, claims and authentication read. The models, the compiled statements and the views

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 class TasksPlugin(Plugin):
-    """Tasks: units of work for agents, and their results.
+    """Tasks: pieces of work for agents, and their results.
 
     A worker claims a task under a lease. A task survives every crash, runs one attempt at a time, and always ends.
     """

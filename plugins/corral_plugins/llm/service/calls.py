@@ -66,7 +66,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
     response: Any = None
 
     def begin_target(self, target: ModelTarget) -> None:
-        """Record that the call is sent to the next target, and discard the usage that the previous target reported."""
+        """Record that the call now goes to the next target, and discard the usage that the previous target reported."""
         self.target, self.billable, self.reported_usage = target, False, None
 
     def add_chunk(self, chunk: Mapping[str, Any]) -> None:
@@ -161,7 +161,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
     """A call in progress: the id of its row, the targets to try, in order, and its slot at the current provider.
 
     `max_tokens` limits the response if the request sets no limit. `hold` is the money reserved for the call, or None if
-    no budget applies to the call. `run_id` is the workflow run that makes the call in one of its steps, without a task.
+    no budget applies to the call. `run_id` is the id of the workflow run if one of its steps makes the call without a
+    task.
     `limit_micro` is the amount in micro-USD that this run may still spend, or None if the run has no limit.
     """
 
@@ -325,8 +326,8 @@ def settle_call(call_id: str, outcome: CallOutcome) -> bool:
 def fail_abandoned(older_than_seconds: float) -> int:
     """Mark at most 500 abandoned calls as failed, and return their number.
 
-    A call is abandoned if it has been in flight for longer than `older_than_seconds`, because its process has then
-    died.
+    A call counts as abandoned if it has been in flight for longer than `older_than_seconds`, because its process must
+    have died by then.
     """
     in_flight, before = LlmCall.status == IN_FLIGHT, clock.now(-older_than_seconds)
     abandoned = LlmCall.select(LlmCall.id).where(in_flight & (LlmCall.created_at < before)).limit(BATCH_ROWS)
@@ -381,7 +382,7 @@ class PayloadStore:
 def list_calls(query: LlmCallQuery, by: Principal) -> Page[LlmCallView]:
     """Return a page of calls, newest first.
 
-    Admins see all calls; other users see their own calls and those of tasks.
+    Admins see all calls; other users see their own calls and the calls of all tasks.
     """
     calls: Any = LlmCall.select().where(_visible_to(by))
     for field in ("task_id", "agent_id", "provider", "model"):

@@ -92,7 +92,7 @@ class CallDispatcher:
     ) -> T:
         """Send the request, and retry with the same provider while a retry may succeed.
 
-        Every attempt counts towards the provider's limit of requests per minute.
+        Every attempt counts towards the provider's limit on requests per minute.
         """
         fields = target.provider.fields
         retries = 0
@@ -155,9 +155,9 @@ class CallDispatcher:
 
 
 def retry_delay(retries: int, error: ProviderError) -> float | None:
-    """Return the number of seconds to wait before a retry: 1, 2, 4 and so on with jitter, or the provider's number.
+    """Return the number of seconds to wait before a retry: 1, 2, 4 and so on, with jitter.
 
-    Return None if the provider demands more than `MAX_RETRY_AFTER` seconds.
+    If the provider asks to wait longer, return its number instead. Return None if its number exceeds `MAX_RETRY_AFTER`.
     """
     requested = float(error.retry_after or 0)
     if requested > MAX_RETRY_AFTER:

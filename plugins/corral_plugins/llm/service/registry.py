@@ -250,7 +250,7 @@ _REVISIONS = Statement(
 
 
 class _TableSnapshot(msgspec.Struct, frozen=True):
-    """The contents of the provider tables when they had these `revisions`."""
+    """A snapshot of the provider tables, taken when they had these `revisions`."""
 
     revisions: frozenset[tuple[str, str, str]] = frozenset()
     rows: tuple[LlmProviderRow, ...] = ()

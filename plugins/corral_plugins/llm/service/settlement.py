@@ -44,7 +44,7 @@ class ProviderStates:
             update_state(name, last_ok_at=clock.now(), last_error=None)
 
     def record_error(self, name: str, error: Mapping[str, Any], *, credentials_refused: bool) -> None:
-        """Record an error from a provider, even if the call that failed later succeeds with another provider."""
+        """Record an error from a provider, even if the call later succeeds with another provider."""
         if self._is_due(name, "failed"):
             update_state(name, last_error={**error, "at": clock.now()})
         if credentials_refused:

@@ -1,4 +1,4 @@
-"""Concurrency slots of providers: leased rows shared by all processes, assigned in order of arrival (docs/adr).
+"""Concurrency slots of providers: leased rows shared by all processes, assigned in order of arrival.
 
 A call enters its provider's queue in the unit of work that admits the call, and leaves the queue in the unit of work
 that stores its outcome. Whenever a call enters or leaves the queue, free slots are assigned to the calls that have

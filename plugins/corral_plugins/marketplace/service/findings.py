@@ -1,4 +1,4 @@
-"""Finds risks to know about before installing a template: credentials, dangerous tools and refused URLs."""
+"""Finds the risks of installing a template: credentials, dangerous tools and refused URLs."""
 
 from __future__ import annotations
 

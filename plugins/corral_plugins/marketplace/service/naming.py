@@ -12,7 +12,7 @@ AT_A_TIME = 10
 
 
 class WantedName(NamedTuple):
-    """The desired name of a new object of a kind."""
+    """The desired name for a new object, and the kind of the object."""
 
     kind: str
     name: str

@@ -1,1 +1,1 @@
-"""The business rules of messages. Only the modules in this package write to the plugin's tables."""
+"""The business rules for messages. Only the modules in this package write to the plugin's tables."""

@@ -1,4 +1,4 @@
-"""The action `send_message`, which lets triggers send messages, and the check which messages are untrusted."""
+"""The action `send_message`, which lets triggers send messages, and the check for untrusted messages."""
 
 from __future__ import annotations
 

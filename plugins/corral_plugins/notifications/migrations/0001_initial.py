@@ -1,4 +1,4 @@
-"""Creates the tables of notifications, channels, rules, preferences, and deliveries."""
+"""Creates the tables for notifications, channels, rules, preferences, and deliveries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adds an index of overdue deliveries, so that finding them does not require reading all waiting deliveries."""
+"""Adds an index on overdue deliveries, so that finding them does not require reading all waiting deliveries."""
 
 from __future__ import annotations
 

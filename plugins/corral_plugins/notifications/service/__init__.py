@@ -1,1 +1,1 @@
-"""The business logic of notifications: recipients, timing, channels, and the outcome of deliveries."""
+"""The business logic of the `notifications` plugin: recipients, timing, channels, and the outcomes of deliveries."""

@@ -1,4 +1,4 @@
-"""Determines the people to notify of a batch of events, and the in-app notifications that each of them receives."""
+"""Determines the people to notify about a batch of events, and the in-app notifications that each of them receives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from corral_plugins.notifications.service.people import People, Person
 
 
 class Audience:
-    """The people to notify of a batch of events. `matched` contains the rules that notify individual people.
+    """The people to notify about a batch of events. `matched` contains the rules that notify individual people.
 
     `roles` maps each role to the ids of its members. People's permissions are looked up in chunks.
     """

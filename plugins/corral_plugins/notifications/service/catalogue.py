@@ -44,7 +44,7 @@ DEFAULTS: Mapping[str, Audience] = {
     "worker.registered": "admins",
     "workflow.run.failed": "owner",
 }
-"""The events of which people are notified without a rule, and the audience of each event."""
+"""The events about which people are notified without a rule, and the audience of each event."""
 
 SEVERITY_OF: Mapping[str, Severity] = {
     "budget.exceeded": "critical",

@@ -66,12 +66,12 @@ class NotificationDeliveries:
 
 
 def delete_ended(before: str) -> int:
-    """Delete a batch of deliveries that ended before an instant. Return the number of deleted deliveries."""
+    """Delete a batch of deliveries that ended before a given time. Return the number of deleted deliveries."""
     old = Delivery.select(Delivery.id).where(Delivery.finished_at < before).order_by(Delivery.finished_at)
     return int(Delivery.delete().where(Delivery.id.in_(old.limit(AT_ONCE)) & ~IS_OPEN).execute())
 
 
 def forget_groups(before: str) -> int:
-    """Delete a batch of groups whose last message is older than an instant. Return the number of deleted groups."""
+    """Delete a batch of groups whose last message was sent before a given time. Return how many were deleted."""
     old = Group.select(Group.id).where(Group.last_sent_at < before).limit(AT_ONCE)
     return int(Group.delete().where(Group.id.in_(old)).execute())

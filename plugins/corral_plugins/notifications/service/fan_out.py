@@ -151,8 +151,9 @@ class NotificationFanOut:
     async def read(self, *, pass_over: bool = False) -> None:
         """Handle all new events. If another process handles them at the same time, leave the rest to that process.
 
-        With `pass_over`, the position also moves past small numbers of events that notify nobody. If it never did so,
-        it could fall so far behind that old events could not be deleted from the log.
+        If the log contains only a few new events and nobody is notified about them, the position moves past them only
+        with `pass_over`. If it never did so, it could fall so far behind that old events could not be deleted from the
+        log.
         """
 
         async def skip(reason: str) -> bool:

@@ -109,7 +109,7 @@ class Inbox:
         return notification_view(row)
 
     def mark_all(self, body: MarkAllRead, *, by: Principal) -> MarkedRead:
-        """Mark the caller's notifications as read, except those with an event after the call or after `before`."""
+        """Mark as read the caller's notifications without events since `body.before`, by default the current time."""
         before = clock.now() if body.before is UNSET else clock.from_datetime(body.before)
         mine = visible(Notification, by) & UNREAD & (Notification.last_at < before)
         return MarkedRead(updated=int(Notification.update(read_at=clock.now()).where(mine).execute()))

@@ -1,4 +1,4 @@
-"""Metrics of notifications."""
+"""Metrics of the `notifications` plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the people to notify of events, with their current permissions. Every method runs in a unit of work."""
+"""Finds the people to notify about events, and reads their current permissions. Every method runs in a unit of work."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class People:
-    """The people to notify of the events in one batch."""
+    """Finds the people to notify about the events in one batch."""
 
     approvals: Approvals | None
     code_reviews: CodeReviews | None
@@ -126,7 +126,7 @@ class People:
 
 
 def receivers_of(channel: Channel, people: Iterable[Person], severity: str) -> Sequence[Person | None]:
-    """Return the people whom a channel notifies individually, or only None if the channel has its own receivers."""
+    """Return the people whom a channel notifies individually, or `(None,)` if the channel has its own receivers."""
     if not channel.config.get("to_recipients"):
         return (None,)
     wanted = {"all": True, "important": is_at_least(severity, FAILURE), "off": False}

@@ -24,7 +24,7 @@ PERMISSION = "notifications.manage"
 
 
 class RuleTemplateInstaller:
-    """The installer for templates of the kind `notification_rule`. Its services are set after startup."""
+    """The installer for objects of the kind `notification_rule`. Its services are set after startup."""
 
     management: RuleManagement | None = None
     checks: RuleChecks | None = None
@@ -100,7 +100,7 @@ def _values(row: Rule) -> Json:
 
 @functools.cache
 def _schema() -> Json:
-    """Return the schema of a new rule for templates. Rules from templates are always created disabled."""
+    """Return the schema of a rule in a template, without `enabled`, because such rules are always created disabled."""
     schema = msgspec.json.schema(NewNotificationRule)
     fields: Json = schema["$defs"]["NewNotificationRule"]["properties"]
     del fields["enabled"]

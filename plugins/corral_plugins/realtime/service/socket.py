@@ -273,7 +273,7 @@ class MessageRateLimit:
 
 
 def _names_credential(connection: SocketConnection) -> bool:
-    """Return whether the handshake contains a credential, whether valid or not."""
+    """Return whether the handshake contains a credential, valid or not."""
     request, query = connection.request, connection.query
     headers = (request.header("authorization"), request.header("x-api-key"))
     return any(given is not None for given in (*headers, query.get("token"), query.get("ticket")))

@@ -1,4 +1,4 @@
-"""Create the tables of API keys and IP rules."""
+"""Create the tables for API keys and IP rules."""
 
 from __future__ import annotations
 

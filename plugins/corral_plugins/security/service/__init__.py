@@ -1,1 +1,1 @@
-"""The business logic of API keys, IP rules, rate limits and policies."""
+"""The business logic for API keys, IP rules, rate limits and policies."""

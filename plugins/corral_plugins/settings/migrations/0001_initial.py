@@ -1,4 +1,4 @@
-"""Create the tables of stored settings, their history and their version."""
+"""Create the tables for stored settings, their history and their version."""
 
 from __future__ import annotations
 

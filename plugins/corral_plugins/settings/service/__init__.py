@@ -1,1 +1,1 @@
-"""The business logic of settings: storing values, applying them, and notifying every process of changes."""
+"""The business logic of the `settings` plugin: stores and applies values, and notifies every process of changes."""

@@ -1,1 +1,1 @@
-"""The business rules of SSH connections."""
+"""The business rules for SSH connections."""

@@ -1,4 +1,4 @@
-"""One SSH connection, which checks the host key, logs in, and runs a command, each with limits on time and size.
+"""Opens an SSH connection, checks the host key, logs in, and runs a command, each with limits on time and size.
 
 The SSH configuration files, agents and known hosts of the Corral server are not used. This module imports asyncssh, so
 callers import it only on first use.

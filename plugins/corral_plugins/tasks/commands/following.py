@@ -153,7 +153,7 @@ def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until:
 
 
 def _failure_text(client: ApiClient, task_id: str, retried: dict[str, Any]) -> str:
-    """Return the type and the message of the error because of which the retry policy queued the task again."""
+    """Return the type and the message of the error that caused the retry policy to queue the task again."""
     wanted = (retried["attempt"], retried["reason"])
     errors = [each["error"] or {} for each in client.pages(f"/tasks/{task_id}/attempts") if each["n"] == wanted[0]]
     message = next((each.get("message") for each in reversed(errors) if each.get("type") == wanted[1]), None)

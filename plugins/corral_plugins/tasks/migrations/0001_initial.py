@@ -1,4 +1,4 @@
-"""Create the tables of tasks, their indexes, and the full-text index."""
+"""Create the tables for tasks, their indexes, and the full-text index."""
 
 from __future__ import annotations
 

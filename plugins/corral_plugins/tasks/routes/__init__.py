@@ -1,1 +1,1 @@
-"""The HTTP routes of tasks."""
+"""The HTTP routes for tasks."""

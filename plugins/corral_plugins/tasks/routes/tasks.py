@@ -1,4 +1,4 @@
-"""The routes of tasks for people and agents."""
+"""The task routes for people and agents."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The business rules of tasks. Only these modules write to the tables of the `tasks` plugin."""
+"""The business rules for tasks. Only these modules write to the tables of the `tasks` plugin."""

@@ -288,7 +288,7 @@ class OwnerActions:
     def _resume_with_answer(
         self, row: TaskRow, call_id: str | None, given: str, value: Any, error: dict[str, str] | None = None
     ) -> None:
-        """Queue a waiting task with an answer, which `given` contains as JSON text.
+        """Queue a waiting task together with an answer. `given` is JSON text that contains the answer.
 
         If a tool call asked the question, the answer becomes the result of that call.
         """
