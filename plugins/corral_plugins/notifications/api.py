@@ -71,9 +71,9 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
 class ChannelType(msgspec.Struct, frozen=True, kw_only=True):
     """A type of channel. Plugins contribute types with the hook `corral_notification_channels`.
 
-    `schema` describes `config`. `secrets` names the members of `config` that are stored encrypted. `pace_seconds` is
-    the shortest time between two messages sent through a channel. `breaker` is the name of the circuit breaker that all
-    channels of the type share; without a name, each channel has its own circuit breaker.
+    `schema` describes `config`. `secrets` names the members of `config` that are encrypted in the database.
+    `pace_seconds` is the shortest time between two messages sent through a channel. `breaker` is the name of the
+    circuit breaker that all channels of the type share; without a name, each channel has its own circuit breaker.
 
     `send(config, notification)` sends a notification and returns the result. It runs outside units of work.
     `check(config)` runs when a channel is saved. It returns warnings, or raises `Invalid` with pointers that begin with

@@ -82,7 +82,7 @@ class CallBudgets:
         return self.hold_cost(call, target, self._leases.live_attempt(call.by))
 
     def report_refusal(self, by: Principal, refused: BudgetRefused) -> None:
-        """Report to the caller's task that a budget refused a call.
+        """Cancel or delay the caller's task after a budget refused one of its calls.
 
         If the task's own cost limit refused the call, the task is cancelled. Otherwise, the task waits until the budget
         allows the call.

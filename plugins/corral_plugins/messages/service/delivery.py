@@ -125,7 +125,7 @@ class MessageDelivery:
 
 
 def untrusted_sources(messages: Iterable[Message], requester_id: str | None) -> list[str]:
-    """Return the names of the messages that taint a run: those that the requester of the run's task did not write."""
+    """Return `message:<id>` for each message that taints a run because the task's requester did not write it."""
     return [
         f"message:{row.id}"
         for row in messages

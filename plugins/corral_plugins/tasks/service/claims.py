@@ -366,7 +366,8 @@ class TaskClaims:
     def _lock_first_task(self, names: list[str], heavy: list[str], skipped: list[str]) -> tuple[TaskRow, str] | None:
         """Lock the first task, in claim order, that no concurrent claim has locked. Return the task and its queue.
 
-        Return None if there is no such task.
+        Tasks requested by people in `heavy` are considered only if no other task can be locked, and tasks in `skipped`
+        are not considered at all. Return None if no task can be locked.
         """
         for without in [heavy, []] if heavy else [[]]:
             for task_id, queue in first_task_of_each_queue(names, limit=8, without=without, skipped=skipped):
