@@ -426,7 +426,7 @@ class ProviderView(ProviderFields, kw_only=True):
 
 
 class ProviderQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Pagination of the list of providers."""
+    """Pagination parameters for the list of providers."""
 
 
 class TestProvider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

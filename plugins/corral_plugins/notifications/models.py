@@ -164,8 +164,8 @@ class Delivery(Model):
 
     While `is_collecting` is true, further events of the group are added to the message. `due_at` is set while the
     delivery waits; it then equals `next_attempt_at`, which the API shows. While an attempt runs, `lease` is its fencing
-    token, and the process must record the result of the attempt before `lease_until`. `ready_at` is the time of the
-    first attempt. `served` lists the addresses that already have the message.
+    token, and the process must record the result of the attempt before `lease_until`. `ready_at` is the time from
+    which the first attempt is allowed. `served` lists the addresses that already have the message.
     """
 
     visibility = ADMIN

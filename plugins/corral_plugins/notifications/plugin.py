@@ -85,8 +85,8 @@ PARTS: tuple[type[Any], ...] = (
 class NotificationsPlugin(Plugin):
     """Notifications about events that need people's attention, in the app and through other channels.
 
-    People see notifications in the app immediately. Rules set by admins also send them by email, Slack, Telegram or a
-    webhook. A burst of events becomes one message, and no message is lost while a channel is down.
+    People see notifications in the app immediately. Rules that admins create also send them by email, Slack, Telegram
+    or a webhook. A burst of events becomes one message, and no message is lost while a channel is down.
     """
 
     name = "notifications"

@@ -146,7 +146,7 @@ class SessionRevocation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class RevocationResult(msgspec.Struct, kw_only=True):
-    """The number of ended sessions and revoked API keys."""
+    """The number of ended sessions and the number of revoked API keys."""
 
     sessions: int
     api_keys: int

@@ -1,4 +1,4 @@
-"""The public interface of the `settings` plugin, which is the event that reports changed settings.
+"""The public interface of the `settings` plugin: the event that reports changed settings.
 
 Other plugins read values through `corral.plugin.Settings`.
 """

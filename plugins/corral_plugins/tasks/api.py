@@ -1,4 +1,4 @@
-"""The public interface of the `tasks` plugin for other plugins: data types, the `Tasks` service and the events.
+"""The public interface of the `tasks` plugin: data types, the `Tasks` service and the events.
 
 Each transition of a task has an event. The events are declared in the order in which a task can reach the corresponding
 states.

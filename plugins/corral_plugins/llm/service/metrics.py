@@ -1,4 +1,4 @@
-"""Gateway metrics, counted since this process started. Only the event loop updates them."""
+"""Metrics of the gateway, collected since this process started. Only the event loop updates them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Administration of providers: creating, changing, deleting, testing and refreshing them on behalf of admins."""
+"""Creates, changes, deletes, tests and refreshes providers on behalf of admins."""
 
 from __future__ import annotations
 

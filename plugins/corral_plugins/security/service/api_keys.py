@@ -1,8 +1,8 @@
 """Creates, rotates and revokes API keys, records their last use, and authenticates requests with API keys.
 
 The token of a key is `crl_<id>_<secret><crc>`. The checksum `crc` reveals a mistyped token without a database lookup. A
-request with a key has the permissions that the key's scopes include and that its owner currently holds. The last use of
-a key is written in batches, at most once a minute.
+request with a key has the permissions that the key's scopes include and that its owner currently holds. The last uses
+of keys are written in batches, and at most one use per minute is recorded for each key.
 """
 
 from __future__ import annotations
