@@ -30,7 +30,7 @@ class TemplateSource(msgspec.Struct, frozen=True, kw_only=True):
 class InstalledObject(msgspec.Struct, frozen=True, kw_only=True):
     """An object that an installer created.
 
-    `once` contains values that only the response to the installation shows, such as the URL of a webhook.
+    `once` contains values that are returned only when the template is installed, such as the URL of a webhook.
     `refused_tools` lists tools in the template that the caller may not grant to an agent. The object was created
     without these tools. `warnings` contains sentences about what the object still needs in order to work.
     """

@@ -254,7 +254,7 @@ class CreatedObject(msgspec.Struct, kw_only=True):
 
     `edited` says whether a person has changed the object since the installation. It is null in lists. A `reused` object
     already existed before the installation. `state` is `present`, `removed` (by the marketplace) or `deleted` (by a
-    person). `once` contains values that only the response to the installation shows, such as the URL of a webhook
+    person). `once` contains values that are returned only when the template is installed, such as the URL of a webhook
     trigger.
     """
 

@@ -38,9 +38,9 @@ Argv = Annotated[list[Annotated[str, Meta(max_length=8192)]], Meta(min_length=1,
 class NewConnection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields of a new connection.
 
-    The credential is either a secret in the vault (`secret_id`), or is submitted as `password` or `private_key`, which
-    are stored in the vault and never returned. The credential can also be added later. `host_key` is an OpenSSH public
-    key line, which the policy `strict` requires.
+    The credential is either a secret in the vault (`secret_id`), or a submitted `password` or `private_key`. Submitted
+    credentials are stored in the vault and never returned. The credential can also be added later. `host_key` is an
+    OpenSSH public key line, which the policy `strict` requires.
     """
 
     name: Name

@@ -288,7 +288,7 @@ class ProviderChecks:
         return await self._breakers.guard(provider, request_models)
 
     def enqueue_missing(self) -> None:
-        """Enqueue a refresh of providers whose models were never fetched. Runs in the caller's unit of work."""
+        """Enqueue a refresh of providers whose models have never been fetched. Runs in the caller's unit of work."""
         for provider in self._registry.all_providers():
             if provider.is_refreshable and not provider.connection.models:
                 enqueue_refresh(provider.name)

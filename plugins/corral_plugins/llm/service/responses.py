@@ -260,9 +260,9 @@ def is_about_credentials(problem: Problem) -> bool:
 def explain(problem: Problem, request: Request | None = None) -> None:
     """Convert a problem to the form that OpenAI's clients expect.
 
-    The problem receives OpenAI's error object, and the status 400 for invalid requests. The status 422 is kept for
-    valid requests that the configuration of this installation does not allow. Clients retry requests that failed with
-    408, 409, 429 or 5xx. The `x-should-retry` header stops clients from retrying when a retry is useless.
+    OpenAI's error object is added to the problem, and the status becomes 400 if the request is invalid. The status 422
+    is kept for valid requests that the configuration of this installation does not allow. Clients retry requests that
+    failed with 408, 409, 429 or 5xx. The `x-should-retry` header stops clients from retrying when a retry is useless.
     """
     if problem.status == 422 and problem.code not in CONFIGURATION_CODES:
         problem.status = 400

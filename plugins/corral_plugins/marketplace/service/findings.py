@@ -42,8 +42,8 @@ def text_findings(data: Json, redactor: Redactor) -> Iterator[Finding]:
 def tool_findings(manifest: Manifest, parameters: Mapping[str, Any], risks: Mapping[str, str]) -> Iterator[Finding]:
     """Yield a finding for each dangerous tool that agents could use without asking a person.
 
-    `parameters` contains the template parameters, because the tool policy may depend on them. A tool that does not
-    exist counts as dangerous, because it may be added later.
+    `parameters` contains the template parameters, on which the tool policy may depend. A tool that does not exist
+    counts as dangerous, because it may be added later.
     """
     for index, resource in enumerate(manifest.resources):
         policy = with_parameters(resource["spec"].get("tool_policy"), parameters)

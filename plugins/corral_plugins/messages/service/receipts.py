@@ -145,8 +145,8 @@ class MessageReceipts:
     def expire_batch(self) -> int:
         """Expire up to 200 overdue receipts, and up to 200 that stayed unacknowledged after the last redelivery.
 
-        The sender of a request is notified once that the request expired without an acknowledgement. Return the number
-        of expired receipts.
+        If a request expires without an acknowledgement, its sender is notified once. Return the number of expired
+        receipts.
         """
         now = clock.now()
         passed = SQL("status IN ('sent', 'delivered', 'read')") & (Receipt.expires_at <= now)

@@ -158,7 +158,7 @@ def has_open_dependency(ids: Sequence[str]) -> bool:
 
 
 def add_dependencies(task_id: str, needed: Sequence[str]) -> None:
-    """Store that the task depends on each task in `needed`."""
+    """Record that the task depends on each task in `needed`."""
     for each in needed:
         _ADD_DEPENDENCY.run({"task": task_id, "needs": each})
 
