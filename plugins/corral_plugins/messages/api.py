@@ -69,7 +69,10 @@ class SentMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimedMessages(msgspec.Struct, frozen=True, kw_only=True):
-    """The messages for an agent that claims a task. `untrusted` contains `message:<id>` for each untrusted message."""
+    """The messages for an agent that claims a task, as JSON objects.
+
+    `untrusted` contains `message:<id>` for each untrusted message.
+    """
 
     items: list[dict[str, Any]]
     untrusted: tuple[str, ...]
