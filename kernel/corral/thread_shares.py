@@ -23,7 +23,7 @@ class ThreadShares(Generic[T]):
         return len(self._waiting[plugin])
 
     def acquire(self, plugin: str, call: T) -> bool:
-        """Reserve a thread of the plugin's share for a call.
+        """Reserve a thread from the plugin's share for a call.
 
         If no thread in the share is free, queue the call and return False.
         """

@@ -79,8 +79,8 @@ class RunningCall(NamedTuple):
 def frame_of(thread: int) -> FrameType | None:
     """Return the frame that a thread is executing, or None.
 
-    This function disables garbage collection temporarily. Before Python 3.11.9, `sys._current_frames` holds a lock of
-    the interpreter. If a garbage collection in this function deleted a `threading.local`, which waits for the same
+    This function disables garbage collection temporarily. Before Python 3.11.9, `sys._current_frames` holds an
+    interpreter lock. If a garbage collection in this function deleted a `threading.local`, which waits for the same
     lock, the process would hang forever.
     """
     gc.disable()

@@ -33,9 +33,9 @@ def is_redactable(value: str) -> bool:
 
 
 def encodings(value: str) -> set[str]:
-    """Return every text that reveals the value: the value itself and its encoded and escaped forms.
+    """Return every string that reveals the value: the value itself and its encoded and escaped forms.
 
-    Each text has 8 to 4096 characters. If the value is longer, its long lines are encoded instead. If an encoding is
+    Each string has 8 to 4096 characters. If the value is longer, its long lines are encoded instead. If an encoding is
     longer, it is split into pieces.
     """
     value = value.strip()

@@ -75,8 +75,8 @@ class Matcher:
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:
         """Return the spans to replace, and the length of the leading part of the text whose result is final.
 
-        The spans are sorted and do not overlap. Text that arrives later cannot change the result for this part. If
-        `final` is set, no more text follows, and the whole text is final. The text must not contain `MARK`.
+        The spans are sorted and do not overlap. Text that arrives later cannot change the result for the leading part.
+        If `final` is set, no more text follows, and the whole text is final. The text must not contain `MARK`.
         """
         settled = len(text) if final else self._partial_anchor_start(text)
         try:

@@ -27,7 +27,7 @@ _MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def marked_as_machine_text(type: str, id: str) -> Iterator[None]:
-    """Mark all text that is redacted in this context as machine-generated for the given object.
+    """Mark all text that is redacted in this context as machine-generated text of the given object.
 
     If a credential is found in such text, an alert is raised.
     """
@@ -79,10 +79,10 @@ class Redactor:
         return map_strings(value, functools.partial(self.redact, patterns=patterns))
 
     def is_clean(self, json: bytes) -> bool:
-        """Return True only if the strings of a JSON text contain no credential.
+        """Return True only if the strings in a JSON document contain no credential.
 
-        Also return False if the text contains escape sequences or non-ASCII characters, because their normalised form
-        might contain a credential. This method takes a third of the time that `redact_json` takes.
+        Also return False if the document contains escape sequences or non-ASCII characters, because their
+        normalised form might contain a credential. This method takes a third of the time that `redact_json` takes.
         """
         return json.isascii() and b"\\" not in json and not self._matcher.may_hold(json.decode())
 

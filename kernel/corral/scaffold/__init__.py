@@ -1,1 +1,1 @@
-"""Templates for the distribution of a new plugin, and a function that writes the distribution."""
+"""Templates for the distribution package of a new plugin, and a function that writes the package to disk."""

@@ -1,4 +1,4 @@
-"""Writes the distribution of a new plugin, which passes lint, type checks, tests and conformance without changes."""
+"""Writes the distribution package of a new plugin. It passes linting, type checks, tests and conformance checks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def placeholder_values(name: str) -> dict[str, str]:
 
 
 def write_distribution(name: str, folder: Path) -> list[Path]:
-    """Create `folder` with all files of the distribution, and return their paths.
+    """Create `folder` with all files of the distribution package, and return their paths.
 
     Raise `FileExistsError`, without writing any file, if the folder exists.
     """

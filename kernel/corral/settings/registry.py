@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class DeclaredSetting(msgspec.Struct, frozen=True, kw_only=True):
-    """A declared setting. `pinned_by` is the variable or file that pins its value."""
+    """A declared setting. `pinned_by` names what pins its value: a variable, a file or the command line."""
 
     setting: Setting[Any]
     plugin: str

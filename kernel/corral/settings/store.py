@@ -24,7 +24,7 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingsStore(Protocol):
-    """Changes settings, and writes the audit rows and events of a change. The `settings` plugin provides this service.
+    """Changes settings, and writes audit rows and events for each change. The `settings` plugin provides this service.
 
     Every method except `check_urls` runs in the caller's unit of work.
     """

@@ -25,7 +25,7 @@ WebUrl = Annotated[str, msgspec.Meta(max_length=2048, extra_json_schema={"format
 
 
 class SettingRefused(ValueError):
-    """Raised when a value of a setting is invalid. `code` is the error code in `errors[]` of the problem document."""
+    """Raised when the value of a setting is invalid. `code` is the error code in `errors[]` of the problem document."""
 
     def __init__(self, detail: str, code: str) -> None:
         super().__init__(detail)
@@ -76,7 +76,11 @@ def unwrap_type(kind: Any) -> tuple[Any, bool]:
 
 
 def check_declaration(setting: Setting[Any]) -> None:
-    """Raise `ValueError` if a setting has an invalid name or variable, or is a credential without `secret=True`."""
+    """Raise `ValueError` if the declaration of a setting is invalid.
+
+    A declaration is invalid if its name or environment variable is invalid, if it declares a credential without
+    `secret=True`, or if it declares a secret that is not a string or has a default value.
+    """
     category, _, key = setting.name.partition(".")
     if len(setting.name) > LONGEST_NAME:
         raise ValueError(f"setting {setting.name}: the name is longer than {LONGEST_NAME} characters")

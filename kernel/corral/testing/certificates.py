@@ -38,7 +38,7 @@ class CertificateAuthority:
         self.file.write_bytes(self._sign(self.name, self.key, None).public_bytes(serialization.Encoding.PEM))
 
     def server(self, host: str) -> ssl.SSLContext:
-        """Return the TLS context of a server named `host`, with a new key and a certificate of this authority."""
+        """Return a TLS context for the server `host`, with a new key and a certificate issued by this authority."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._sign(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)]), key, host)
         plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

@@ -151,7 +151,7 @@ _connections: dict[str, Any] = {}
 
 
 def execute(url: str, statement: str) -> None:
-    """Execute a statement on a connection that is kept open until the server ends, because connecting is slow."""
+    """Execute a statement on a connection that is kept open until the server stops, because connecting is slow."""
     import psycopg
 
     if url not in _connections or _connections[url].closed:

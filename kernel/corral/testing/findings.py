@@ -16,7 +16,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """The findings for all rules about one plugin. `str(report)` lists the broken rules."""
+    """The findings about one plugin, for all rules. `str(report)` lists the broken rules."""
 
     plugin: str
     findings: list[Finding]

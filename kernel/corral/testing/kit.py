@@ -213,7 +213,7 @@ class Kit:
         return await run_due_jobs(self.kernel.runner)
 
     def service(self, kind: Callable[..., T]) -> T:
-        """Return the service of this type, such as `kit.service(Notes)`."""
+        """Return the service of this type. For example, `kit.service(Notes)` returns the service `Notes`."""
         return self.kernel.container.get(kind)
 
     async def work(self, fn: Callable[[], T], *, read: bool = False) -> T:
@@ -352,7 +352,7 @@ async def make_kernel(
 ) -> AsyncIterator[Kit]:
     """Boot and start a kernel in `folder`, and stop it at the end of the context.
 
-    `plugins` contains names of installed plugins or plugin classes; None selects all built-in plugins. The plugins in
+    `plugins` contains plugin classes or names of installed plugins; None selects all built-in plugins. The plugins in
     `corral_core` are always included. `config` contains configuration overrides, keyed by "section.key". Set `jobs` to
     run jobs, schedules and consumers as well. The due times of all schedules are then stored before the context begins,
     so that a test can reach them with `clock.travel`.

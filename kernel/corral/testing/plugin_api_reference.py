@@ -1,4 +1,4 @@
-"""Generates the reference of the plugin API: its index, one page per package, and the page of services."""
+"""Generates the plugin API reference: its index, one page per package, and the services page."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def _api_names(module: str) -> list[str]:
 
 
 def _page(package: str, modules: Mapping[str, Sequence[str]], services: Sequence[Service]) -> str:
-    """Return the page of a package, with one section per module. Services are linked instead of described."""
+    """Return the page for a package, with one section per module. Services are linked instead of described."""
     linked = {(each.module, each.name) for each in services}
     up = "../" if package.startswith("corral.") else "../../"
     parts = [f"# The API of {package}\n"]
@@ -255,7 +255,7 @@ def _page(package: str, modules: Mapping[str, Sequence[str]], services: Sequence
 
 
 def services_page(services: Sequence[Service]) -> str:
-    """Return the page of services, which consists of a table and one section per service."""
+    """Return the services page, which consists of a table and one section per service."""
     rows, sections = [], []
     for each in services:
         source = defining_source(each.module, each.name)

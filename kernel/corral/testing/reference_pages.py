@@ -118,7 +118,7 @@ def generated_files(folder: Path = FOLDER) -> dict[Path, str]:
 
 
 def settings_reference(settings: Iterable[Setting[Any]]) -> str:
-    """Return the page of run-time settings, with one table per category."""
+    """Return the page about run-time settings, with one table per category."""
     parts = [SETTINGS]
     for category, members in itertools.groupby(settings, lambda setting: setting.name.partition(".")[0]):
         rows = [
@@ -129,7 +129,7 @@ def settings_reference(settings: Iterable[Setting[Any]]) -> str:
 
 
 def events_page(kinds: Iterable[EventType]) -> str:
-    """Return the page of events, which contains one table."""
+    """Return the events page, which contains one table."""
     rows = [
         (f"`{kind.event}`", kind.title, kind.plugin, f"`{kind.visibility}`", _payload(kind), _payload_class(kind))
         for kind in kinds
@@ -138,7 +138,7 @@ def events_page(kinds: Iterable[EventType]) -> str:
 
 
 def commands_page(plugins: Iterable[Plugin]) -> str:
-    """Return the page of commands, with one section per command in the order of `corral --help`."""
+    """Return the commands page, with one section per command in the order of `corral --help`."""
     from corral.cli import COMMANDS as BUILT_IN
     from corral.cli.commands import import_command
 
@@ -207,7 +207,7 @@ def _field_default(field: Any) -> str:
 
 
 def errors_page(application: Application) -> str:
-    """Return the page of error codes, with one table that is sorted by status."""
+    """Return the error codes page, with one table that is sorted by status."""
     owners: dict[str, set[str]] = defaultdict(set)
     for endpoint in application.endpoints:
         for code in endpoint.route.raises:
@@ -222,7 +222,7 @@ def errors_page(application: Application) -> str:
 
 
 def metrics_page(application: Application) -> str:
-    """Return the page of metrics, with one table of all metrics of the process, the installation and the plugins."""
+    """Return the metrics page, with one table of all metrics for the process, the installation and the plugins."""
     from corral_core.health.service.scrape import MetricsRenderer
 
     kernel = application.kernel

@@ -131,7 +131,7 @@ class ServerProcess:
     def start(self, *, seconds: float = 120.0) -> Self:
         """Start the server and wait until it is ready. The startup time is appended to `ready_ms`, in milliseconds.
 
-        Raise `RuntimeError` if the server exits, or is not ready within `seconds`.
+        Raise `RuntimeError` if the server exits, or is not ready within `seconds` seconds.
         """
         began = time.monotonic()
         command = ["serve", "--bind", f"127.0.0.1:{self.port}", *self.arguments]
@@ -160,7 +160,7 @@ class ServerProcess:
             self._wait_for_port()
 
     def _wait_for_port(self) -> None:
-        """Wait until all processes of the server have released the port, so that the server can start there again."""
+        """Wait until all processes of the server have released the port, so that the server can use it again."""
         for _ in range(1000):
             with contextlib.suppress(OSError), socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -169,7 +169,7 @@ class ServerProcess:
             time.sleep(0.02)
 
     def stop(self, *, seconds: float = 120.0) -> int:
-        """Send SIGTERM, wait for up to `seconds` until the server exits, and return its exit status."""
+        """Send SIGTERM, wait up to `seconds` seconds for the server to exit, and return its exit status."""
         assert self.process is not None
         self.process.terminate()
         status = self.process.wait(seconds)
@@ -205,7 +205,7 @@ class ServerProcess:
 
 
 class JobsProcess:
-    """A `corral jobs` process for the installation of a server. `folder` contains its log."""
+    """A `corral jobs` process that runs the jobs of an installation. `folder` contains its log."""
 
     def __init__(self, environ: Mapping[str, str], folder: Path, *, arguments: tuple[str, ...] = ()) -> None:
         self.environ, self.folder, self.arguments = environ, folder, arguments
@@ -218,7 +218,10 @@ class JobsProcess:
         return (self.folder / "jobs.log").read_text("utf-8", "replace")
 
     def start(self, *, seconds: float = 120.0) -> Self:
-        """Start the process and wait until it runs jobs. Raise `RuntimeError` if this takes longer than `seconds`."""
+        """Start the process and wait until it runs jobs.
+
+        Raise `RuntimeError` if the process exits, or does not run jobs within `seconds` seconds.
+        """
         until = time.monotonic() + seconds
         log = self.folder / "jobs.log"
         log.write_bytes(b"")
@@ -239,7 +242,7 @@ class JobsProcess:
             self.process.wait()
 
     def stop(self, *, seconds: float = 120.0) -> int:
-        """Send SIGTERM, wait for up to `seconds` until the process exits, and return its exit status."""
+        """Send SIGTERM, wait up to `seconds` seconds for the process to exit, and return its exit status."""
         assert self.process is not None
         self.process.terminate()
         return self.process.wait(seconds)

@@ -68,9 +68,9 @@ class Source(msgspec.Struct, frozen=True):
         )
 
     def imports(self) -> Iterator[tuple[str, int]]:
-        """Yield (name, line) of every absolute import, including imports in functions.
+        """Yield (name, line) for every absolute import, including imports in functions.
 
-        The name of `from a import b` is `a.b`.
+        For `from a import b`, the name is `a.b`.
         """
         for node in self.nodes:
             if isinstance(node, ast.Import):
@@ -99,7 +99,7 @@ class Package(msgspec.Struct, frozen=True):
         return cls(name, [_source(name, folder, path) for path in sorted(folder.rglob("*.py"))])
 
     def subclasses(self, base: str) -> list[tuple[str, ast.ClassDef]]:
-        """Return (module, class) of every direct or indirect subclass of `base` in the package.
+        """Return (module, class) for every direct or indirect subclass of `base` in the package.
 
         `base` is a full name, such as `corral.events.event.Event`.
         """

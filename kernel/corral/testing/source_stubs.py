@@ -87,7 +87,7 @@ def first_sentence(text: str) -> str:
 
 
 def render_names(module: str, names: Iterable[str]) -> Iterator[str]:
-    """Yield the Markdown for names of a module: each class and function with a heading, followed by all constants."""
+    """Yield the Markdown for names in a module: each class and function with a heading, followed by all constants."""
     constants: dict[str, None] = {}
     for name in names:
         source = defining_source(module, name)

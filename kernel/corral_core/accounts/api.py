@@ -494,8 +494,8 @@ class AccountRecovery(Protocol):
 class Tickets(Protocol):
     """Single-use tickets that authenticate WebSocket connections.
 
-    Tickets are needed because browsers cannot send an `Authorization` header with a WebSocket. Every function runs in
-    the caller's unit of work.
+    Tickets are needed because browsers cannot send an `Authorization` header when they open a WebSocket. Every
+    function runs in the caller's unit of work.
     """
 
     def issue(self, caller: Principal) -> str:

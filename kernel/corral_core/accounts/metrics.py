@@ -1,4 +1,4 @@
-"""Metrics of sign-ins, sessions, lockouts and password hashing."""
+"""Metrics for sign-ins, sessions, lockouts and password hashing."""
 
 from __future__ import annotations
 

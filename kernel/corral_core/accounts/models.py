@@ -1,4 +1,4 @@
-"""The tables of accounts, sessions, tokens, lockouts, second factors, links and invitations."""
+"""The tables for accounts, sessions, tokens, lockouts, second factors, links and invitations."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class TicketRow(Model):
 
 
 class LockoutRow(Model):
-    """The sign-in attempts for one address, which need not belong to an account.
+    """The sign-in attempts for one address. The address need not belong to an account.
 
     `key` is the SHA-256 of the address in normal form. `failed` contains the times of the last failures as one string,
     newest first. `in_flight` is the number of reserved attempts; it is ignored after `reserved_until`, so the

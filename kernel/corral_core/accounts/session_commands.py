@@ -118,7 +118,10 @@ def whoami_command(client: ApiClient, *, as_json: bool) -> None:
 
 
 def _what_first(limited: str | None) -> str | None:
-    """Return the remedy of the problem code to which the server limits the user, or None."""
+    """Return what the user must do first, according to the problem code in the field `limited` of the account.
+
+    Return the code itself if it is unknown, or None if `limited` is None.
+    """
     import corral_core.accounts.api  # noqa: F401  # declares the codes
     from corral.errors import CODES
 

@@ -55,7 +55,7 @@ def _first_after(seq: int) -> tuple[int, str] | None:
 
 
 class PositionMoved(ExpectedFailure):
-    """Raised when another process has read the same events. The changes of this unit of work are rolled back."""
+    """Raised when another process has read the same events. The changes made in this unit of work are rolled back."""
 
 
 class LogCursor:
@@ -238,7 +238,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
 
 
 class TableRedactorValues(abc.ABC, Generic[Row]):
-    """Passes the credentials stored in a table to the redactor, at start and after every change.
+    """Passes the credentials stored in a table to the redactor, at startup and after every change.
 
     A subclass specifies the table, which must have the columns `id` and `version`, and the events that announce changes
     to its rows.

@@ -21,7 +21,7 @@ CACHE_LIMIT = 1000
 
 
 class ReadableNames(NamedTuple):
-    """The names of the events that a caller may read, in one set for each reason.
+    """The names of the events that a caller may read, in one set for each reason why the caller may read them.
 
     `shared` contains events that are visible to all users, `admin` contains events that the caller may read as an
     admin, and `own` contains events that the caller may read about objects that the caller owns.

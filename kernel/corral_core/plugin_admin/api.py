@@ -1,4 +1,4 @@
-"""The public interface of the `plugin_admin` plugin: the event that reports changes of plugin states."""
+"""The public interface of the `plugin_admin` plugin: the event that reports changes in plugin states."""
 
 from __future__ import annotations
 

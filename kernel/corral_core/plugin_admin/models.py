@@ -1,4 +1,4 @@
-"""The tables of plugins that an admin disabled, and of plugins in quarantine."""
+"""The tables for plugins that an admin disabled, and for plugins in quarantine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Create the tables of accounts, sessions, tokens, lockouts, second factors, links and invitations."""
+"""Create the tables for accounts, sessions, tokens, lockouts, second factors, links and invitations."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ def issue_ticket(caller: Principal, tickets: Tickets) -> WsTicket:
 
 @routes.get("/config", needs=PUBLIC)
 async def read_config(settings: Settings, policy: PasswordPolicy) -> AuthConfig:
-    """Read the settings that a sign-in screen needs: registration, password policy, second factor."""
+    """Read the settings that a sign-in screen needs: registration, password policy and second factor."""
     return AuthConfig(
         registration=settings.get(REGISTRATION),
         email_verification=settings.get(EMAIL_VERIFICATION),

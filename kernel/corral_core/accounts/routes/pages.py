@@ -211,7 +211,7 @@ async def _result(page: Page, body: msgspec.Struct, url: str, submit: Callable[[
 
 
 def _with_rule(page: Page, policy: PasswordPolicy) -> Page:
-    """Return the page with the minimum length of passwords below the field for the password."""
+    """Return the page with the minimum password length shown below the password field."""
     hint = f"At least {policy.current_rules()['min_length']} characters."
     return page._replace(inputs=[each._replace(hint=hint) if "password" in each.name else each for each in page.inputs])
 

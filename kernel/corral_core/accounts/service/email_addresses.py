@@ -14,8 +14,8 @@ _FORM = re.compile(r"[^\s@]+@[^\s@]+")
 def normalize_address(address: str) -> str:
     """Return the normal form of an address (NFKC, stripped, case-folded).
 
-    All spellings of an address have the same form. This function never raises: it also normalizes strings that are not
-    addresses, but the result matches no account.
+    All spellings of an address have the same normal form. This function never raises an exception: it also normalizes
+    strings that are not addresses, but the result matches no account.
     """
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", address).strip().casefold())
 

@@ -38,7 +38,7 @@ INSTANT, KEPT = 24, 20  # characters of an instant; number of failures that are 
 
 
 class _AddressGate(msgspec.Struct):
-    """Limits the concurrent attempts on one address in this process.
+    """Limits the number of concurrent sign-in attempts for one address in this process.
 
     Excess attempts wait here without querying the database. `users` is the number of attempts that use this object.
     """
@@ -67,8 +67,8 @@ class Lockout:
         """Reserve an attempt to sign in with this address. Yield the key with which to report the outcome.
 
         Inside the context, the caller must report the outcome in a unit of work, with `release_attempt`,
-        `settle_success` or `settle_failure`. If the context raises an exception, nothing was verified, so the attempt
-        is released. Raise `TooMany` (`account_locked`) if the address is locked. If the attempts in flight exhaust the
+        `settle_success` or `settle_failure`. If an exception ends the context, nothing was verified, so the attempt is
+        released. Raise `TooMany` (`account_locked`) if the address is locked. If the attempts in flight exhaust the
         threshold, wait up to 5 s for them to end, and then raise `TooMany` (`concurrency_limit`).
         """
         key = digest(normalize_address(email))

@@ -162,7 +162,7 @@ class SecondFactor:
 
     @staticmethod
     def find_challenge(token: str) -> str | None:
-        """Return the user id of an `mfa_token`, or None if the token is invalid or no attempts are left."""
+        """Return the user id for an `mfa_token`, or None if the token is invalid or no attempts are left."""
         row = ChallengeRow.get_or_none(_usable_challenge(token))
         return None if row is None else str(row.user_id)
 

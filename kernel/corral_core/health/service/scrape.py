@@ -145,7 +145,7 @@ class MetricsRenderer:
 
 
 class _ParsedText:
-    """A registry that returns the metrics from a Prometheus text. The OpenMetrics exporter accepts only registries."""
+    """A registry that returns the metrics from Prometheus text. The OpenMetrics exporter accepts only registries."""
 
     def __init__(self, text: str) -> None:
         self._text = text

@@ -32,7 +32,8 @@ class SingleMachineLock:
     async def acquire(self) -> None:
         """Acquire the lease. Raise `StartupError` if another machine holds it.
 
-        If the disk is full, the lease cannot be written; if no other machine holds it, the next renewal tries again.
+        If the lease cannot be written because the disk is full, and no other machine holds it, this method returns. The
+        next renewal tries again.
         """
         try:
             other = await self._work(self._acquire_or_renew, entry=ENTRY)

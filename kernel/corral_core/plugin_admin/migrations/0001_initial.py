@@ -1,4 +1,4 @@
-"""Create the tables of disabled plugins and of quarantined plugins."""
+"""Create the tables for disabled plugins and for quarantined plugins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes of the API documentation: the OpenAPI document, the documentation page, and explanations of problem codes."""
+"""Routes for the API documentation: the OpenAPI document, the documentation page, and explanations of problem codes."""
 
 from __future__ import annotations
 

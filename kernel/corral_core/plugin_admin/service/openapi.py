@@ -1,4 +1,4 @@
-"""Generates the OpenAPI 3.1 document of all declared routes, including the problems that each route may return.
+"""Generates the OpenAPI 3.1 document for all declared routes, including the problems that each route may return.
 
 The document is complete: it describes every status, problem code and schema that a response can contain. Routes declare
 their own problem codes in `raises`.
@@ -68,7 +68,7 @@ class Problem(msgspec.Struct, kw_only=True):
 
 
 def document(routes: Iterable[Route], *, title: str, version: str, public_url: str | None) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of the routes. The result does not depend on the order of the routes.
+    """Return the OpenAPI 3.1 document for the routes. The result does not depend on the order of the routes.
 
     Raise `TypeError` with the route's name if its handler, or a type in its requests or responses, cannot be described.
     """
@@ -193,7 +193,7 @@ class _Writer:
     def _content(self, signature: Signature) -> dict[str, Any]:
         """Return the schemas of a successful response, keyed by media type.
 
-        Texts and streams have the media types `text/*` and `*/*`, because the actual types are known only at run time.
+        A text has the media type `text/*`, and a stream `*/*`, because the actual types are known only at run time.
         """
         schemas = [self._result_schema(kind) for kind in signature.answers]
         schemas += [{"type": "null"}] if types.NoneType in signature.returned else []

@@ -1,1 +1,1 @@
-"""The Redis clients for connections, notifications, the job queue and rate-limit buckets."""
+"""Connections to Redis, and the notifications, the job queue and the rate-limit buckets that use them."""

@@ -16,7 +16,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 3.0
 
 
 def connect_sync(url: str, *, seconds: float = ANSWER_SECONDS) -> Redis:
-    """Return a synchronous client, which connects at the first command. `seconds` is the timeout of each command."""
+    """Return a synchronous client, which connects on the first command. `seconds` is the timeout for each command."""
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
