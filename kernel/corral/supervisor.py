@@ -39,7 +39,7 @@ class Supervisor:
         """Run a background task until `stop_task` or `stop` is called.
 
         After five restarts in a row, a task with an owner is restarted only when `owner.restarts_exhausted` returns. A
-        task that raises `Unavailable` is restarted after a short delay, which is not counted as a restart.
+        task that raises `Unavailable` is restarted after a short delay, and this restart is not counted.
         """
         self._tasks[name] = asyncio.get_running_loop().create_task(self._keep(name, run, owner), name=name)
 

@@ -1,4 +1,4 @@
-"""Writes the distribution package of a new plugin. It passes linting, type checks, tests and conformance checks."""
+"""Writes the distribution package of a new plugin. Unchanged, it passes linting, type checks, tests and conformance."""
 
 from __future__ import annotations
 

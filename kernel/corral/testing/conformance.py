@@ -1,7 +1,7 @@
 """Conformance checks. The line `assert check_plugin(EchoPlugin).ok` verifies that a plugin complies with the contract.
 
 `manifest_rules` checks the plugin class, and `source_rules` checks the files of its package. `contribution_rules` and
-`live_rules` use a real kernel in a temporary folder, which runs the plugin and the plugins it requires. A second kernel
+`live_rules` run the plugin and the plugins it requires in a real kernel, which uses a temporary folder. A second kernel
 also runs the plugins in `wants`.
 """
 

@@ -1,4 +1,4 @@
-"""The base class of the servers in `corral.testing.database_servers`, which ensures that every server is shut down.
+"""The base class for the servers in `corral.testing.database_servers`. It ensures that every server is shut down.
 
 Each server uses its own folder, inside one private folder per user, and listens on a Unix socket only. A server is
 stopped by `stop()`, at the end of a `with` block, or when the process exits. If a test run is killed, it cannot stop
@@ -88,7 +88,7 @@ class DatabaseServer(abc.ABC):
     def stop(self) -> None:
         """Stop the server and remove its folder.
 
-        Does nothing if the server is not running, or if it is called in a fork of the process that started the server.
+        Does nothing if the server is not running, or if the method is called in a fork of the process that started it.
         """
         if os.getpid() != self._creator:
             return

@@ -254,8 +254,8 @@ class Kit:
         """Let every subscriber handle all logged events that it has not handled yet.
 
         Use this method only with kernels that were made without `jobs`, because they run no consumers themselves. If a
-        subscriber raises an exception, the next call of this method calls it again, just as the server retries after a
-        failure.
+        subscriber raises an exception, the next call of this method calls the subscriber again, just as the server
+        retries after a failure.
         """
         await self.events()  # on PostgreSQL, until all events are numbered
 

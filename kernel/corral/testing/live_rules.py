@@ -79,8 +79,8 @@ async def start_with_wants(
 ) -> list[Finding]:
     """Start a plugin together with the plugins in `beside`, which it requires or wants.
 
-    All plugins that `beside` requires are also started. The plugin can use the hooks and services of all these plugins
-    only in such a kernel.
+    All plugins that the plugins in `beside` require are also started. The plugin can use the hooks and services of all
+    these plugins only in such a kernel.
     """
     async with make_kernel(folder, **_kernel_options(kind, beside, None, section, plugin_dir)) as kit:
         return list(rule_findings("start.wants", _inactive(kit, kind.name)))
@@ -135,8 +135,8 @@ def _inactive(kit: Kit, only: str | None = None) -> Iterator[str]:
 async def _disabled_routes(kit: Kit, name: str) -> Any:
     """Yield an error for each route that behaves wrongly when the plugin is disabled and enabled again.
 
-    While the plugin is disabled, a route must respond with the status 503. After the plugin is enabled, it must work
-    again.
+    While the plugin is disabled, a route must respond with the status 503. After the plugin is enabled, the route
+    must work again.
     """
     routes = [
         (route.method, re.sub(r"\{\w+\}", lambda _: new_id(), route.path), route.label)

@@ -1,4 +1,4 @@
-"""The command `corral events`, which prints a server's events and follows new ones."""
+"""The command `corral events`, which prints a server's latest events and, with `--follow`, new events as they occur."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class TemplateError(Problem):
 class Expressions(Protocol):
     """Checks and evaluates CEL expressions, and templates with `{{ expression }}` in their strings.
 
-    Call no method inside a unit of work, because evaluation takes time. `roots` contains the names with which a
+    Do not call any method inside a unit of work, because evaluation takes time. `roots` contains the names with which a
     reference may begin, such as `input` and `steps`. `pointer` is the JSON pointer of the checked value.
 
     A secret is written `{{ secrets.NAME }}`, with nothing else in the braces. It is allowed only in templates whose

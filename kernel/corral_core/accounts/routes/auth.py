@@ -247,7 +247,7 @@ def require_user_id(caller: Principal) -> str:
 def sign_in_response(
     tokens: SessionTokens, user: UserView, request: Request, installation: InstallationConfig, *, cookie: bool
 ) -> Answer[SignInResponse]:
-    """Return the response to a successful sign-in, which contains the tokens.
+    """Return the response to a successful sign-in, with the tokens.
 
     If `cookie` is true, the refresh token is returned in a cookie instead of the response body.
     """

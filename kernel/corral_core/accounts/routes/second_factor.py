@@ -66,7 +66,7 @@ class DisableMfaRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ChallengeAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The code or recovery code for a pending sign-in, and the sign-in's `mfa_token`. For `cookie`, see `/auth/login`."""
+    """The code or recovery code that completes a sign-in, and the `mfa_token`. For `cookie`, see `/auth/login`."""
 
     mfa_token: Annotated[str, Meta(min_length=1, max_length=200)]
     code: Code | UnsetType = UNSET
