@@ -103,7 +103,7 @@ def running_call(frame: FrameType | None) -> RunningCall | None:
 def running_call_of(thread: int) -> RunningCall | None:
     """Return the guarded call that a thread is running, or None.
 
-    Also returns None while the call waits for a database server, because the server itself limits the time of
+    Also return None while the call waits for a database server, because the server itself limits the time of
     statements.
     """
     frame = frame_of(thread)

@@ -1,7 +1,7 @@
 """The registry of declared settings and their current values, which are read without I/O.
 
-The environment and the configuration file override stored values, and stored values override defaults. The plugin
-`settings` stores values and sets them here at startup and after each change.
+The environment and the configuration file override stored values, and stored values override defaults. The
+`settings` plugin stores values, and sets them here at startup and after each change.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class BlobStore(Protocol):
         """Iterate over all blobs, in any order, for example to find orphaned blobs."""
 
     async def sweep(self, older_than_seconds: float) -> int:
-        """Delete files that interrupted uploads left behind and that are more than `older_than_seconds` old.
+        """Delete files that interrupted uploads left behind and that are more than `older_than_seconds` seconds old.
 
         Return the number of deleted files.
         """

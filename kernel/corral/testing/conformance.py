@@ -34,9 +34,9 @@ def check_plugin(
 ) -> Report:
     """Check every rule of the contract and return a report.
 
-    `report.ok` is the result, and `print(report)` shows the details. `postgres_url` is the URL of an empty database, on
-    which the migrations are also compared with the models. `section` is the configuration `[plugins.<name>]` that the
-    plugin needs to start. `plugin_dir` is an additional folder of installed plugins.
+    `report.ok` is the result, and `print(report)` shows the details. `postgres_url` is the URL of an empty PostgreSQL
+    database, with which the checks that need a running kernel are repeated. `section` is the configuration
+    `[plugins.<name>]` that the plugin needs to start. `plugin_dir` is an additional folder of installed plugins.
     """
     findings = list(manifest_rules(kind))
     names = [finding.rule for finding in findings if not finding.ok]

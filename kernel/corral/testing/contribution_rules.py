@@ -90,7 +90,7 @@ def _statuses(routes: list[Route]) -> Iterator[str]:
 
 
 def _unfiltered_lists(package: Package, routes: list[Route], models: list[Any]) -> Iterator[str]:
-    """Yield an error for each list route of a plugin that never uses the visibility rules."""
+    """Yield an error for each list route of the plugin, if the plugin never uses the visibility rules."""
     used = {name for source in package.sources for name, _ in source.imports()}
     if used & VISIBILITY_RULES or all(model.visibility == ADMIN for model in models):
         return

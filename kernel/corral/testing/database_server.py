@@ -54,7 +54,7 @@ class DatabaseServer(abc.ABC):
 
     @property
     def folder(self) -> Path:
-        """The folder with the server's data, log and socket. It is available from `start()` to `stop()`."""
+        """The folder with the server's data, log and socket. It is available from `start()` until `stop()`."""
         if self._folder is None:
             raise DatabaseServerError(f"{self.kind} has not been started")
         return self._folder
@@ -88,7 +88,7 @@ class DatabaseServer(abc.ABC):
     def stop(self) -> None:
         """Stop the server and remove its folder.
 
-        Does nothing if the server is not running, or if the method is called in a fork of the process that started it.
+        Do nothing if the server is not running, or if the method is called in a fork of the process that started it.
         """
         if os.getpid() != self._creator:
             return

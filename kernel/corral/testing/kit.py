@@ -274,9 +274,9 @@ class Kit:
     ) -> dict[str, Any]:
         """Let an agent with a scripted model and these tools work on a new task, and return the task when it has ended.
 
-        The kernel must be created with `models`, and `model` must be one of their names. A worker runs the task as in a
-        real installation. The method also returns when the task is waiting for a person. Raise `TimeoutError` after a
-        minute.
+        The kernel must be created with `models`, and `model` must be one of the names in `models`. A worker runs the
+        task as in a real installation. The method also returns when the task is waiting for a person. Raise
+        `TimeoutError` after a minute.
 
         Each call creates an admin who owns the agent. The user of the client `by`, such as `await
         kit.as_user("member")`, creates the task, so tools act with the rights of this user. Without `by`, the new admin

@@ -200,8 +200,8 @@ def restore_command(file: Path, verbose: bool, config_path: Path | None, as_json
 
     All checksums in FILE are verified first. A failed restore leaves the database empty. All sessions are ended and the
     kill switch is engaged, so that a copy started beside the original runs nothing and sends nothing until `corral
-    kill-switch off`. Put the master key in place before or after the restore. The exit status is 1 if the restored
-    audit log is not intact.
+    kill-switch off` is run. Put the master key in place before or after the restore. The exit status is 1 if the
+    restored audit log is not intact.
     """
     from corral.auth.principal import Principal
     from corral.cli import logging_setup

@@ -100,7 +100,10 @@ class InvitationsService:
 
     @staticmethod
     def delete_of_user(user_id: str, email_key: str) -> tuple[str, ...]:
-        """Delete the invitations of a purged account. Return the ids of the deleted invitations."""
+        """Delete the invitations of a purged account. Return the ids of the deleted invitations.
+
+        These are the invitations that the account accepted, and those that were sent to its address.
+        """
         named = (InvitationRow.accepted_by == user_id) | (InvitationRow.email_key == email_key)
         return tuple(row.id for row in InvitationRow.delete().where(named).returning(InvitationRow).execute())
 

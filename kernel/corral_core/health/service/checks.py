@@ -119,7 +119,7 @@ class KernelChecks:
     async def check_clock_skew(self) -> CheckResult:
         """Compare the clock of this process with that of the database server.
 
-        If the database is a file, compare it with the clock of this machine.
+        If the database is a file, compare the clock of this process with that of this machine instead.
         """
         if self._database.is_file:
             ahead = clock.time_s() - clock.system_time_s()

@@ -70,7 +70,7 @@ class QuarantineSync:
             bell.clear()
 
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
-        """Read the stored quarantines again soon if the state of a plugin changed in any process.
+        """Request another read of the stored quarantines if the state of a plugin changed in any process.
 
         The event feed calls this method.
         """
