@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class DeclaredSetting(msgspec.Struct, frozen=True, kw_only=True):
-    """A declared setting. `pinned_by` names what pins its value: a variable, a file or the command line."""
+    """A declared setting. `pinned_by` names what pins it: an environment variable, a file or the command line."""
 
     setting: Setting[Any]
     plugin: str

@@ -1,8 +1,8 @@
 """Conformance checks. The line `assert check_plugin(EchoPlugin).ok` verifies that a plugin complies with the contract.
 
 `manifest_rules` checks the plugin class, and `source_rules` checks the files of its package. `contribution_rules` and
-`live_rules` run the plugin and the plugins it requires in a real kernel, which uses a temporary folder. A second kernel
-also runs the plugins in `wants`.
+`live_rules` check the plugin in a real kernel in a temporary folder. This kernel also runs the plugins that the plugin
+requires, and a second kernel also runs the plugins in `wants`.
 """
 
 from __future__ import annotations
