@@ -73,7 +73,7 @@ def test_the_commands_of_the_guide(tmp_path: Path, docs_url: str) -> None:
             "mcp.docs.readpage": "changed",
             "mcp.docs.search": "ok",
         }
-        assert "lists no tool mcp.docs.nothing" in shell.type("mcp", "accept", "docs", "nothing", status=1)
+        assert "does not list these tools: mcp.docs.nothing" in shell.type("mcp", "accept", "docs", "nothing", status=1)
         assert shell.json("mcp", "accept", "docs", "--all")["status"] == "ok"
         assert shell.json("mcp", "accept", "docs", "--all")["status"] == "ok"
         overrides = 'tool_overrides:={"search": {"risk": "read"}, "fail": {"enabled": false}}'

@@ -270,7 +270,7 @@ class ApiClient:
             page = self.get("/events", **query, wait=wait)
             yield from page["items"]
             query["after"] = page["next"]
-        raise ApiClientError("timed out while waiting for an event that ends the wait")
+        raise ApiClientError("timed out before the expected event occurred")
 
     def absolute(self, address: str) -> str:
         """Return `address` as a URL with a host.

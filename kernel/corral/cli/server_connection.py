@@ -30,8 +30,8 @@ TOLD = "corral.told_server"  # in the `meta` of a command that has named the ser
 server_option = click.option(
     "--server",
     metavar="NAME",
-    help="name or URL of the server (default: CORRAL_URL; or else the server that runs in this folder, after a "
-    "`corral login` to it; or else the server of the last `corral login`)",
+    help="name or URL of the server (default: CORRAL_URL, or else the server that runs in this folder if you have "
+    "signed in to it with `corral login`, or else the server of the last `corral login`)",
     shell_complete=lambda context, parameter, start: [
         CompletionItem(name) for name in user_sessions().names() if name.startswith(start)
     ],

@@ -27,7 +27,7 @@ Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="a lis
 Host = Annotated[str, Meta(pattern=r"^\w[\w.-]*(:\d+)?$", description="a list of host names")]
 Network = Annotated[str, Meta(description="a list of addresses and networks")]
 Exemption = Annotated[
-    str, Meta(pattern=r"^[\w.:\[\]*-]+(/\d+(:\d+)?)?$", description="a list of host[:port] or cidr[:port]")
+    str, Meta(pattern=r"^[\w.:\[\]*-]+(/\d+(:\d+)?)?$", description="a list of host[:port] or cidr[:port] entries")
 ]
 WebUrl = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", description="http(s)://host[:port][/path]")]
 ProxyUrl = Annotated[str, Meta(pattern=r"^https?://[^\s/?#]+/?$", description="http(s)://[user:password@]host:port")]

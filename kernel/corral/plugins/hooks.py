@@ -39,12 +39,12 @@ def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
     """Raise `TypeError` unless all items have the type `asked` and all structs among them are valid."""
     for item in items:
         if type(item) is not asked and not any(_has_type(item, option) for option in union_parts(asked)):
-            raise TypeError(f"{where} has {item!r}, which is not of the type {getattr(asked, '__name__', asked)}")
+            raise TypeError(f"{where} contains {item!r}, which is not of the type {getattr(asked, '__name__', asked)}")
         if isinstance(item, msgspec.Struct):
             try:
                 msgspec.convert(msgspec.structs.asdict(item), type(item))
             except msgspec.ValidationError as error:
-                raise TypeError(f"{where} has an invalid item: {error}; the item is {item!r}") from None
+                raise TypeError(f"{where} contains an invalid item: {error}; the item is {item!r}") from None
 
 
 def _has_type(item: Any, asked: Any) -> bool:

@@ -121,14 +121,14 @@ def _check_manifest(record: PluginRecord, kind: type[Plugin]) -> None:
     if kind.protected not in _RANKS:
         raise TypeError(f'protected must be True, False or "essential", not {kind.protected!r}')
     if kind.protected and not record.found.built_in and record.found.distribution != "test":
-        raise TypeError("only plugins of Corral's own distribution may be protected")
+        raise TypeError("only plugins in Corral's own distribution may be protected")
     manifest: tuple[Any, ...] = (kind.requires, kind.wants)
     for names in manifest:
         if not isinstance(names, tuple) or any(not isinstance(name, str) or name == record.name for name in names):
             raise TypeError("requires and wants must be tuples of names of other plugins")
     check_items("permissions", kind.permissions, Permission)
     if kind.prefixes and not record.found.built_in:
-        raise TypeError("only plugins of Corral's own distribution may declare prefixes")
+        raise TypeError("only plugins in Corral's own distribution may declare prefixes")
     foreign = [each.name for each in kind.permissions if each.name.split(".")[0] not in (kind.name, *kind.prefixes)]
     if foreign:
         raise TypeError(f"permissions must begin with '{record.name}.', unlike {', '.join(foreign)}")
@@ -156,7 +156,10 @@ def _collect_contributions(record: PluginRecord, specs: Mapping[str, Any], absen
     found = implementations(specs, record)
     unknown = [name for name, (spec, _, is_optional) in found.items() if spec is None and not (is_optional and absent)]
     if unknown:
-        raise TypeError(f"no plugin has the hook {', '.join(unknown)}; check the spelling, and add its owner to wants")
+        raise TypeError(
+            f"no active plugin specifies the hook {', '.join(unknown)}; check the spelling, and check that wants lists "
+            "the plugin that specifies the hook"
+        )
     staged = {
         name: checked_contributions(spec, method())
         for name, (spec, method, _) in found.items()

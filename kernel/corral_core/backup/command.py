@@ -74,7 +74,7 @@ def backup_command(
     from corral.config.reader import load as load_config
 
     if file.exists():
-        raise click.UsageError(f"{file} exists; choose another name or move it away")
+        raise click.UsageError(f"{file} already exists; choose another name, or move the existing file away")
     if not file.parent.is_dir():
         raise click.UsageError(f"{file.parent} is not a folder; create it first")
     url = load_config(path=config_path).storage.url

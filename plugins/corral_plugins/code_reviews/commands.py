@@ -236,7 +236,7 @@ def cancel_review(client: ApiClient, *, review: str, as_json: bool) -> None:
     help="severity of the comment",
 )
 @click.option("--suggestion", help="suggested replacement for the lines that the comment is about")
-@click.option("--reply-to", help="comment to answer, by its id or the beginning of its text")
+@click.option("--reply-to", help="comment to reply to, identified by its id or the beginning of its text")
 @client_command
 def comment_on_review(
     client: ApiClient,

@@ -219,7 +219,9 @@ def move_files(open_session: OpenSession, url: str, config_path: Path | None, as
         told = asyncio.run(move.run(target))
     if told.failed:
         names = ", ".join(told.failed[:5])
-        raise click.ClickException(f"{len(told.failed)} files could not be copied intact: {names}")
+        raise click.ClickException(
+            f"{len(told.failed)} file{'' if len(told.failed) == 1 else 's'} could not be copied intact: {names}"
+        )
     found: dict[str, Any] = {"copied": told.copied, "present": told.present, "bytes": told.bytes}
     text = (
         f"Copied {told.copied} files ({format_bytes(told.bytes)}); {told.present} were there already. "

@@ -85,7 +85,7 @@ def list_messages(
 @click.option("--as-agent", help="agent on whose behalf the message is sent", shell_complete=complete_names("/agents"))
 @click.option("--subject", default="", help="subject of the message")
 @click.option("--type", "kind", type=click.Choice(TYPES), help="type of the message; a 'request' expects an answer")
-@click.option("--reply-to", help="id or subject of the message to answer")
+@click.option("--reply-to", help="id or subject of the message to reply to")
 @client_command
 def send_message(
     client: ApiClient,

@@ -184,8 +184,8 @@ def list_channel_types(client: ApiClient, *, as_json: bool) -> None:
     "--secret-file",
     "secret_files",
     multiple=True,
-    metavar="MEMBER=FILE",
-    help="secret member of the config, such as bot_token, and the file that contains its value; repeatable",
+    metavar="FIELD=FILE",
+    help="secret config field, such as bot_token, and the file that contains its value; repeatable",
 )
 @client_command
 def create_channel(
@@ -220,8 +220,8 @@ def create_channel(
     "--secret-file",
     "secret_files",
     multiple=True,
-    metavar="MEMBER=FILE",
-    help="secret member of the config to replace, and the file that contains its value; repeatable",
+    metavar="FIELD=FILE",
+    help="secret config field to replace, and the file that contains its new value; repeatable",
 )
 @client_command
 def edit_channel(
@@ -294,7 +294,10 @@ def list_rules(client: ApiClient, *, as_json: bool) -> None:
 @notifications_command_group.command("create-rule")
 @click.argument("name")
 @click.option(
-    "--event", "events", multiple=True, help="event that the rule follows, such as task.failed, task.* or *; repeatable"
+    "--event",
+    "events",
+    multiple=True,
+    help="event that the rule applies to, such as task.failed, task.* or *; repeatable",
 )
 @click.option(
     "--channel",
@@ -318,7 +321,7 @@ def create_rule(
     """Create a rule. To set further fields, such as group_by, use --field or a file."""
     body = {**read_body(input_path, fields), "name": name, **_rule_parts(client, events, channels)}
     if "events" not in body:
-        raise click.UsageError("use --event to name the events that the rule follows")
+        raise click.UsageError("use --event to name the events that the rule applies to")
     made = client.post(RULES, body)
     name = shlex.quote(made["name"])
     text = f"Created {made['name']} ({made['id']}).\nWhat it would have sent: corral notifications test-rule {name}"
@@ -331,13 +334,13 @@ def create_rule(
     "--event",
     "events",
     multiple=True,
-    help="event that the rule follows; repeatable; the given events replace all existing ones",
+    help="event that the rule applies to; repeatable; the given events replace all existing ones",
 )
 @click.option(
     "--channel",
     "channels",
     multiple=True,
-    help="channel of the rule; repeatable; the given channels replace all existing ones",
+    help="channel through which the rule sends notifications; repeatable; the given channels replace all existing ones",
 )
 @click.option("--enable/--disable", "enabled", default=None, help="enable or disable the rule")
 @body_option
@@ -533,11 +536,11 @@ def _find_id(client: ApiClient, path: str, name: str) -> str:
 
 
 def _secrets(given: tuple[str, ...]) -> dict[str, str]:
-    """Read the secret members of a channel's config from files."""
+    """Read the secret fields of a channel's config from files."""
     found = {}
     for each in given:
         member, separator, path = each.partition("=")
         if not separator:
-            raise click.UsageError("--secret-file must have the form MEMBER=FILE")
+            raise click.UsageError("--secret-file must have the form FIELD=FILE")
         found[member] = Path(path).read_text("utf-8").strip()
     return found

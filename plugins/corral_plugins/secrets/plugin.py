@@ -165,7 +165,7 @@ class SecretsPlugin(Plugin):
             ),
             Metric(
                 name="corral_secret_uses_total",
-                help="Number of uses of secrets by kind of consumer and outcome.",
+                help="Number of uses of secrets, by consumer kind and outcome.",
                 kind="counter",
                 labels={"consumer": CONSUMERS, "outcome": OUTCOMES},
                 collect=self._collect_access_counts,

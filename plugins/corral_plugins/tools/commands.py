@@ -149,7 +149,7 @@ def accept_mcp_tools(client: ApiClient, *, name: str, tools: tuple[str, ...], ac
     wanted = [tool["name"] for tool in listed.values() if tool["status"] == "changed"] if accept_all else list(tools)
     names = [tool if tool in listed else f"mcp.{name}.{tool}" for tool in wanted]
     if unknown := [tool for tool in names if tool not in listed]:
-        raise click.ClickException(f"The MCP server {name} lists no tool {', '.join(unknown)}.")
+        raise click.ClickException(f"The MCP server {name} does not list these tools: {', '.join(unknown)}.")
     found = client.get(_path(name))
     if names:
         hashes = [listed[tool]["definition_sha256"] for tool in names]

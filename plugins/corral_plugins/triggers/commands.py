@@ -50,7 +50,7 @@ payload_option = click.option(
     "payload",
     multiple=True,
     metavar="KEY=VALUE",
-    help="member of the payload, as KEY=TEXT or KEY:=JSON; repeatable",
+    help="field of the payload, as KEY=TEXT or KEY:=JSON; repeatable",
 )
 
 
@@ -93,7 +93,7 @@ def _action_options(command: F) -> F:
             "values",
             multiple=True,
             metavar="KEY=VALUE",
-            help="member of the input for the workflow given with --workflow, as KEY=TEXT or KEY:=JSON; the value "
+            help="field of the input for the workflow given with --workflow, as KEY=TEXT or KEY:=JSON; the value "
             "may contain {{ expressions }}; repeatable",
         ),
     )
@@ -112,7 +112,7 @@ def triggers_command_group() -> None:
 
 @triggers_command_group.command("list")
 @click.option("--type", "types", multiple=True, help="list only triggers of this type; repeatable")
-@click.option("--enabled/--disabled", default=None, help="list only enabled, or only disabled triggers")
+@click.option("--enabled/--disabled", default=None, help="list only enabled or only disabled triggers")
 @click.option("--search", help="list only triggers whose name or description contains this text")
 @client_command
 def list_triggers(

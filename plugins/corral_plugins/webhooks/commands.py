@@ -42,7 +42,7 @@ def webhooks_command_group() -> None:
 
 @webhooks_command_group.command("list")
 @click.option("--all", "everybodys", is_flag=True, help="list the webhooks of all users, without details (admins only)")
-@click.option("--active/--inactive", default=None, help="list only active, or only disabled webhooks")
+@click.option("--active/--inactive", default=None, help="list only active or only disabled webhooks")
 @client_command
 def list_webhooks(client: ApiClient, *, everybodys: bool, active: bool | None, as_json: bool) -> None:
     """List webhooks, newest first."""

@@ -183,7 +183,7 @@ def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> Non
     "values",
     multiple=True,
     metavar="KEY=VALUE",
-    help="member of the input, as KEY=TEXT or KEY:=JSON; repeatable",
+    help="field of the input, as KEY=TEXT or KEY:=JSON; repeatable",
 )
 @body_option
 @click.option("--dry-run", is_flag=True, help="show the steps that would run, without running them")

@@ -322,7 +322,7 @@ CHANGES = {
             'Tool(name="who", title="Who", description="Who is on call.", risk="read", schema={})',
         ).replace("@hookimpl", "@hookimpl(optionalhook=True)"),
         "start.wants",
-        "corral_tools has an invalid item: Expected `str` matching regex",
+        "corral_tools contains an invalid item: Expected `str` matching regex",
     ),
     "status": ("routes.py", "status=201", "status=799", "routes.status", "799 is not a status of success"),
     "network": (

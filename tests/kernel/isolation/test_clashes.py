@@ -158,7 +158,7 @@ def test_only_what_corral_brings_along_is_protected() -> None:
     foreign = Found(name="bold", load=lambda: Bold, distribution="corral-bold")
     [loaded] = load([foreign], Config(plugins=Plugins(enabled=("bold",))))
     assert (loaded.state, loaded.protected) == ("failed", False)
-    assert "only plugins of Corral's own distribution may be protected" in (loaded.reason or "")
+    assert "only plugins in Corral's own distribution may be protected" in (loaded.reason or "")
 
 
 def test_a_protected_plugin_cannot_be_disabled_by_the_file() -> None:

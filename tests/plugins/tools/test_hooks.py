@@ -52,7 +52,7 @@ async def test_a_tool_without_a_dot_makes_its_plugin_failed(make_kit: Callable[.
     kit = await make_kit(plugins=["tools", DotlessPlugin])
     failed = kit.loaded("dotless")
     assert failed.state == "failed"
-    assert "corral_tools has an invalid item: Expected `str` matching regex" in str(failed.reason)
+    assert "corral_tools contains an invalid item: Expected `str` matching regex" in str(failed.reason)
     assert kit.loaded("tools").active
 
 

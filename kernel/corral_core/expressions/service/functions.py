@@ -134,7 +134,7 @@ def rounded(number: Any, digits: int = 0) -> Any:
     if not _is_number(number) or not math.isfinite(number):
         raise ValueError(f"round() needs a finite number, not {_kind(number)}")
     if not 0 <= digits <= 15:
-        raise ValueError("round() needs a number of digits from 0 to 15")
+        raise ValueError("round() needs a digit count from 0 to 15")
     if abs(number) >= 2**53:  # no float of this size has decimals
         return number
     exact = Decimal(repr(number)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)

@@ -184,7 +184,7 @@ class BreakerAdministration:
         found = self._transitions.lock([name], create=True)
         if not found:
             detail = (
-                f"The limit of {MAX_BREAKERS} circuit breakers is reached; delete breakers that are no longer needed."
+                f"There are already {MAX_BREAKERS} circuit breakers, the maximum; delete breakers that are not needed."
             )
             raise TooMany(detail, code="quota_exceeded")
         return found[0]

@@ -225,7 +225,7 @@ class BreakerTransitions:
         found = self.lock([name], create=True)
         if not found:
             raise Unavailable(
-                f"The limit of {MAX_BREAKERS} circuit breakers is reached; delete breakers that are no longer needed."
+                f"There are already {MAX_BREAKERS} circuit breakers, the maximum; delete breakers that are not needed."
             )
         row = found[0]
         self._expire_permits(row)

@@ -142,7 +142,7 @@ class CodeReviewsService:
         refused = {each.reviewer_id for each in before if each.required and each.state == "rejected"}
         if refused - required and not by.may(MANAGE):
             raise Forbidden(
-                "Only admins may remove a required reviewer who asked for changes, or make this reviewer optional."
+                "Only admins may remove a required reviewer who asked for changes, or make such a reviewer optional."
             )
         known = {each.reviewer_id for each in before}
         replace_reviewers(row.id, reviewers)

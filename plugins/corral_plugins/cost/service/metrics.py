@@ -90,7 +90,7 @@ class BudgetMetrics:
             ),
             Metric(
                 name="corral_budget_refusals_total",
-                help="Number of paid uses that a budget refused, by scope of the budget.",
+                help="Number of paid operations refused because of a budget, by budget scope.",
                 kind="counter",
                 labels={"scope": SCOPES},
                 collect=self._refusals.by_scope,

@@ -299,7 +299,7 @@ class CallAdmission:
             return None
         facts = self.agents.find(by.agent_id) if self.agents is not None else None
         if facts is None:
-            raise Forbidden("The agent of this token no longer exists.")
+            raise Forbidden("The agent that this token belongs to no longer exists.")
         return facts
 
 

@@ -71,7 +71,7 @@ class MessageListing:
         """
         self._find_agent(agent_id)
         if by.agent_id is not None and by.agent_id != agent_id and not query.peek:
-            raise Forbidden("An agent can read only its own inbox; another agent's inbox can be read with peek=true.")
+            raise Forbidden("An agent can read another agent's inbox only with peek=true.")
         states = UNREAD if query.unread else (*OPEN, "acked")
         shown = (
             (Receipt.agent_id == agent_id)

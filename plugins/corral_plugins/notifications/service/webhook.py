@@ -76,7 +76,7 @@ class WebhookChannel:
         """Raise `Invalid` if the URL or a header is not allowed, or if the secret cannot be used to sign requests."""
         for name in config.get("headers", {}):
             if _RESERVED.fullmatch(name):
-                detail = "This header is set by Corral or by HTTP."
+                detail = "This header is reserved for Corral or HTTP."
                 raise Invalid.at(f"/config/headers/{name}", "not_allowed", detail)
         if "secret" in config:
             self._check_secret(config["secret"])

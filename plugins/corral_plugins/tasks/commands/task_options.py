@@ -78,7 +78,7 @@ def read_input(path: Path | None) -> dict[str, Any]:
     with path.open("rb") as file:
         data = file.read(INPUT_BYTES + 1)
     if len(data) > INPUT_BYTES:
-        raise click.UsageError(f"--input {path}: the file has more than {INPUT_BYTES} bytes")
+        raise click.UsageError(f"--input {path}: the file is larger than {INPUT_BYTES} bytes")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

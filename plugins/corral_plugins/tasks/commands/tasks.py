@@ -266,7 +266,7 @@ def answer_task(client: ApiClient, *, task: str, answer: str | None, fields: tup
         try:
             value = json.loads(answer)
         except ValueError:
-            raise click.UsageError(f"the answer must be JSON of the type {schema['type']}") from None
+            raise click.UsageError(f"the answer must be a JSON value of the type {schema['type']}") from None
     _act(client, found["id"], "input", {"input": value}, as_json=as_json)
 
 

@@ -468,7 +468,9 @@ def _check_schema(schema: Any, value: Any, pointer: str, what: str) -> None:
     faults = json_schema_errors(schema, value, pointer_prefix=pointer) if schema is not None else ()
     if faults:
         raise Invalid(
-            f"The value does not match {what} in {len(faults)} places.", code="schema_mismatch", errors=faults
+            f"The value does not match {what} in {len(faults)} place{'' if len(faults) == 1 else 's'}.",
+            code="schema_mismatch",
+            errors=faults,
         )
 
 

@@ -152,7 +152,9 @@ def has_open_dependency(ids: Sequence[str]) -> bool:
     if faults:
         code = "unknown_reference" if all(fault.code == "unknown_reference" for fault in faults) else None
         raise Invalid(
-            f"{len(faults)} of the dependencies do not exist or will never be completed.", code=code, errors=faults
+            f"Number of dependencies that do not exist or will never be completed: {len(faults)}.",
+            code=code,
+            errors=faults,
         )
     return is_open
 

@@ -379,7 +379,7 @@ class AttemptTokenAuthenticator:
     def authenticate(self, credential: str) -> Principal:
         found = _LIVE.one({"hash": hash_token(credential)})
         if found is None:
-            raise Unauthorized("The lease of this token has ended.")
+            raise Unauthorized("The lease that this token belongs to has ended.")
         return self._callers.for_lease(*found)
 
     def act_as(self, caller: Principal, named: str) -> Principal:
@@ -390,5 +390,5 @@ class AttemptTokenAuthenticator:
             return None
         found = _OF_LEASE.one({"lease": caller.lease_id})
         if found is None:
-            raise Unauthorized("The lease of this token has ended.")
+            raise Unauthorized("The lease that this token belongs to has ended.")
         return self._callers.for_lease(*found[:4])

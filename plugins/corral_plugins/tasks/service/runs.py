@@ -282,7 +282,7 @@ class TaskRuns:
             raise Invalid.at("/memories", "not_allowed", "No plugin stores memories; leave out this field.")
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "complete")
         if not again:
-            self._require_started(row, "completed")
+            self._require_started(row, "be completed")
             result = to_limited_json(report.result, RESULT_LIMIT, "/result")
             self._usages.record_usage(row, attempt, report.usage)
             if row.status == "cancelling" and not self._accepts_late_result(row):
@@ -356,7 +356,7 @@ class TaskRuns:
             raise Invalid.at(f"/{given[0]}", "not_allowed", "Send only one of approval, approval_id and input.")
         if report.input is not None:
             check_question(report.input)
-        self._require_started(row, "made to wait")
+        self._require_started(row, "wait")
         if report.checkpoint is not None:
             self._store_checkpoint(row, attempt, report.checkpoint)
         if row.status == "cancelling":
@@ -459,7 +459,7 @@ class TaskRuns:
     @staticmethod
     def _require_started(row: TaskRow, what: str) -> None:
         if row.status == "assigned":
-            raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
+            raise Conflict(f"A task must be started before it can {what}.", current_status=row.status)
 
     def record_stale_usage(self, task_id: str, lease_id: str | None, used: UsageReport, by: Principal) -> None:
         """Record the usage that a worker reports after it has lost the lease, because the money has already been spent.

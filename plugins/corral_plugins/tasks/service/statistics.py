@@ -278,7 +278,7 @@ class TaskMetrics:
             ),
             Metric(
                 name="corral_task_stalls_total",
-                help="Number of stalled runs by kind.",
+                help="Number of stalled runs, by kind of stall.",
                 kind="counter",
                 labels={"kind": STALLS},
                 collect=self.stalls_by_kind,

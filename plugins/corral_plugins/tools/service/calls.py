@@ -401,7 +401,10 @@ def denial_error(call: ToolCallView) -> Problem:
         return Forbidden(error["message"], code="tools.denied", reason=reason)
     if reason == "invalid_arguments":
         faults = [FieldError(**each) for each in error.get("errors", ())]
-        return Invalid(f"The arguments do not match the tool's schema in {len(faults)} places.", errors=faults)
+        return Invalid(
+            f"The arguments do not match the tool's schema in {len(faults)} place{'' if len(faults) == 1 else 's'}.",
+            errors=faults,
+        )
     return Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)
 
 

@@ -203,7 +203,10 @@ class HeldCalls:
             moved = [
                 FieldError(pointer + each.pointer.removeprefix("/arguments"), each.code, each.detail) for each in faults
             ]
-            raise Invalid(f"The payload does not match the tool's schema in {len(moved)} places.", errors=moved)
+            raise Invalid(
+                f"The payload does not match the tool's schema in {len(moved)} place{'' if len(moved) == 1 else 's'}.",
+                errors=moved,
+            )
         return target_of(tool, arguments)
 
     def _runs_on_worker(self, row: ToolCallRow) -> bool:

@@ -98,7 +98,9 @@ class ToolListing:
             schema = tool.definition.config_schema or NO_CONFIG
             faults = json_schema_errors(schema, patch.config, pointer_prefix="/config")
             if faults:
-                raise Invalid(f"The configuration has {len(faults)} problems.", errors=faults)
+                raise Invalid(
+                    f"The configuration has {len(faults)} problem{'' if len(faults) == 1 else 's'}.", errors=faults
+                )
 
     def _find_tool(self, name: str) -> RegisteredTool:
         tool = self._registry.find_tool(name)

@@ -67,10 +67,12 @@ def _check_headers(headers: Mapping[str, str]) -> list[str]:
     reserved = [name for name in headers if _RESERVED.fullmatch(name)]
     if reserved:
         faults = [
-            FieldError(f"/headers/{name}", "not_allowed", "This header is set by Corral or by HTTP.")
+            FieldError(f"/headers/{name}", "not_allowed", "This header is reserved for Corral or HTTP.")
             for name in reserved
         ]
-        raise Invalid(f"The header {reserved[0]} cannot be set, because Corral or HTTP sets it.", errors=faults)
+        raise Invalid(
+            f"The header {reserved[0]} cannot be set, because it is reserved for Corral or HTTP.", errors=faults
+        )
     for name, value in headers.items():
         refuse_mask(value, f"/headers/{name}")
     if len({name.lower() for name in headers}) < len(headers):

@@ -156,7 +156,8 @@ class WorkerAdministration:
     def _remove_row(self, row: Worker, match: IfMatch, *, force: bool) -> int:
         if row.active_leases and not force:
             raise Conflict(
-                f"The worker holds {row.active_leases} leases; drain it first or delete it with ?force=true.",
+                f"The worker holds {row.active_leases} lease{'' if row.active_leases == 1 else 's'}; "
+                "drain it first or delete it with ?force=true.",
                 code="in_use",
                 references=[{"type": "lease", "count": row.active_leases}],
             )

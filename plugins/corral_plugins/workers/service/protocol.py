@@ -68,7 +68,7 @@ class WorkerProtocol:
         row = repository.get_worker(worker_id)
         repository.require_worker_or_owner(row, caller)
         if row.status == "rejected":
-            raise repository.wrong_status_error(row, "kept alive, because an admin rejected it")
+            raise repository.wrong_status_error(row, "kept alive by heartbeats")
         leases = self.tasks.renew_leases(worker_id, body.leases) if self.tasks is not None and body.leases else []
         row = self._store_heartbeat(row, body)
         return HeartbeatReply(
