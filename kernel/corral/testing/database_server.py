@@ -225,9 +225,7 @@ def database_servers_folder(*, in_memory: bool = False) -> Path:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise DatabaseServerError(f"{folder} belongs to another user")
         return folder
-    raise DatabaseServerError(
-        "found no accessible folder for temporary files whose path is short enough for Unix sockets"
-    )
+    raise DatabaseServerError("found no accessible temporary folder whose path is short enough for Unix sockets")
 
 
 def _has_room(base: Path) -> bool:

@@ -102,7 +102,7 @@ def create_connection(
 ) -> None:
     """Create an SSH connection. Then test it to see the machine's host key, and accept the key with accept-key."""
     if key_path is not None and password:
-        raise click.UsageError("give either --key or --password")
+        raise click.UsageError("--key and --password cannot be used together")
     body = {**read_body(input_path, fields), "name": name, **_machine_fields(machine)}
     if key_path is not None:
         body |= {"auth_method": "key", "private_key": key_path.read_text()}

@@ -326,14 +326,14 @@ def delete_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
     "--status",
     type=click.Choice(STATUSES),
     multiple=True,
-    help="list only slots (times at which the trigger was due) with this status",
+    help="list only slots with this status (a slot is a time, event or delivery that fires the trigger)",
 )
 @click.option(
     "--limit",
     type=click.IntRange(1, 200),
     default=50,
     show_default=True,
-    help="maximum number of slots (times at which the trigger was due)",
+    help="maximum number of slots",
 )
 @client_command
 def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], limit: int, as_json: bool) -> None:
@@ -424,7 +424,7 @@ def _action_fields(
 ) -> dict[str, Any]:
     """Return `{"action": …}` with the changes that the options specify, or an empty dictionary if there are none."""
     if task is not None and workflow is not None:
-        raise click.UsageError("give either --task or --workflow")
+        raise click.UsageError("--task and --workflow cannot be used together")
     kind = action.get("type")
     if values and workflow is None and (task is not None or kind != "run_workflow"):
         raise click.UsageError("--value can be used only with --workflow")

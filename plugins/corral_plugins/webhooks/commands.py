@@ -316,7 +316,7 @@ def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) 
 def recover(client: ApiClient, *, webhook: str, since: str | None, hours: int | None, as_json: bool) -> None:
     """Resend the failed and cancelled deliveries from the given period."""
     if since is not None and hours is not None:
-        raise click.UsageError("give either --since or --hours")
+        raise click.UsageError("--since and --hours cannot be used together")
     begin = since or (datetime.now(UTC) - timedelta(hours=hours or 24)).isoformat(timespec="seconds")
     found = client.post(f"/webhooks/{_id(client, webhook)}/recover", {"since": begin})
     print_value(found, as_json=as_json, text=f"Deliveries that are sent again: {found['queued']}")

@@ -75,8 +75,8 @@ class BreakerMetrics:
         return [
             Metric(
                 name="corral_breaker_state",
-                help="Highest state among the circuit breakers that share a label: 0 for closed, 1 for half-open, 2 "
-                "for open.",
+                help="Highest state among the circuit breakers with the same breaker label: 0 for closed, 1 for "
+                "half-open, 2 for open.",
                 labels=breaker,
                 collect=self._read_states,
             ),

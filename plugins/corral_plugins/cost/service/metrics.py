@@ -31,7 +31,7 @@ class ProviderTotals:
         return [
             Metric(
                 name="corral_cost_usd",
-                help="Cost by provider in USD. Corrections can lower the value.",
+                help="Cost by provider, in USD. Corrections can lower the value.",
                 labels=labels,
                 collect=self._cost_by_provider,
             ),

@@ -44,14 +44,15 @@ class TriggerMetrics:
         return [
             Metric(
                 name="corral_trigger_fires_total",
-                help="Number of trigger slots with a final status, by type and status.",
+                help="Number of trigger slots (times, events or deliveries) with a final status, by trigger type and "
+                "status.",
                 kind="counter",
                 labels={"type": TYPES, "status": STATUSES},
                 collect=self._collect_decided,
             ),
             Metric(
                 name="corral_trigger_lag_seconds",
-                help="Delay between a trigger slot and the firing of the trigger, in seconds.",
+                help="Delay between the due time of a trigger slot and the firing of the trigger, in seconds.",
                 kind="histogram",
                 collect=self._lag.read,
             ),

@@ -68,7 +68,7 @@ class WebhookDeliveries:
         is_idle = Webhook.recovering_at.is_null() | (Webhook.recovering_at < clock.now(-STALE_SECONDS))
         if not Webhook.update(recovering_at=until).where((Webhook.id == row.id) & is_idle).execute():
             raise Conflict(
-                "A recovery of this webhook is still running; wait until that recovery has ended.",
+                "An earlier recovery of this webhook's deliveries is still running; wait until it has ended.",
                 code="batch_in_progress",
             )
         queued = Delivery.select().where(_recoverable(row.id, since, until)).count()
