@@ -110,9 +110,11 @@ def download_file(client: ApiClient, *, file: str, target: Path | None, force: b
         return
     path = Path(found["name"]) if target is None else target / found["name"] if target.is_dir() else target
     if not path.parent.is_dir():
-        raise click.ClickException(f"the folder {path.parent} does not exist; create it, or choose another place")
+        raise click.ClickException(f"the folder {path.parent} does not exist; create it, or choose another location")
     if path.exists() and not force:
-        raise click.ClickException(f"{path} exists; replace it with --force, or choose another place with --to")
+        raise click.ClickException(
+            f"{path} already exists; use --force to replace it, or --to to choose another location"
+        )
     _write(client, found, path)
     text = f"Wrote {format_bytes(found['size_bytes'])} to {path}."
     print_value({**found, "path": str(path)}, as_json=as_json, text=text)

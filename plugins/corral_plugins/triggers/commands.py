@@ -58,7 +58,9 @@ def _when_options(command: F) -> F:
     """Add the options for times and events. `create` and `edit` share them."""
     return _with_options(
         command,
-        click.option("--cron", help="fire at the times of this cron expression, such as '0 7 * * mon-fri' or @daily"),
+        click.option(
+            "--cron", help="fire at the times that this cron expression specifies, such as '0 7 * * mon-fri' or @daily"
+        ),
         click.option("--timezone", help="time zone for --cron, such as Europe/Berlin"),
         click.option("--every", type=click.IntRange(10), metavar="SECONDS", help="fire at this interval, in seconds"),
         click.option("--event", help="fire on this event, such as task.failed or task.*"),

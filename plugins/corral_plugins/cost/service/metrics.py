@@ -85,7 +85,7 @@ class BudgetMetrics:
         return [
             Metric(
                 name="corral_budget_ratio",
-                help="Fraction of the installation's budget that was spent in the current month.",
+                help="Fraction of the installation's budget spent so far in the current month.",
                 collect=_spent_ratio,
             ),
             Metric(

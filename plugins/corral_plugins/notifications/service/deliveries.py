@@ -50,9 +50,7 @@ class NotificationDeliveries:
         fresh: dict[str, Any] = {"status": "pending", "attempts": 0, "finished_at": None, "ready_at": now}
         again = (Delivery.id == row.id) & Delivery.status.in_(("failed", "cancelled", "suppressed"))
         if not Delivery.update({**fresh, **waiting_until(now)}).where(again).execute():
-            raise Conflict(
-                "Only a failed, cancelled or suppressed delivery can be repeated.", current_status=row.status
-            )
+            raise Conflict("Only a failed, cancelled or suppressed delivery can be retried.", current_status=row.status)
         after_commit(self._dispatcher.wake)
         if self.audit is not None:
             entry = AuditEntry(
