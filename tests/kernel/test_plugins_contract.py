@@ -118,7 +118,7 @@ BROKEN = {
             "class T(Model):\n    visibility = 'private'\n    class Meta:\n        table_name = 'faulty_x'\n"
             "@hookimpl\ndef corral_models(self):\n    return [self.T]"
         ),
-        "T is private; set owner_field to the name of the column that contains the owner's id",
+        "T is private; name its owner column in owner_field",
     ),
     "unknown visibility of an event": (
         body(
@@ -132,7 +132,7 @@ BROKEN = {
             "@hookimpl\ndef corral_subscribers(self):\n"
             "    return [Subscriber('faulty.f', ('user.purgde',), lambda event: None)]"
         ),
-        "faulty.f: no active plugin declares the event user.purgde; check the spelling, and check that wants lists",
+        "faulty.f: unknown event user.purgde; check its spelling and the names in wants",
     ),
     "async subscriber": (
         body(

@@ -156,10 +156,7 @@ def _collect_contributions(record: PluginRecord, specs: Mapping[str, Any], absen
     found = implementations(specs, record)
     unknown = [name for name, (spec, _, is_optional) in found.items() if spec is None and not (is_optional and absent)]
     if unknown:
-        raise TypeError(
-            f"no active plugin specifies the hook {', '.join(unknown)}; check the spelling, and check that wants lists "
-            "the plugin that specifies the hook"
-        )
+        raise TypeError(f"unknown hook {', '.join(unknown)}; check its spelling and the names in wants")
     staged = {
         name: checked_contributions(spec, method())
         for name, (spec, method, _) in found.items()
