@@ -150,12 +150,11 @@ def before_commit(fn: Callable[[], None]) -> None:
 
 
 def collect(write: Callable[[list[Any]], None], item: Any) -> None:
-    """Collect an item, and call `write` once before COMMIT with the items of all units that are committed together.
+    """Collect an item. Before COMMIT, `write` is called once with the items of all units that are committed together.
 
-    On SQLite, these are up to 64 units, so that for example a counter is updated once for all of them. Until then,
-    later units of the transaction see the rows of this unit, but not what it has collected. `write` runs after all
-    units have ended. It can neither emit events nor collect items: they
-    would be lost.
+    On SQLite, up to 64 units are committed together, so a counter, for example, is updated once for all of them. Until
+    then, later units of the transaction see this unit's rows, but not the items that it has collected. `write` runs
+    after all units have ended. Events that it emits and items that it collects are lost.
     """
     current().collected.append((write, item))
 
