@@ -2,9 +2,9 @@
 
 Every write transaction begins with BEGIN IMMEDIATE. Waiting units are committed together, and return after COMMIT.
 Sharing a COMMIT makes `synchronous=FULL` affordable. The items that the units of a batch have collected are also
-written together, and the units have no savepoints, because a unit that fails before it has changed a row (as nearly all
+written together, and the units have no savepoints, because a unit that fails before it has changed a row (as most
 refused requests do) leaves nothing to undo. If a batch fails in any other way, it is rolled back, and its units run
-again, each with its own savepoint and its own writes. A failing unit therefore affects others at most once
+again, each with its own savepoint and its own writes. A unit therefore runs at most twice because of another
 (docs/adr/0028).
 """
 
