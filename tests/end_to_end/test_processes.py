@@ -312,7 +312,7 @@ def test_what_no_process_can_start_with_ends_the_start(tmp_path: Path) -> None:
     config = tmp_path / "corral.toml"
     config.write_text("[server]\nprocesses = 2\n[plugins]\nstrict = true\n[plugins.workers]\nembeded = true\n")
     server = ServerProcess(tmp_path, arguments=(WITHOUT_WORKER,), environ={"CORRAL_CONFIG": str(config)})
-    with pytest.raises(RuntimeError, match=r"exited with the status 3(?s:.*)embeded"):
+    with pytest.raises(RuntimeError, match=r"exited with status 3(?s:.*)embeded"):
         server.start()
     assert server.log.count("corral: workers:") == 1
 

@@ -82,8 +82,8 @@ def print_table(
 def _floor(column: str, texts: Sequence[str]) -> int:
     """Return the minimum width of a column.
 
-    The column is at least as wide as its longest word, so that no word is broken, unless the word is very long. Ids and
-    states are never broken, because users read and copy them as a whole.
+    The column is at least as wide as its longest word, so that only very long words are broken. Ids and states are
+    never broken, because users read and copy them as a whole.
     """
     if column == "status" or column == "id" or column.endswith("_id"):
         return max(map(len, texts))

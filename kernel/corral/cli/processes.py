@@ -143,7 +143,7 @@ class ChildProcess:
         raise NotReady(await self.process.wait(), text)
 
     async def wait_until_drained(self) -> None:
-        """Wait until the process has ended, or can drain without accepting more connections."""
+        """Wait until the process has ended, or has reported that it is ready to drain."""
         self._control.setblocking(False)
         received = b""
         with contextlib.suppress(OSError):
@@ -423,7 +423,7 @@ class ParentConnection:
             self._control.send(json.dumps([ready, text]).encode() + b"\n")
 
     def report_drained(self) -> None:
-        """Report to the parent that this process can drain without accepting more connections."""
+        """Report to the parent that this process is ready to drain: it no longer needs to accept connections."""
         with contextlib.suppress(OSError):
             self._control.send(DRAINED_MESSAGE)
 

@@ -118,7 +118,10 @@ _FIRST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MIN(Ev
 
 
 def write_events(events: Sequence[Mapping[str, Any]]) -> None:
-    """Insert the events of a transaction. Called at its end, after the rows, audit rows and jobs of its units."""
+    """Insert the events of a transaction.
+
+    This function is called at the end of the transaction, after its units have written their rows, audit rows and jobs.
+    """
     insert, ts = _INSERT_NUMBERED if current().database.kind == "sqlite" else _INSERT, clock.now()
     insert.run_many([{**event, "ts": ts} for event in events])
 

@@ -19,8 +19,8 @@ _START = itemgetter(1)
 class Hit(NamedTuple):
     """A credential found in text.
 
-    `kind` is `value`, or the kind of the pattern. For a known value, `source` is the source that registered it, and
-    `name` is its name. For a pattern, both are empty.
+    `kind` is `value` if the text matched a known value; otherwise, it is the kind of the pattern that matched. For a
+    known value, `source` is the source that registered it, and `name` is its name. For a pattern, both are empty.
     """
 
     kind: str

@@ -163,7 +163,7 @@ class DatabaseServer(abc.ABC):
         deadline = time.monotonic() + START_TIMEOUT
         while not self._ready():
             if self._process is not None and self._process.poll() is not None:
-                raise DatabaseServerError(f"the process exited with the status {self._process.returncode}")
+                raise DatabaseServerError(f"the process exited with status {self._process.returncode}")
             if time.monotonic() > deadline:
                 raise DatabaseServerError(f"the server did not answer within {START_TIMEOUT:.0f} s")
             time.sleep(0.01)

@@ -140,9 +140,7 @@ class ServerProcess:
         with httpx2.Client(base_url=self.address, timeout=2, trust_env=False, verify=_tls_context()) as client:
             while time.monotonic() - began < seconds:
                 if self.process.poll() is not None:
-                    raise RuntimeError(
-                        f"the server exited with the status {self.process.returncode}\n{self.log[-4000:]}"
-                    )
+                    raise RuntimeError(f"the server exited with status {self.process.returncode}\n{self.log[-4000:]}")
                 with contextlib.suppress(httpx2.HTTPError):
                     if client.get("/health/ready").status_code == 200:
                         self.ready_ms.append(round((time.monotonic() - began) * 1000))

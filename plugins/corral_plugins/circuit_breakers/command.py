@@ -33,7 +33,7 @@ def circuit_breakers_command_group() -> None:
 
 @circuit_breakers_command_group.command("list")
 @click.option("--state", type=click.Choice(STATES), multiple=True, help="list only breakers in this state; repeatable")
-@click.option("--prefix", help="list only breakers whose name begins with this text, such as llm:")
+@click.option("--prefix", help="list only breakers whose names begin with this text, such as 'llm:'")
 @client_command
 def list_breakers(client: ApiClient, *, state: tuple[str, ...], prefix: str | None, as_json: bool) -> None:
     """List circuit breakers, sorted by name."""

@@ -166,7 +166,7 @@ class NewReservation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a reservation that is set aside for one call of the LLM gateway until the call ends."""
+    """The part of a reservation that is set aside for one call to the LLM gateway until the call ends."""
 
     holder_id: str
     amount_micro_usd: int

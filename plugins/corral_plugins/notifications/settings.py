@@ -51,8 +51,8 @@ DEFAULT_NOTIFICATIONS = Setting[dict[str, bool]](
     default={},
     check=_are_entries,
     title="Events about which people are notified even without a rule",
-    description="The value maps the names of events to true or false. People are notified about events that the "
-    "value does not contain.",
+    description="Maps event names to true (notify people) or false (do not notify them). People are notified about "
+    "events that are not listed.",
 )
 
 

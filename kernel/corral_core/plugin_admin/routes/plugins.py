@@ -87,7 +87,7 @@ async def run_schedule(
 ) -> Answer[ScheduleView]:
     """Run a plugin's schedule now. The response has status 202 if the schedule is still running after 20 seconds.
 
-    The schedule runs as it would at its scheduled time, so two runs never overlap.
+    A manual run follows the same rules as a scheduled one: in particular, two runs never overlap.
     """
     view = await schedules.run(name, schedule, entry=request.unit_context(caller))
     return Answer(body=view, status=202 if view.running else 200)

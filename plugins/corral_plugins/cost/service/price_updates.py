@@ -1,7 +1,7 @@
-"""Fetches newer price tables of genai-prices, and uses the newest one in every process.
+"""Fetches newer price tables from genai-prices and uses the newest one in every process.
 
 One process fetches and stores the table. The other processes notice the new table within seconds. If the setting
-`cost.update_prices` is switched off, the table of the installed package is used again.
+`cost.update_prices` is switched off, the table from the installed package is used again.
 """
 
 from __future__ import annotations

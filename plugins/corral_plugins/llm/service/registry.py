@@ -78,7 +78,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         return not models or any(each.id == model for each in models)
 
     def offers(self, model: str) -> bool:
-        """Return whether the provider may offer the model, because it lists the model or its list may be incomplete."""
+        """Return whether the provider might offer the model: it lists the model, or its list may be incomplete."""
         return self._fetches_models or self.lists(model)
 
     @property

@@ -53,7 +53,10 @@ def taint_source(row: Fire) -> str:
 
 
 def _names(row: Fire) -> Iterator[tuple[str, str]]:
-    """Yield the ids in the event, its payload and its causes, each with the name of its field or its type."""
+    """Yield the ids in the event, its payload and its causes.
+
+    Each id comes with the name of the field that contains it, or, for the object of the event, with the object's type.
+    """
     about = row.event.get("object") if row.event else None
     rest: list[tuple[str, Any]] = [("event", row.event), ("payload", row.payload), ("cause", row.cause)]
     rest += [(about["type"], about["id"])] if about else []
