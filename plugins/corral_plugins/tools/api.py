@@ -317,7 +317,7 @@ class Tools(Protocol):
         ...
 
     def target_of_held_call(self, call_row_id: str, arguments: Any, *, pointer: str) -> str | None:
-        """Return the object on which a held call would act with other arguments.
+        """Return the object that a held call would act on if it were made with `arguments` instead of its own.
 
         Raise `Invalid` at `pointer` if the arguments do not match the schema of the tool.
         """

@@ -56,7 +56,7 @@ LOCK = "marketplace.install"
 
 
 class MadeObject(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of an installation. The installation either created the object or found it."""
+    """An object that belongs to an installation, which either created it or found that it already existed."""
 
     resource: PreparedResource
     name: str
