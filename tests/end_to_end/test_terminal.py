@@ -485,6 +485,11 @@ def test_workers_cost_events_and_status(terminal: Terminal) -> None:
     events = [json.loads(line) for line in terminal("events", "--type", "worker.*", "--json").splitlines()]
     assert {"worker.approved", "worker.draining"} <= {event["event"] for event in events}
     assert len(terminal("events", "--limit", "3").splitlines()) == 3
+    # Whoever may see few of the events is shown as many.
+    fields = ("-f", "name=events", "-f", 'scopes:=["agents.read"]')
+    key = json.loads(terminal("api", "POST", "/security/api-keys", *fields))["key"]
+    seen = [json.loads(line) for line in terminal("events", "--limit", "3", "--json", CORRAL_TOKEN=key).splitlines()]
+    assert (len(seen), "task" in {event["object"]["type"] for event in seen}) == (3, False)
     status = terminal.json("status")
     assert (status["server"], status["user"]["email"], status["version"]) == (terminal.address, EMAIL, "0.1.0")
 

@@ -13,7 +13,7 @@ from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.server_connection import client_command
 
 BEHIND_THE_END = 10**17  # a position that no log reaches: the response is empty and names the end of the log
-SPAN = 20_000  # positions that are searched for the last events
+SPAN, MAX_SPAN = 20_000, 1_000_000  # positions that are searched for the last events
 FAMILY_COLOURS = {"failed": "red", "completed": "green", "waiting": "yellow", "alert": "red", "error": "red"}
 
 
@@ -50,9 +50,22 @@ def events_command(client: ApiClient, *, follow: bool, types: tuple[str, ...], l
 
 
 def _last_events(client: ApiClient, query: Mapping[str, Any], end: int, limit: int) -> deque[Any]:
-    """Return the last `limit` matching events up to the position `end`."""
+    """Return the last `limit` matching events up to the position `end`.
+
+    The caller may see only some of the events, so the search begins near the end and then goes further back. At most
+    `MAX_SPAN` positions are searched.
+    """
+    span = SPAN if query else limit
+    found = _events_between(client, query, max(0, end - span), end, limit)
+    while len(found) < limit and span < min(end, MAX_SPAN):
+        span *= 10
+        found = _events_between(client, query, max(0, end - span), end, limit)
+    return found
+
+
+def _events_between(client: ApiClient, query: Mapping[str, Any], after: int, end: int, limit: int) -> deque[Any]:
+    """Return the last `limit` matching events after the position `after` and up to the position `end`."""
     found: deque[Any] = deque(maxlen=limit)
-    after = max(0, end - (SPAN if query else limit))
     while limit and after < end:
         try:
             page = client.get("/events", **query, after=after, limit=200)

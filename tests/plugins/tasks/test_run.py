@@ -225,7 +225,7 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         (("--agent", "Echo Three", "--input", "twice", "Do it"), {}, 2, "twice: The key 'a' appears more than once"),
         (("--agent", "Echo Three", "--input", "huge", "Do it"), {}, 2, "huge: "),
         (("--agent", "Echo Three", "--input", "half", "Do it"), {}, 2, "half: "),
-        (("--agent", "Echo Three", "--input", "/dev/zero", "Do it"), {}, 2, "more than 262144 bytes"),
+        (("--agent", "Echo Three", "--input", "/dev/zero", "Do it"), {}, 2, "larger than 262144 bytes"),
         (("--agent", "Echo Thre", "Do it"), {}, 1, "did you mean Echo Three?"),
         (("--agent", "Echo Three", " "), {}, 2, "INSTRUCTIONS is empty"),
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": ""}, 1, "run `corral login"),

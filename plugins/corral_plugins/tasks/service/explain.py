@@ -462,7 +462,7 @@ def _describe_end(row: TaskRow, attempts: Sequence[AttemptView]) -> str:
     if row.status == "completed":
         return f"Completed after {times}."
     if row.status == "cancelled":
-        reason = row.get("cancel_reason")
+        reason = (row.get("cancel_reason") or "").removesuffix(".")
         return f"Cancelled ({row.cancel_kind or 'user'}){f': {reason}' if reason else ''}."
     error = row.get("error") or {}
     return f"Failed after {times}: {error.get('type')}: {error.get('message')}"
