@@ -44,7 +44,7 @@ def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
 
     Raises peewee's exceptions.
     """
-    return execute_native(current().connection, _with_native_placeholders(sql), parameters)
+    return execute_native(current().connection.execute, _with_native_placeholders(sql), parameters)
 
 
 def sql_fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:

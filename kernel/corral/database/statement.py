@@ -22,10 +22,13 @@ Enter it only after an error, because entering it costs as much as a small query
 """
 
 
-def execute_native(connection: Any, sql: str, values: Sequence[Any]) -> Any:
-    """Execute SQL with the engine's parameter markers, and return the driver's cursor. Raises peewee's exceptions."""
+def execute_native(execute: Callable[[str, Any], Any], sql: str, values: Any) -> Any:
+    """Execute SQL with the engine's parameter markers, and return the driver's cursor. Raises peewee's exceptions.
+
+    `execute` is the method `execute` or `executemany` of a connection or cursor.
+    """
     try:
-        return connection.execute(sql, values)
+        return execute(sql, values)
     except Exception:
         with PEEWEE_ERRORS:
             raise
@@ -70,13 +73,12 @@ class Statement:
         """Execute the statement once for each mapping of parameters."""
         unit = current()
         sql, bind = self._compiled.get(unit.database.kind) or self._compile(unit.database.kind)
-        with PEEWEE_ERRORS:
-            unit.connection.cursor().executemany(sql, map(bind, rows))
+        execute_native(unit.connection.cursor().executemany, sql, map(bind, rows))
 
     def _execute(self, values: Mapping[str, Any]) -> Any:
         unit = current()
         sql, bind = self._compiled.get(unit.database.kind) or self._compile(unit.database.kind)
-        return execute_native(unit.connection, sql, bind(values))
+        return execute_native(unit.connection.execute, sql, bind(values))
 
     def _compile(self, kind: str) -> tuple[str, Callable[[Mapping[str, Any]], Sequence[Any]]]:
         """Return the SQL, and a function that returns the values of its parameters in order."""

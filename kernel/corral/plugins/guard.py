@@ -254,9 +254,8 @@ class Guards:
         down = ("down", f"The check of the plugin {record.name} failed.")
         wrap("corral_health_checks", default=down, limit=HEALTH_SECONDS)
         wrap("corral_metrics")
-        if not record.protected:  # every request calls them, and an error in a protected plugin is a bug in Corral
-            wrap("corral_gates", protocol=Gate | RateLimiter, default=None)
         default = REFUSE if record.protected else None
+        wrap("corral_gates", protocol=Gate | RateLimiter, default=default)
         # Routes of a quarantined built-in plugin stay available, so the authentication of their callers must too.
         states = ("active", "quarantined") if record.found.built_in else ("active",)
         record.authenticators = [

@@ -35,6 +35,18 @@ from corral.ids import new_id
 from corral.jobs.job import JobRow, enqueue
 
 
+async def run_in_one_batch(database: Database, *units: Callable[[], Any]) -> list[Any]:
+    """Queue the units while another one holds up the writer, and return their results or errors."""
+    gate = threading.Event()
+    held = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
+    await asyncio.sleep(0.05)
+    running = [asyncio.ensure_future(database.work(unit)) for unit in units]
+    await asyncio.sleep(0.05)
+    gate.set()
+    await held
+    return await asyncio.gather(*running, return_exceptions=True)
+
+
 async def test_unit_of_work_1_a_read_unit_refuses_writes(database: Database) -> None:
     with pytest.raises(peewee.DatabaseError):
         await database.work(lambda: Note.create(key="a"), read=True)
@@ -160,23 +172,14 @@ async def test_unit_of_work_5_units_share_a_transaction_and_have_savepoints_only
         if fails == "late" or (fails == "late in its second run" and runs[name] == 2):
             raise Conflict("no")
 
-    async def run_together(**units: str) -> list[str]:
+    async def transactions_of(**units: str) -> list[str]:
         """Run these units in one batch, and return the statements about transactions."""
         statements.clear()
         runs.clear()
-        gate = threading.Event()
-        held = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
-        await asyncio.sleep(0.05)
-        running = {
-            name: asyncio.ensure_future(database.work(lambda name=name, fails=fails: unit(name, fails)))
-            for name, fails in units.items()
-        }
-        await asyncio.sleep(0.05)
-        gate.set()
-        await held
-        for name, future in running.items():
-            with pytest.raises(Conflict) if units[name] else contextlib.nullcontext():
-                await future
+        results = await run_in_one_batch(
+            database, *[lambda name=name, fails=fails: unit(name, fails) for name, fails in units.items()]
+        )
+        assert [isinstance(result, Conflict) for result in results] == [bool(fails) for fails in units.values()]
         assert len(keys(database)) == len({key.split()[0] for key in keys(database)})
         assert not {name for name, fails in units.items() if fails} & {key.split()[0] for key in keys(database)}
         await database.work(lambda: Note.delete().execute())
@@ -184,17 +187,17 @@ async def test_unit_of_work_5_units_share_a_transaction_and_have_savepoints_only
 
     checked = ["SAVEPOINT unit", "RELEASE unit"]  # whether a statement is still open
     shared = ["BEGIN IMMEDIATE", *checked, "COMMIT"]
-    found = await run_together(first="", failing="early", last="")
+    found = await transactions_of(first="", failing="early", last="")
     assert found == ["BEGIN IMMEDIATE", *checked, *checked, "COMMIT"]
     assert runs == {"first": 1, "failing": 1, "last": 1}
     # The first unit of the batch has held up the others. It runs again as well.
     rolled_back = ["BEGIN IMMEDIATE", "ROLLBACK", *checked, *shared]
     separate = ["BEGIN IMMEDIATE", *checked, *checked]
     undone = ["SAVEPOINT unit", "ROLLBACK TO unit", "RELEASE unit"]
-    found = await run_together(first="", failing="late", last="")
+    found = await transactions_of(first="", failing="late", last="")
     assert found == [*rolled_back, *separate, *undone, "COMMIT"]
     assert runs == {"first": 2, "failing": 2, "last": 1}
-    found = await run_together(first="", second="late in its second run", failing="late", last="")
+    found = await transactions_of(first="", second="late in its second run", failing="late", last="")
     assert found == [*rolled_back, *separate, *undone, *undone, "COMMIT"]
     assert runs == {"first": 2, "second": 2, "failing": 2, "last": 1}
 
@@ -220,27 +223,17 @@ async def test_unit_of_work_9_units_of_a_transaction_share_the_writes_they_have_
         if error is not None:
             raise error
 
-    async def run_together(*units: Callable[[], None]) -> list[Any]:
-        gate = threading.Event()
-        held = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
-        await asyncio.sleep(0.05)
-        running = [asyncio.ensure_future(database.work(each)) for each in units]
-        await asyncio.sleep(0.05)
-        gate.set()
-        await held
-        return await asyncio.gather(*running, return_exceptions=True)
-
     def sees_jobs_only() -> None:  # of the units before it in the transaction
         seen.append((JobRow.select().count(), event_log.EventRow.select().count()))
 
     seen: list[tuple[int, int]] = []
-    await run_together(lambda: (note("x"), enqueue("some.job")), sees_jobs_only)
+    await run_in_one_batch(database, lambda: (note("x"), enqueue("some.job")), sees_jobs_only)
     assert seen == [(1, 0)]
     await database.work(lambda: Note.delete().execute())
-    await run_together(lambda: unit("a"), lambda: unit("b", Conflict("no")), lambda: unit("c"))
+    await run_in_one_batch(database, lambda: unit("a"), lambda: unit("b", Conflict("no")), lambda: unit("c"))
     assert written == [["a", "c"]]
     written.clear()
-    results = await run_together(lambda: unit("d"), lambda: unit("bad"), lambda: unit("e"))
+    results = await run_in_one_batch(database, lambda: unit("d"), lambda: unit("bad"), lambda: unit("e"))
     assert [type(result) for result in results] == [type(None), ValueError, type(None)]
     assert (written, keys(database)) == ([["d"], ["e"]], {"a", "c", "d", "e"})
 
@@ -322,7 +315,7 @@ async def test_unit_of_work_6_when_sqlite_ends_the_transaction_the_innocent_run_
 ) -> None:
     """What disk full and I/O errors do: SQLite rolls back by itself, in the middle of a batch."""
     monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)  # a busy machine may not run all of them in 10 ms
-    gate, broken = threading.Event(), []
+    broken = []
 
     def breaks() -> str:
         Note.create(key="culprit")
@@ -332,15 +325,9 @@ async def test_unit_of_work_6_when_sqlite_ends_the_transaction_the_innocent_run_
             raise sqlite3.OperationalError("disk I/O error")
         return "second try"
 
-    held = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
-    await asyncio.sleep(0.05)
-    before = [asyncio.ensure_future(database.work(lambda i=i: note(f"n{i}"))) for i in range(5)]
-    culprit = asyncio.ensure_future(database.work(breaks))
-    after = [asyncio.ensure_future(database.work(lambda i=i: note(f"m{i}"))) for i in range(5)]
-    await asyncio.sleep(0.05)
-    gate.set()
-    await asyncio.gather(held, *before, *after)
-    assert await culprit == "second try"
+    before, after = ([lambda name=f"{name}{i}": note(name) for i in range(5)] for name in "nm")
+    results = await run_in_one_batch(database, *before, breaks, *after)
+    assert results == [*(f"n{i}" for i in range(5)), "second try", *(f"m{i}" for i in range(5))]
     assert keys(database) == {f"n{i}" for i in range(5)} | {f"m{i}" for i in range(5)} | {"culprit"}
     assert len(events(database)) == 10
 
@@ -389,24 +376,17 @@ async def test_unit_of_work_6_a_unit_that_catches_the_end_of_its_transaction_fai
     database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)
-    gate = threading.Event()
 
     def catches() -> None:
         note("undone")
         with contextlib.suppress(sqlite3.IntegrityError), savepoint():
             current().connection.execute("INSERT OR ROLLBACK INTO notes (key, value) VALUES ('undone', 1)")
 
-    held = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
-    await asyncio.sleep(0.05)
-    before = [asyncio.ensure_future(database.work(lambda i=i: note(f"n{i}"))) for i in range(3)]
-    culprit = asyncio.ensure_future(database.work(catches))
-    after = [asyncio.ensure_future(database.work(lambda i=i: note(f"m{i}"))) for i in range(3)]
-    await asyncio.sleep(0.05)
-    gate.set()
-    await asyncio.gather(held, *before, *after)
+    results = await run_in_one_batch(database, lambda: note("before"), catches, lambda: note("after"))
+    assert (results[0], results[2]) == ("before", "after")
     with pytest.raises(RuntimeError, match="ended its transaction"):
-        await culprit
-    assert keys(database) == {f"{name}{i}" for name in "nm" for i in range(3)}
+        raise results[1]
+    assert keys(database) == {"before", "after"}
     assert sorted(event.object_id for event in events(database)) == sorted(keys(database))
 
 
@@ -417,7 +397,6 @@ async def test_unit_of_work_7_shared_writes_that_do_not_end_are_the_fault_of_one
 ) -> None:
     monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)
     monkeypatch.setattr(pool, "LOST_AFTER", 0.5)
-    gate = threading.Event()
 
     def write(items: list[str]) -> None:
         until = time.monotonic() + 10
@@ -425,16 +404,10 @@ async def test_unit_of_work_7_shared_writes_that_do_not_end_are_the_fault_of_one
             time.sleep(0.01)
         raise asyncio.CancelledError
 
-    held = asyncio.ensure_future(database.work(lambda: gate.wait(0.2)))
-    await asyncio.sleep(0.05)
-    innocent = asyncio.ensure_future(database.work(lambda: note("innocent")))
-    culprit = asyncio.ensure_future(database.work(lambda: collect(write, "bad")))
-    gate.set()
     async with asyncio.timeout(8):
-        await asyncio.gather(held, innocent)
-        with pytest.raises(Unavailable if blocks else asyncio.CancelledError):
-            await culprit
+        results = await run_in_one_batch(database, lambda: note("innocent"), lambda: collect(write, "bad"))
         await database.work(lambda: note("later"))
+    assert (results[0], type(results[1])) == ("innocent", Unavailable if blocks else asyncio.CancelledError)
     assert keys(database) == {"innocent", "later"}
 
 

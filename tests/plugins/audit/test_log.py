@@ -333,3 +333,21 @@ def test_settings_have_their_bounds() -> None:
         True,
     )
     assert len(chain.COLUMNS) == 22
+
+
+async def test_a_repetition_is_counted_only_if_its_unit_commits(books: Books) -> None:
+    denied = AuditEntry(action="tasks.request.write", object_type="task", object_id="one", outcome="denied")
+
+    def rolled_back() -> None:
+        books.log.record(denied)
+        raise Conflict("no")
+
+    await books.kit.work(lambda: books.log.record(denied))
+    with pytest.raises(Conflict):
+        await books.kit.work(rolled_back)
+    assert books.log._deduplicator.take_ended(all=True) == []
+    await books.kit.work(lambda: books.log.record(denied))
+    for _ in range(2):
+        await books.kit.work(lambda: books.log.record(denied))
+    (repeated,) = books.log._deduplicator.take_ended(all=True)
+    assert repeated.count == 2

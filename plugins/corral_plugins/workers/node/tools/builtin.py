@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import functools
 import sys
@@ -21,7 +22,11 @@ Path = Annotated[str, Meta(max_length=1024, description="path relative to the wo
 Seconds = Annotated[int, Meta(ge=1, le=MAX_SECONDS, description="time in seconds after which the command is stopped")]
 
 
-class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class _AbstractShape(msgspec.StructMeta, abc.ABCMeta):
+    """The metaclass of shapes with abstract methods."""
+
+
+class BuiltinTool(msgspec.Struct, metaclass=_AbstractShape, kw_only=True, forbid_unknown_fields=True):
     """The base class of tools that run on the worker.
 
     The fields of a subclass are the arguments of the tool, and its docstring is the description of the tool.
@@ -33,10 +38,9 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     risk: ClassVar[Literal["read", "write", "dangerous"]]
     idempotent: ClassVar[bool] = True
 
+    @abc.abstractmethod
     async def run(self, workspace: Workspace, limit: float = MAX_SECONDS) -> Any:
         """Run the tool for at most `limit` seconds and return the result. Raise `ToolFailed` if the tool fails."""
-        # An abstract method is not possible here: shapes have a metaclass of their own.
-        raise NotImplementedError(f"the tool {self.name} must define run()")
 
     @classmethod
     @functools.cache
