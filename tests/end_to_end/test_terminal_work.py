@@ -413,3 +413,18 @@ def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> N
     assert enable == "Enable the trigger: corral triggers toggle --on 'Pull request opened'"
     private = terminal.run("template", "plan", "pr-reviewer", "-p", "private:=true")
     assert "missing: the secret GIT_TOKEN; an admin must create it: corral api POST /secrets" in private.stderr
+
+
+def test_commands_of_members_ask_only_for_what_members_may_read(terminal: Terminal) -> None:
+    """A refused request for what only admins may read would be a denial in the audit log."""
+    with terminal.server.sign_in() as admin:
+        fields = {"email": "max@example.org", "full_name": "Max", "role": "member", "password": PASSWORD}
+        made = admin.post("/admin/users", json=fields).raise_for_status().json()
+        own = admin.get("/auth/me").raise_for_status().json()["id"]
+        environ = {"XDG_CONFIG_HOME": str(terminal.folder / "max")}
+        terminal("login", terminal.address, "--email", "max@example.org", "--password-file", "password", **environ)
+        assert "max@example.org (member)" in terminal("status", **environ)
+        terminal("messages", "send", "--to-user", own, "Good morning", **environ)
+        assert f" user {own} " in terminal("messages", "list", **environ)
+        denied = admin.get("/admin/audit", params={"actor": made["id"], "outcome": "denied"}).raise_for_status()
+    assert denied.json()["items"] == []

@@ -51,6 +51,7 @@ class ApiClient:
         self.url, self.token = url.rstrip("/"), token
         self.on_refusal: Callable[[ApiClientError], bool] = lambda error: False
         self._on_outage: Callable[[str], None] | None = None
+        self._me: Any = None
         self._until: float | None = None
         address = urlsplit(self.url)
         host = address.hostname or ""
@@ -66,7 +67,7 @@ class ApiClient:
 
     def set_token(self, token: str) -> None:
         """Send this token with all further requests."""
-        self.token = token
+        self.token, self._me = token, None
 
     def close(self) -> None:
         """Close all connections to the server."""
@@ -95,6 +96,12 @@ class ApiClient:
                 if now - began > MAX_OUTAGE_SECONDS:
                     raise
                 time.sleep(RETRY_SECONDS)
+
+    def me(self) -> Any:
+        """Return the caller's account and permissions, which are requested only once."""
+        if self._me is None:
+            self._me = self.get("/auth/me")
+        return self._me
 
     @contextlib.contextmanager
     def waiting_out_outages(self, away: Callable[[str], None], *, until: float | None = None) -> Iterator[None]:

@@ -36,10 +36,10 @@ class ObjectNames:
 
         `path` is the path of users in the API. Only admins can read the addresses of other users.
         """
-        me = self.read("/auth/me")
-        if me is not None and me["id"] == identifier:
+        me = self._client.me()
+        if me["id"] == identifier:
             return str(me["email"])
-        return self.name(path, identifier, "email")
+        return self.name(path, identifier, "email") if me["role"] == "admin" else identifier or "-"
 
     def read(self, path: str) -> Any:
         """Return the object at the path, or None if it was deleted or the user may not read it."""
@@ -62,7 +62,7 @@ def find_user_id(client: ApiClient, path: str, user: str) -> str:
     """
     if parse_id(user) is not None:
         return user
-    me = client.get("/auth/me")
+    me = client.me()
     if user.strip().casefold() == me["email"].casefold():
         return str(me["id"])
     if me["role"] != "admin":

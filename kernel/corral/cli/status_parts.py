@@ -22,8 +22,14 @@ class StatusPart(NamedTuple):
     text: str | None = None
 
 
-def read_if_allowed(client: ApiClient, path: str, **query: Any) -> Any:
-    """Return the API's response for a path, or None if the user may not read it or its plugin is not active."""
+def read_if_allowed(client: ApiClient, path: str, *, needs: str | None = None, **query: Any) -> Any:
+    """Return the API's response for a path, or None if the user may not read it or its plugin is not active.
+
+    `needs` is the permission that the path requires. Without this permission, no request is sent, because the audit log
+    records refused requests for privileged paths.
+    """
+    if needs is not None and needs not in client.me()["permissions"]:
+        return None
     try:
         return client.get(path, **query)
     except ApiClientError as error:

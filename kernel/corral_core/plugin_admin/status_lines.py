@@ -10,7 +10,7 @@ STATES = ("failed", "blocked", "quarantined")
 
 def plugin_status(client: ApiClient) -> StatusPart:
     """Tell admins which enabled plugins are not running, and why."""
-    found = read_if_allowed(client, "/plugins", state=list(STATES))
+    found = read_if_allowed(client, "/plugins", needs="plugins.read", state=list(STATES))
     if found is None or not found["items"]:
         return StatusPart(found)
     lines = [f"{each['name']} is {each['state']}: {each['reason']}" for each in found["items"][:MAX_NAMES]]

@@ -8,7 +8,7 @@ from corral.cli.status_parts import StatusPart, name_for_command, read_if_allowe
 
 def agent_status(client: ApiClient) -> StatusPart:
     """Describe the agents that failed or stalled and therefore take no tasks until somebody starts them."""
-    found = read_if_allowed(client, "/agents", status=["error", "paused"], limit=200)
+    found = read_if_allowed(client, "/agents", needs="agents.read", status=["error", "paused"], limit=200)
     if found is None:
         return StatusPart(None)
     failed = [each["name"] for each in found["items"] if each["status"] == "error"]

@@ -8,7 +8,7 @@ from corral.cli.status_parts import StatusPart, read_if_allowed, some_names
 
 def approval_status(client: ApiClient) -> StatusPart:
     """Describe the pending approval requests that the user may decide."""
-    found = read_if_allowed(client, "/approvals", assigned_to="me")
+    found = read_if_allowed(client, "/approvals", needs="approvals.read", assigned_to="me")
     if found is None or not found["items"]:
         return StatusPart(found)
     titles = some_names(f"{each['title']} ({each['risk']})" for each in found["items"])

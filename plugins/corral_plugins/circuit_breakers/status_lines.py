@@ -8,7 +8,7 @@ from corral.cli.status_parts import StatusPart, read_if_allowed
 
 def breaker_status(client: ApiClient) -> StatusPart:
     """List the circuit breakers that are not closed."""
-    found = read_if_allowed(client, "/circuit-breakers", state=["open", "half_open"])
+    found = read_if_allowed(client, "/circuit-breakers", needs="circuit_breakers.read", state=["open", "half_open"])
     lines = []
     for each in found["items"] if found is not None else ():
         if each["forced"]:

@@ -8,7 +8,7 @@ from corral.cli.status_parts import StatusPart, read_if_allowed, some_names
 
 def review_status(client: ApiClient) -> StatusPart:
     """Describe the code reviews that wait for a decision."""
-    found = read_if_allowed(client, "/code-reviews", status="pending")
+    found = read_if_allowed(client, "/code-reviews", needs="code_reviews.read", status="pending")
     if found is None or not found["items"]:
         return StatusPart(found)
     verb = "waits" if found["total"] == 1 else "wait"

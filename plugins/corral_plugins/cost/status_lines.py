@@ -12,7 +12,7 @@ from corral.cli.status_parts import MAX_NAMES, StatusPart, read_if_allowed
 
 def budget_status(client: ApiClient) -> StatusPart:
     """Describe the budgets that have reached an alert threshold."""
-    budget = read_if_allowed(client, "/cost/budget")
+    budget = read_if_allowed(client, "/cost/budget", needs="cost.read")
     if budget is None:
         return StatusPart(None)
     lines = []

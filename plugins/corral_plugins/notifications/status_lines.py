@@ -12,7 +12,7 @@ SEVERITIES = ("critical", "error", "warning", "info")
 
 def unread_status(client: ApiClient) -> StatusPart:
     """Describe the user's unread notifications by severity, the most severe first."""
-    found = read_if_allowed(client, "/notifications/unread-count")
+    found = read_if_allowed(client, "/notifications/unread-count", needs="notifications.read")
     if found is None or not found["unread"]:
         return StatusPart(found)
     worst = ", ".join(f"{found['by_severity'][each]} {each}" for each in SEVERITIES if found["by_severity"].get(each))
@@ -21,7 +21,7 @@ def unread_status(client: ApiClient) -> StatusPart:
 
 def channel_status(client: ApiClient) -> StatusPart:
     """Describe the channels that currently cannot send notifications."""
-    found = read_if_allowed(client, "/notifications/channels", limit=200)
+    found = read_if_allowed(client, "/notifications/channels", needs="notifications.manage", limit=200)
     if found is None:
         return StatusPart(None)
     bad = [each for each in found["items"] if each["is_enabled"] and each["status"] == "failing"]

@@ -8,7 +8,7 @@ from corral.cli.status_parts import StatusPart, name_for_command, read_if_allowe
 
 def connection_status(client: ApiClient) -> StatusPart:
     """Describe the connections that are blocked because their machine presented an unexpected host key."""
-    found = read_if_allowed(client, "/ssh-connections", status="blocked")
+    found = read_if_allowed(client, "/ssh-connections", needs="ssh.read", status="blocked")
     if found is None or not found["items"]:
         return StatusPart(found)
     names = [each["name"] for each in found["items"]]

@@ -8,7 +8,7 @@ from corral.cli.status_parts import StatusPart, name_for_command, read_if_allowe
 
 def trigger_status(client: ApiClient) -> StatusPart:
     """Describe the triggers that Corral disabled. Triggers that were disabled by a person are omitted."""
-    found = read_if_allowed(client, "/triggers", enabled="false", limit=200)
+    found = read_if_allowed(client, "/triggers", needs="triggers.read", enabled="false", limit=200)
     off = [each for each in found["items"] if each["disabled_reason"]] if found is not None else []
     if not off:
         return StatusPart(off if found is not None else None)
@@ -19,7 +19,7 @@ def trigger_status(client: ApiClient) -> StatusPart:
 
 def failure_status(client: ApiClient) -> StatusPart:
     """Describe the enabled triggers whose most recent action failed."""
-    found = read_if_allowed(client, "/triggers", enabled="true", limit=200)
+    found = read_if_allowed(client, "/triggers", needs="triggers.read", enabled="true", limit=200)
     failed = [each for each in found["items"] if each["consecutive_failures"]] if found is not None else []
     if not failed:
         return StatusPart(failed if found is not None else None)

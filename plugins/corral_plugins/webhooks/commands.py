@@ -367,7 +367,8 @@ def _breaker_text(client: ApiClient, host: str) -> str | None:
 
     Also return None for users who are not admins, because they cannot see circuit breakers.
     """
-    found = read_if_allowed(client, f"/circuit-breakers/{quote(_breaker(host), safe='')}")
+    path = f"/circuit-breakers/{quote(_breaker(host), safe='')}"
+    found = read_if_allowed(client, path, needs="circuit_breakers.read")
     if found is None or found["state"] == "closed":
         return None
     reason = found["reason"].rstrip(".")

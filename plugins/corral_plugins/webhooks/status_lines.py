@@ -13,7 +13,7 @@ FAILED = ("failing", "gone")  # the reasons for which Corral disables a webhook 
 
 def webhook_status(client: ApiClient) -> StatusPart:
     """Describe the user's webhooks that are failing, or that Corral disabled because they failed."""
-    found = read_if_allowed(client, "/webhooks", limit=200)
+    found = read_if_allowed(client, "/webhooks", needs="webhooks.read", limit=200)
     if found is None:
         return StatusPart(None)
     bad = [each for each in found["items"] if _is_failing(each)]

@@ -22,7 +22,7 @@ LAST_PLACE = 1_000_000  # the largest offset of a list
 @client_command
 def status_command(client: ApiClient, *, as_json: bool) -> None:
     """Show the server and its health, the user, the running tasks, and the items that are waiting for the user."""
-    me = client.get("/auth/me")
+    me = client.me()
     running = client.get("/tasks", status=list(RUNNING))
     waiting = client.get("/tasks", status="waiting", **({} if me["role"] == "admin" else {"created_by": me["id"]}))
     fleet, health = client.get("/workers/overview"), client.get("/health")
@@ -31,7 +31,7 @@ def status_command(client: ApiClient, *, as_json: bool) -> None:
         "server": client.url,
         "version": health["version"],
         "user": {"email": me["email"], "role": me["role"]},
-        "health": read_if_allowed(client, "/settings/health"),
+        "health": read_if_allowed(client, "/settings/health", needs="settings.read"),
         "workers": fleet,
         "running": running,
         "waiting": waiting,
