@@ -17,6 +17,7 @@ from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral.http.page import Page, newest_first, paginate
 from corral.plugin import Settings
+from corral.schema.strict_json import count_of
 from corral_plugins.tasks.api import QueueStatistics, Tasks
 from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service import repository
@@ -152,12 +153,13 @@ class Fleet:
         count, lost = _count_by_status(totals), sum(part.leases for part in totals if part.status == "offline")
         waiting = self.tasks.queue_statistics().depth if self.tasks is not None else 0
         if waiting and not count["online"]:
-            return "down", f"{waiting} tasks are waiting, but no worker is online."
+            return "down", f"{count_of(waiting, 'task')} {'is' if waiting == 1 else 'are'} waiting, but no worker is online."
         sentence = f"{count['online']} online, {count['offline']} offline, {count['pending']} waiting for approval."
         if self._settings.get(AUTO_APPROVE):
             sentence += " Every worker that registers is approved automatically (workers.auto_approve)."
         if lost:
-            return "degraded", f"{sentence} {lost} tasks were running on a worker that is offline now."
+            were = "was" if lost == 1 else "were"
+            return "degraded", f"{sentence} {count_of(lost, 'task')} {were} running on a worker that is offline now."
         return "ok", sentence
 
     def queue_health(self) -> tuple[str, str]:
@@ -170,7 +172,7 @@ class Fleet:
         waiting = queue.oldest_pending_ms if queue is not None else None
         free = sum(part.capacity - part.leases for part in fleet_totals() if part.status == "online")
         if waiting is not None and waiting > LONG_WAIT_MS and free > 0:
-            sentence = f"A task has waited for {waiting // 1000} s although workers can take {free} more tasks."
+            sentence = f"A task has waited for {waiting // 1000} s although workers can take {count_of(free, 'more task')}."
             oldest = queue.oldest_pending_id if queue is not None else None
             return "degraded", f"{sentence} See why: corral tasks explain {oldest}" if oldest else sentence
         return "ok", "No task has waited long while a worker had free capacity."
