@@ -142,9 +142,13 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     assert "corral agents start Miser" in created.stderr
     assert "The agent is in the state error: its tasks failed in a row" in terminal("tasks", "explain", "Wait for me")
     assert "\nHeld up\nWait for me: The agent is in the state error: its tasks failed" in terminal("status")
+    assert re.search(r"^queue: +1 task$", terminal("status"), re.M)
+    scheduled = ("-f", f"available_at={clock.now(86_400.0)}")
+    terminal.run("tasks", "create", "--agent", "Miser", "Tomorrow", *scheduled)
+    assert re.search(r"^queue: +2 tasks, 1 scheduled for later$", terminal("status"), re.M)
     for number in range(5):
         terminal.run("tasks", "create", "--agent", "Miser", f"Later {number}")
-    (held,) = terminal.json("status")["held_up"]  # the oldest five of six
+    (held,) = terminal.json("status")["held_up"]  # the oldest five of six that are due
     assert held["tasks"] == ["Wait for me", "Later 0", "Later 1", "Later 2", "Later 3"]
 
 
