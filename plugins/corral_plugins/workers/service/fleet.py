@@ -172,7 +172,8 @@ class Fleet:
         waiting = queue.oldest_pending_ms if queue is not None else None
         free = sum(part.capacity - part.leases for part in fleet_totals() if part.status == "online")
         if waiting is not None and waiting > LONG_WAIT_MS and free > 0:
-            sentence = f"A task has waited for {waiting // 1000} s although workers can take {count_of(free, 'more task')}."
+            more = count_of(free, "more task")
+            sentence = f"A task has waited for {waiting // 1000} s although workers can take {more}."
             oldest = queue.oldest_pending_id if queue is not None else None
             return "degraded", f"{sentence} See why: corral tasks explain {oldest}" if oldest else sentence
         return "ok", "No task has waited long while a worker had free capacity."
