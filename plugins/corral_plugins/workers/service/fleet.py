@@ -153,7 +153,8 @@ class Fleet:
         count, lost = _count_by_status(totals), sum(part.leases for part in totals if part.status == "offline")
         waiting = self.tasks.queue_statistics().depth if self.tasks is not None else 0
         if waiting and not count["online"]:
-            return "down", f"{count_of(waiting, 'task')} {'is' if waiting == 1 else 'are'} waiting, but no worker is online."
+            verb = "is" if waiting == 1 else "are"
+            return "down", f"{count_of(waiting, 'task')} {verb} waiting, but no worker is online."
         sentence = f"{count['online']} online, {count['offline']} offline, {count['pending']} waiting for approval."
         if self._settings.get(AUTO_APPROVE):
             sentence += " Every worker that registers is approved automatically (workers.auto_approve)."
