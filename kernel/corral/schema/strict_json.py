@@ -167,4 +167,5 @@ def invalid_problem(faults: Iterable[FieldError]) -> Invalid:
 
 
 def count_of(number: int, unit: str) -> str:
+    """Return the number with the unit, such as `1 task` or `3 tasks`. The plural of `unit` ends with `s`."""
     return f"{number} {unit}{'' if number == 1 else 's'}"
