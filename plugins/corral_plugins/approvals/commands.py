@@ -62,16 +62,12 @@ def list_approvals(
     query |= {"assigned_to": "me"} if mine else {}
     query |= {"type": kind} if kind is not None else {}
     found = client.get("/approvals", **{name: value for name, value in query.items() if value})
-    print_approvals(client, found["items"], as_json=as_json)
-
-
-def print_approvals(client: ApiClient, items: list[Any], *, as_json: bool = False) -> None:
-    """Print approvals as a table."""
+    hint = "" if "all" in status else " List decided approvals too: corral approvals list --status all"
     print_table(
-        items,
+        found["items"],
         COLUMNS,
         as_json=as_json,
-        empty="There are no such approvals. List decided approvals too: corral approvals list --status all",
+        empty=f"There are no such approvals.{hint}",
         colour_of="status",
         computed={"asked_by": functools.partial(_requester, ObjectNames(client))},
     )

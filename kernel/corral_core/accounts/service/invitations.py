@@ -5,6 +5,7 @@ An admin chooses the address and the role, and the invited person creates the ac
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from corral import clock
@@ -56,7 +57,7 @@ class InvitationsService:
             detail = "There is already an invitation for this address; revoke it first"
             if known is None:
                 raise Conflict(f"{detail}.", code="duplicate")
-            remedy = f"corral api DELETE /admin/invitations/{known.id}"
+            remedy = f"corral invitations revoke {shlex.quote(known.email)}"
             raise Conflict(f"{detail}: {remedy}", code="duplicate", existing_id=known.id)
         url = self._links.issue_url(INVITATION, row.id, email)
         self._mail.send_link(email, INVITATION, row.id, role=role)
