@@ -155,7 +155,8 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
 def test_runs_are_named_by_their_workflow(terminal: Terminal) -> None:
     workflow(terminal, "Give back")
     terminal.run("workflows", "run", "Give back", "--wait")
-    assert terminal.json("workflows", "run", "Give back", "-i", "n=3", "--wait")["output"] == {"read": "3"}
+    for option in ("-i", "-f", "--field"):
+        assert terminal.json("workflows", "run", "Give back", option, "n=3", "--wait")["output"] == {"read": "3"}
     for line in terminal("workflows", "runs").splitlines()[1:]:
         assert re.match(rf"Give back +\d +\w+ +{re.escape(EMAIL)} ", line)
     assert terminal.json("workflows", "show-run", "give back")["number"] == 2

@@ -180,6 +180,8 @@ def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> Non
 @click.option(
     "-i",
     "--value",
+    "-f",
+    "--field",
     "values",
     multiple=True,
     metavar="KEY=VALUE",
