@@ -1,8 +1,8 @@
 """What P3 would be without the product: the statements of one new task, in its own tables, answered by plain ASGI.
 
 `python reference_write.py PORT DATABASE` serves until it is terminated, on stock Hypercorn. `DATABASE` is a file of the
-product with a pending task, which every POST repeats: the task, its tags, counters and event in a savepoint, by one
-writer thread that commits what waits together, with `synchronous=FULL`. Nothing is checked, parsed or encoded.
+product with a pending task, which every POST repeats: the task, and once for all that are committed together the tags,
+counters and events, by one writer thread, with `synchronous=FULL`. Nothing is checked, parsed or encoded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import signal
 import sqlite3
 import sys
 import threading
-import time
 from typing import Any
 
 from hypercorn.asyncio import serve
@@ -22,33 +21,34 @@ from hypercorn.config import Config
 
 from corral.ids import new_id
 
-BATCH_UNITS, GATHER_SECONDS = 64, 0.0003
 BODY = b'"%s"' % (b"x" * 1900)  # as long as the product's answer
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
 PRAGMAS = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA foreign_keys=1; PRAGMA cache_size=-4000; "
-PRAGMAS += "PRAGMA temp_store=memory"  # for the copies of pages that each savepoint keeps
-COUNT = """INSERT INTO tasks_counters (name, shard, n) VALUES (?, 0, 1), (?, 0, 1)
+PRAGMAS += "PRAGMA temp_store=memory; PRAGMA wal_autocheckpoint=4000"
+COUNT = """INSERT INTO tasks_counters (name, shard, n) VALUES (?, 0, ?), (?, 0, ?)
 ON CONFLICT (name, shard) DO UPDATE SET n = n + excluded.n"""
-NEXT = "(SELECT COALESCE(MAX(seq), 0) + 1 FROM kernel_events)"
+LAST = "SELECT COALESCE(MAX(seq), 0) FROM kernel_events"
+
+Batch = list[asyncio.Future[None]]
 
 
 class Writer(threading.Thread):
-    """Commits what is waiting; each future is resolved on the loop afterwards."""
+    """Commits batches; each future is resolved on the loop afterwards."""
 
     def __init__(self, path: str, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(daemon=True)
-        self.waiting: queue.SimpleQueue[asyncio.Future[None]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Batch] = queue.SimpleQueue()
+        self._arrived: Batch = []
+        self._last_batch = 0
         self._loop = loop
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
         self._connection.executescript(PRAGMAS)
         self._task = self._pattern("SELECT * FROM tasks_tasks WHERE status = 'pending' LIMIT 1")
         self._event = self._pattern("SELECT * FROM kernel_events WHERE type = 'task.created' LIMIT 1")
         del self._event["ins"]
-        self._event.pop("seq", None)
         self._tags = sorted({*json.loads(self._task["tags"])})
         self._insert_task = self._insert("tasks_tasks", self._task)
-        self._insert_tags = f"INSERT INTO tasks_tags VALUES {', '.join(['(?, ?, ?)'] * len(self._tags))}"
-        self._insert_event = self._insert("kernel_events", self._event, seq=NEXT)
+        self._insert_event = self._insert("kernel_events", self._event)
 
     def _pattern(self, select: str) -> dict[str, Any]:
         cursor = self._connection.execute(select)
@@ -56,45 +56,47 @@ class Writer(threading.Thread):
         return {name: value for name, value in row if value is not None}
 
     @staticmethod
-    def _insert(table: str, row: dict[str, Any], **computed: str) -> str:
-        names, values = [*computed, *row], [*computed.values(), *"?" * len(row)]
-        return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(values)})"
+    def _insert(table: str, row: dict[str, Any]) -> str:
+        return f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
+
+    def submit(self, written: asyncio.Future[None]) -> None:
+        """Write a task together with others, as many as in the last batch or as keep arriving, as the product does."""
+        self._arrived.append(written)
+        if len(self._arrived) == 1:
+            self._queue_arrived(0)
+
+    def _queue_arrived(self, seen: int) -> None:
+        if seen < len(self._arrived) < self._last_batch:
+            self._loop.call_soon(self._queue_arrived, len(self._arrived))
+        else:
+            self._waiting.put(self._arrived)
+            self._arrived = []
 
     def run(self) -> None:
-        before = 0
         while True:
-            batch = [self.waiting.get()]
-            self._gather(before)
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._unit()
-            while len(batch) < BATCH_UNITS and not self.waiting.empty():
-                batch.append(self.waiting.get())
-                self._unit()
-            self._connection.execute("COMMIT")
-            before = len(batch)
+            batch = self._waiting.get()
+            while not self._waiting.empty():
+                batch += self._waiting.get()
+            self._last_batch = len(batch)
+            self._write(len(batch))
             self._loop.call_soon_threadsafe(_resolve, batch)
 
-    def _gather(self, before: int) -> None:
-        """Wait as the product does: while units arrive, until there are as many as in the batch before."""
-        seen, waiting = -1, self.waiting.qsize()
-        while seen < waiting < before - 1:
-            time.sleep(GATHER_SECONDS)
-            seen, waiting = waiting, self.waiting.qsize()
-
-    def _unit(self) -> None:
-        execute, task, event = self._connection.execute, self._task, self._event
-        task["id"] = event["object_id"] = new_id()
-        event["id"] = new_id()
-        execute("SAVEPOINT unit")
-        execute(self._insert_task, list(task.values()))
-        if self._tags:
-            execute(self._insert_tags, [part for tag in self._tags for part in (tag, task["created_at"], task["id"])])
-        execute(COUNT, (f"open:{task['created_by']}", f"status:{task['status']}:{task['priority']}"))
-        execute(self._insert_event, list(event.values()))
-        execute("RELEASE unit")
+    def _write(self, number: int) -> None:
+        execute, executemany, task = self._connection.execute, self._connection.executemany, self._task
+        execute("BEGIN IMMEDIATE")
+        ids = [new_id() for _ in range(number)]
+        for task["id"] in ids:
+            execute(self._insert_task, list(task.values()))
+        tags = [(tag, task["created_at"], each) for each in ids for tag in self._tags]
+        executemany("INSERT INTO tasks_tags VALUES (?, ?, ?)", tags)
+        execute(COUNT, (f"open:{task['created_by']}", number, f"status:{task['status']}:{task['priority']}", number))
+        last: int = execute(LAST).fetchone()[0]
+        events = [{**self._event, "id": new_id(), "object_id": each, "seq": n} for n, each in enumerate(ids, last + 1)]
+        executemany(self._insert_event, [list(event.values()) for event in events])
+        execute("COMMIT")
 
 
-def _resolve(batch: list[asyncio.Future[None]]) -> None:
+def _resolve(batch: Batch) -> None:
     for future in batch:
         future.set_result(None)
 
@@ -113,7 +115,7 @@ async def main(port: int, path: str) -> None:
             while (await receive()).get("more_body"):
                 continue
             written: asyncio.Future[None] = loop.create_future()
-            writer.waiting.put(written)
+            writer.submit(written)
             await written
         await send({"type": "http.response.start", "status": 201 if is_post else 200, "headers": HEADERS})
         await send({"type": "http.response.body", "body": BODY})

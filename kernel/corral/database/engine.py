@@ -112,8 +112,7 @@ class Database(abc.ABC):
 
         Call this method in that thread, because `close` runs in another thread and cannot close this connection.
         """
-        if not self.engine.is_closed():
-            self.engine.close()
+        self.engine.close()
 
     def close(self) -> None:
         """Finish queued units, and close the connections of the pools and of the calling thread."""
@@ -127,10 +126,15 @@ class Database(abc.ABC):
         self.watchdog.stop()
 
     def _submit(self, queued: QueuedUnit) -> None:
-        with self._closing:
-            if self._is_closed:  # no thread would run the unit
-                raise Unavailable("The database is closed.", code="shutting_down")
-            self.pools[-1 if queued.read else 0].submit(queued)
+        """Queue the unit, or resolve its future with the error `Unavailable`."""
+        try:
+            with self._closing:
+                if self._is_closed:  # no thread would run the unit
+                    raise Unavailable("The database is closed.", code="shutting_down")
+                self.pools[-1 if queued.read else 0].submit(queued)
+        except Unavailable as error:
+            queued.error = error
+            queued.resolve()
 
     def deliver(self, ended: list[QueuedUnit]) -> None:
         """Resolve the futures of a batch of units, run the units' callbacks, and announce new events.
@@ -143,10 +147,8 @@ class Database(abc.ABC):
             self._finish(units, [])
         else:
             waiting = [each for each in ended if isinstance(each.future, asyncio.Future)]
-            try:
+            with contextlib.suppress(RuntimeError):  # the event loop has just ended, so nothing waits for the results
                 self._loop.call_soon_threadsafe(self._finish, units, waiting)
-            except RuntimeError:
-                log.debug("the event loop ended before results were delivered")
         for each in ended:
             if isinstance(each.future, concurrent.futures.Future):
                 each.resolve()
@@ -166,14 +168,17 @@ class Database(abc.ABC):
 
 def translate(error: BaseException) -> BaseException:
     """Return the `Problem` for a database error. Problems and programming errors are returned unchanged."""
-    if _is_lost_connection(error):
+    psycopg = sys.modules.get("psycopg")  # it may not be installed
+    if psycopg is not None and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return Unavailable("The database cannot be reached.", retry_after=2)
     if isinstance(error, Problem) or not isinstance(
         error, (peewee.DatabaseError, peewee.InterfaceError, sqlite3.Error)
     ):
         return error
     ours = (peewee.IntegrityError, peewee.ProgrammingError, peewee.DataError, sqlite3.IntegrityError)
-    if isinstance(error, ours) or _is_invalid_statement(error):
+    raised = error if isinstance(error, sqlite3.Error) else error.__cause__ or error.__context__
+    # SQLite reports an invalid statement, for example because a table is missing, as an operational error.
+    if isinstance(error, ours) or getattr(raised, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
         return error
     text = str(error).lower()
     if "readonly" in text or "read-only" in text:
@@ -185,18 +190,3 @@ def translate(error: BaseException) -> BaseException:
         problem = Unavailable("The database is busy.", code="overloaded")
     problem.__cause__ = error
     return problem
-
-
-def _is_lost_connection(error: BaseException) -> bool:
-    """Return whether the error is psycopg's error for a lost connection. psycopg may not be installed."""
-    psycopg = sys.modules.get("psycopg")
-    return psycopg is not None and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-
-
-def _is_invalid_statement(error: BaseException) -> bool:
-    """Return whether the statement itself is invalid, for example because a table is missing.
-
-    SQLite reports this as an operational error.
-    """
-    raised = error if isinstance(error, sqlite3.Error) else error.__cause__ or error.__context__
-    return getattr(raised, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

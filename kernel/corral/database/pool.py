@@ -176,7 +176,7 @@ class RouteQuarantine:
     def problem(self, label: str) -> Unavailable | None:
         """Return the error for units of this route while the route is quarantined, otherwise None."""
         until, plugin = self._quarantined.get(label, (0.0, {}))
-        if (wait := until - time.monotonic()) <= 0:
+        if not until or (wait := until - time.monotonic()) <= 0:
             return None
         detail = f"{label} ran too long twice and is refused for {QUARANTINE_SECONDS:g} s."
         return Unavailable(detail, code="plugin_failed", retry_after=math.ceil(wait), **plugin)
@@ -197,9 +197,7 @@ class DatabasePool:
     The pool starts another thread, which opens its own connection, when there are more unfinished units than threads.
     """
 
-    def __init__(
-        self, name: str, size: int, make: Callable[[DatabasePool], DatabaseThread], database: Database
-    ) -> None:
+    def __init__(self, name: str, size: int, make: type[DatabaseThread], database: Database) -> None:
         self.name, self.make, self.database = name, make, database
         self.queue: queue.SimpleQueue[QueuedUnit | None] = queue.SimpleQueue()
         self.plugin_by_label: Mapping[str, str] = database.plugin_by_label if size > 1 else {}
@@ -222,6 +220,8 @@ class DatabasePool:
 
     def _put(self, queued: QueuedUnit) -> None:
         self.queue.put(queued)
+        if self._started == len(self.threads):
+            return
         with self._starting:
             self._unfinished += 1
             if self._started < min(self._unfinished, len(self.threads)):

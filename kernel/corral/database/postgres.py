@@ -132,8 +132,7 @@ class _PostgresThread(DatabaseThread):
     def _drop_connection(self) -> None:
         self.connection = None
         try:
-            if not self.database.engine.is_closed():
-                self.database.engine.close()
+            self.database.engine.close()
         except Exception:
             self.database.engine.dispose()
 

@@ -10,6 +10,7 @@ again, each with its own savepoint and its own writes. A unit therefore runs at 
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import logging
@@ -31,7 +32,7 @@ from corral.watchdog import ThreadAbandoned
 T = TypeVar("T")
 
 SHARED_WRITES = UnitContext("shared writes")
-BATCH_UNITS, BATCH_SECONDS, GATHER_SECONDS = 64, 0.010, 0.0003
+BATCH_UNITS, BATCH_SECONDS = 64, 0.010
 BUSY_TIMEOUT_MS, BUSY_POLL_SECONDS = 5000, 0.001
 CUT_SECONDS = 0.1
 READERS = 4
@@ -52,6 +53,7 @@ class SqliteDatabase(Database):
             "foreign_keys": 1,
             "cache_size": -4000,  # for each of six connections; the operating system caches the rest
             "temp_store": "memory",
+            "wal_autocheckpoint": 4000,
         }
         engine = peewee.SqliteDatabase(
             path,
@@ -63,10 +65,35 @@ class SqliteDatabase(Database):
         )
         super().__init__(engine)
         self.synchronous, self._inline = synchronous, threading.local()
+        self.last_batch, self._arrived = 0, list[QueuedUnit]()
         self.pools = [
             DatabasePool("writer", 1, _WriterThread, self),
             DatabasePool("reader", READERS, _ReaderThread, self),
         ]
+
+    def _submit(self, queued: QueuedUnit) -> None:
+        if queued.read or isinstance(queued.future, concurrent.futures.Future):
+            super()._submit(queued)
+        else:
+            self._arrived.append(queued)
+            if len(self._arrived) == 1:
+                self._queue_arrived(queued.future.get_loop(), 0)
+
+    def _queue_arrived(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+        """Queue the units that the event loop has submitted, as soon as there are as many as in the last batch.
+
+        Do not wait any longer if no unit has arrived during an iteration of the event loop; `seen` is the number of
+        units before it. A large batch is cheaper, because its units share one COMMIT. It also runs faster than units
+        that are queued one by one, because the event loop and the writer compete for the interpreter as long as both
+        are running.
+        """
+        arrived = self._arrived
+        if seen < len(arrived) < self.last_batch and time.monotonic() - arrived[0].queued_at < BATCH_SECONDS:
+            loop.call_soon(self._queue_arrived, loop, len(arrived))
+            return
+        self._arrived = []
+        for queued in arrived:
+            super()._submit(queued)
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
         """Return the connection of this thread. The connection is opened on first use."""
@@ -81,7 +108,7 @@ class SqliteDatabase(Database):
         connection = getattr(self._inline, "connection", None)
         if connection is None:
             connection = self._inline.connection = self.connect(query_only=True)
-            connection.set_progress_handler(self._over_budget, STEPS)
+            connection.set_progress_handler(lambda: time.perf_counter() > self._inline.deadline, STEPS)
         self._inline.deadline = time.perf_counter() + STEP_BUDGET_SECONDS
         try:
             connection.execute("BEGIN")  # may be interrupted too, if the process was suspended
@@ -94,9 +121,6 @@ class SqliteDatabase(Database):
             self._inline.deadline = math.inf  # the rollback of a slow read must not be interrupted too
             connection.rollback()
         return value
-
-    def _over_budget(self) -> bool:
-        return bool(time.perf_counter() > self._inline.deadline)
 
     def ping(self) -> None:
         with contextlib.closing(sqlite3.connect(f"file:{self.engine.database}?mode=rw", uri=True, timeout=1)) as opened:
@@ -126,8 +150,7 @@ class _SqliteThread(DatabaseThread):
                 with contextlib.suppress(sqlite3.Error):
                     self.connection.execute("ROLLBACK")
             self.connection = None
-            if not self.database.engine.is_closed():
-                self.database.engine.close()
+            self.database.engine.close()
 
     def release_cursors(self, error: BaseException) -> BaseException:
         """Release the cursors of an abandoned unit, and return the error that the unit raised.
@@ -175,14 +198,10 @@ class _ReaderThread(_SqliteThread):
 
 class _WriterThread(_SqliteThread):
     query_only = False
-
-    def __init__(self, pool: DatabasePool) -> None:
-        super().__init__(pool)
-        self._expected, self._is_durable = 0, True
+    _is_durable = True  # whether the connection waits for the disk at COMMIT
 
     def run_units(self, queued: QueuedUnit) -> list[QueuedUnit]:
         self.batch, self.is_sharing = [], not queued.tries
-        self._gather()
         try:
             self._begin(queued.entry)
         except (peewee.DatabaseError, sqlite3.Error) as error:
@@ -198,20 +217,8 @@ class _WriterThread(_SqliteThread):
             if not self._run_in_batch(following):
                 return []
             following = self._next_of_batch(began)
-        self._expected = len(self.batch)
+        self.database.last_batch = len(self.batch)
         return self._commit()
-
-    def _gather(self) -> None:
-        """Wait until as many units are queued as in the previous batch, or until no new unit arrives for a moment.
-
-        A large batch is cheaper, because its units share one COMMIT. It also runs faster than units that arrive one by
-        one, because the event loop and this thread compete for the interpreter as long as the event loop is queueing
-        units.
-        """
-        until, seen, queued = time.perf_counter() + BATCH_SECONDS, -1, self.pool.queue.qsize()
-        while seen < queued < self._expected - 1 and time.perf_counter() < until:
-            time.sleep(GATHER_SECONDS)
-            seen, queued = queued, self.pool.queue.qsize()
 
     def _begin(self, entry: UnitContext) -> None:
         """Begin a write transaction, retrying at short intervals while another process is writing.

@@ -7,6 +7,7 @@ number never becomes visible before an earlier one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import peewee
 
 from corral import clock
 from corral.database.model import IdField, InstantField, Model
-from corral.database.statement import Parameter, Statement
+from corral.database.statement import Statement
 from corral.database.unit import current
 
 SEQUENCER_LOCK = 0x434F5252_53455151
@@ -96,15 +97,8 @@ class LoggedEvent(msgspec.Struct, frozen=True):
 COLUMNS = tuple(getattr(EventRow, name) for name in LoggedEvent.__struct_fields__)
 
 
-def _values(p: Parameter) -> dict[Any, Any]:
-    return {field: p(field.name) for field in EventRow._meta.sorted_fields if field.name not in ("ins", "seq")}
-
-
-_INSERT = Statement(lambda p: EventRow.insert(_values(p)))
+_INSERT = Statement(lambda p: EventRow.insert({field: p(field.name) for field in EventRow._meta.sorted_fields[1:]}))
 LAST = EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(EventRow.seq), 0))
-# SQLite: the writer holds the only write lock, so the insertion order is the order of the log.
-_NEXT_SEQ = EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(EventRow.seq), 0) + 1)
-_INSERT_NUMBERED = Statement(lambda p: EventRow.insert({EventRow.seq: _NEXT_SEQ, **_values(p)}))
 _IN_ORDER: Any = EventRow.select(*COLUMNS).order_by(EventRow.seq).tuples()
 
 
@@ -122,8 +116,10 @@ def write_events(events: Sequence[Mapping[str, Any]]) -> None:
 
     This function is called at the end of the transaction, after its units have written their rows, audit rows and jobs.
     """
-    insert, ts = _INSERT_NUMBERED if current().database.kind == "sqlite" else _INSERT, clock.now()
-    insert.run_many([{**event, "ts": ts} for event in events])
+    # On SQLite, the writer holds the only write lock, so the insertion order is the order of the log.
+    numbers = itertools.count(last_seq() + 1) if current().database.kind == "sqlite" else itertools.repeat(None)
+    ts = clock.now()
+    _INSERT.run_many([{**event, "ts": ts, "seq": seq} for event, seq in zip(events, numbers, strict=False)])
 
 
 def number_committed() -> int:

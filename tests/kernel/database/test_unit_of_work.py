@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import peewee
@@ -45,6 +44,19 @@ async def run_in_one_batch(database: Database, *units: Callable[[], Any]) -> lis
     gate.set()
     await held
     return await asyncio.gather(*running, return_exceptions=True)
+
+
+def record_batch_sizes(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which the number of units in each batch is added when its results are delivered."""
+    sizes: list[int] = []
+    deliver = database.deliver
+
+    def recording(ended: list[QueuedUnit]) -> None:
+        sizes.append(len(ended))
+        deliver(ended)
+
+    monkeypatch.setattr(database, "deliver", recording)
+    return sizes
 
 
 async def test_unit_of_work_1_a_read_unit_refuses_writes(database: Database) -> None:
@@ -129,16 +141,7 @@ async def test_unit_of_work_5_an_answer_comes_after_commit(
 async def test_unit_of_work_5_waiting_units_share_a_commit(
     database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commits = 0
-    gate = threading.Event()
-    deliver = database.deliver
-
-    def counting(outcomes: list[Any]) -> None:
-        nonlocal commits
-        commits += 1
-        deliver(outcomes)
-
-    monkeypatch.setattr(database, "deliver", counting)
+    gate, sizes = threading.Event(), record_batch_sizes(database, monkeypatch)
     monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)  # a busy machine may not run all of them in 10 ms
     first = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
     await asyncio.sleep(0.05)
@@ -146,7 +149,7 @@ async def test_unit_of_work_5_waiting_units_share_a_commit(
     await asyncio.sleep(0.05)
     gate.set()
     await asyncio.gather(first, *others)
-    assert commits <= 2  # the first unit may be alone
+    assert len(sizes) <= 2  # the first unit may be alone
     assert len(keys(database)) == 40
 
 
@@ -251,14 +254,7 @@ async def test_unit_of_work_5_a_batch_is_at_most_64_units_or_10_ms(
     largest: int,
 ) -> None:
     assert (sqlite.BATCH_UNITS, sqlite.BATCH_SECONDS) == (64, 0.010)
-    sizes: list[int] = []
-    deliver = database.deliver
-
-    def counting(outcomes: list[Any]) -> None:
-        sizes.append(len(outcomes))
-        deliver(outcomes)
-
-    monkeypatch.setattr(database, "deliver", counting)
+    sizes = record_batch_sizes(database, monkeypatch)
     monkeypatch.setattr(sqlite, "BATCH_SECONDS", batch_seconds)
     gate = threading.Event()
     first = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
@@ -274,25 +270,49 @@ async def test_unit_of_work_5_a_batch_is_at_most_64_units_or_10_ms(
 
 
 @SQLITE
-async def test_unit_of_work_5_a_writer_that_waits_for_further_units_locks_nothing(
-    database: SqliteDatabase, open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
+async def test_unit_of_work_5_units_are_queued_together_if_as_many_arrive_as_shared_the_last_commit(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other, waits = open_database(), 0
-    writer: Any = database.pools[0].threads[0]
-    await database.work(lambda: note("first"))
+    monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)
+    sizes = record_batch_sizes(database, monkeypatch)
+    database.last_batch, running = 3, []
+    for index in range(3):
+        running.append(asyncio.ensure_future(database.work(lambda i=index: note(f"n{i}"))))
+        await asyncio.sleep(0)  # each arrives in another iteration of the event loop
+    await asyncio.gather(*running)
+    assert sizes == [3]
+    await asyncio.wait_for(database.work(lambda: note("alone")), 5)  # no other arrives, so this one does not wait
+    assert sizes == [3, 1]
+    assert keys(database) == {"n0", "n1", "n2", "alone"}
 
-    def write_elsewhere(seconds: float) -> None:
-        nonlocal waits
-        waits += 1
-        assert waits == 1  # no unit arrives, so it waits no longer
-        other.run(lambda: note("other"))
 
-    clock = SimpleNamespace(perf_counter=time.perf_counter, monotonic=time.monotonic, sleep=write_elsewhere)
-    monkeypatch.setattr(sqlite, "time", clock)
-    writer._expected = 3
-    await database.work(lambda: note("second"))
-    assert waits == 1
-    assert keys(database) == {"first", "other", "second"}
+@SQLITE
+async def test_unit_of_work_5_a_unit_waits_at_most_10_ms_for_units_that_keep_arriving(
+    database: SqliteDatabase,
+) -> None:
+    def other_work() -> None:
+        time.sleep(0.006)
+
+    database.last_batch, running = 64, []
+    while not any(task.done() for task in running):
+        running.append(asyncio.ensure_future(database.work(lambda: note(new_id()))))
+        await asyncio.sleep(0)
+        other_work()  # in each iteration of the event loop
+        assert len(running) < 30  # of the 64 for which they would wait
+    await asyncio.gather(*running)
+
+
+@SQLITE
+async def test_unit_of_work_5_a_unit_that_arrives_before_the_database_closes_is_answered(
+    database: SqliteDatabase,
+) -> None:
+    database.last_batch = 2
+    arrived = asyncio.ensure_future(database.work(lambda: note("late")))
+    await asyncio.sleep(0)
+    assert database._arrived
+    database.close()
+    with pytest.raises(Unavailable, match="closed"):
+        await asyncio.wait_for(arrived, 5)
 
 
 @SQLITE

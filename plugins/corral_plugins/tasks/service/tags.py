@@ -27,21 +27,24 @@ _DELETE = Statement(
 
 def add_tags(task_id: str, created_at: str, tags: Sequence[str]) -> None:
     """Add the tags of a task to the table at the end of the transaction, so that the task can be found by each tag."""
-    for tag in sorted({*tags}):
-        collect(_write, (_INSERT, {"tag": tag, "created_at": created_at, "id": task_id}))
+    if tags:
+        collect(_write, (_INSERT, task_id, created_at, tags))
 
 
 def remove_tags(task_id: str) -> None:
     """Remove the tags of a locked task from the table. Call this function before the task's tags change."""
     for created_at, tags in _STORED.rows({"id": task_id}):
-        for tag in sorted({*msgspec.json.decode(tags)}):
-            collect(_write, (_DELETE, {"tag": tag, "created_at": created_at, "id": task_id}))
+        collect(_write, (_DELETE, task_id, created_at, msgspec.json.decode(tags)))
 
 
-def _write(changes: list[tuple[Statement, dict[str, str]]]) -> None:
+def _write(changes: list[tuple[Statement, str, str, Sequence[str]]]) -> None:
     """Write changes in their order, because a transaction may change the tags of a task more than once."""
     for statement, group in itertools.groupby(changes, key=operator.itemgetter(0)):
-        statement.run_many(values for _, values in group)
+        statement.run_many(
+            {"tag": tag, "created_at": created_at, "id": task_id}
+            for _, task_id, created_at, tags in group
+            for tag in sorted({*tags})
+        )
 
 
 def count_tagged(tags: Sequence[str]) -> int:
