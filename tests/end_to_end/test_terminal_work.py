@@ -155,8 +155,7 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
 def test_runs_are_named_by_their_workflow(terminal: Terminal) -> None:
     workflow(terminal, "Give back")
     terminal.run("workflows", "run", "Give back", "--wait")
-    for option in ("-i", "-f", "--field"):
-        assert terminal.json("workflows", "run", "Give back", option, "n=3", "--wait")["output"] == {"read": "3"}
+    assert terminal.json("workflows", "run", "Give back", "-i", "n=3", "--wait")["output"] == {"read": "3"}
     for line in terminal("workflows", "runs").splitlines()[1:]:
         assert re.match(rf"Give back +\d +\w+ +{re.escape(EMAIL)} ", line)
     assert terminal.json("workflows", "show-run", "give back")["number"] == 2
@@ -166,6 +165,8 @@ def test_runs_are_named_by_their_workflow(terminal: Terminal) -> None:
     missing = terminal.run("workflows", "cancel", "Give back/9")
     assert "there is no run 9 of the workflow Give back" in missing.stderr
     assert "corral workflows runs 'Give back'" in missing.stderr
+    for option in ("-f", "--field"):  # as other commands name their fields
+        assert terminal.json("workflows", "run", "Give back", option, "n=4", "--wait")["output"] == {"read": "4"}
 
 
 def test_a_retry_after_an_edit_says_which_definition_it_uses(terminal: Terminal) -> None:
