@@ -32,7 +32,8 @@ async def tagged(world: Any, query: str) -> tuple[list[str], int]:
 @pytest.mark.parametrize("few", [0, 8000], ids=["in the order of the list", "by the tags"])
 async def test_tags_follow_the_task(world: Any, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
     monkeypatch.setattr(filters, "FEW", few)
-    one = await world.task("one", tags=["red", "a b", "red"])
+    one = await world.task("one", tags=["red", " a b ", "red\u3000"])
+    assert (await world.read(one))["tags"] == ["red", "a b"]
     two = await world.task("two", tags=["red", "green"], priority="high")
     await world.task("three")
     assert await tagged(world, "tag=red") == ([two, one], 2)
@@ -41,7 +42,12 @@ async def test_tags_follow_the_task(world: Any, monkeypatch: pytest.MonkeyPatch,
     assert await tagged(world, "tag=re") == ([], 0)
     assert await tagged(world, "tag=red&priority=high&sort=updated") == ([two], 1)
     assert await tagged(world, "tag=red&sort=priority&limit=1") == ([two], 2)
-    assert (await world.member.patch(f"/tasks/{two}", {"tags": ["blue"]})).status == 200
+    assert (await world.member.patch(f"/tasks/{two}", {"tags": [" blue", "blue"]})).json()["tags"] == ["blue"]
+    for blank in (
+        await world.member.post("/tasks", {"title": "x", "tags": ["a", "  "]}),
+        await world.member.patch(f"/tasks/{two}", {"tags": ["a", "\u3000"]}),
+    ):
+        assert (blank.status, blank.json()["errors"][0]["pointer"]) == (422, "/tags/1")
     assert await tagged(world, "tag=red&tag=green") == ([one], 1)
     assert await tagged(world, "tag=blue") == ([two], 1)
     assert (await world.member.patch(f"/tasks/{two}", {"title": "2"})).status == 200

@@ -131,7 +131,7 @@ class OwnerActions:
             statistics.count_priority_change(row.status, before, row.priority)
         if "tags" in given:
             tags.remove_tags(row.id)
-            tags.add_tags(row.id, row.created_at, given["tags"])
+            tags.add_tags(row.id, row.created_at, changes["tags"])
         indexed = queries.indexed_text(row) if given.keys() & {"title", "description"} else None
         if to != row.status:
             transition(row, to, **changes)
@@ -395,6 +395,7 @@ _CONVERTED: dict[str, Callable[[Any], Any]] = {
     "agent_id": lambda agent_id: agent_id and agent_id.lower(),
     "deadline": lambda moment: future_instant(moment, "/deadline"),
     "available_at": instant_to_text,
+    "tags": tags.checked_tags,
     "depends_on": lambda ids: list(dict.fromkeys(each.lower() for each in ids)),
 }
 """The fields of a patch that are converted before they are stored, and their conversion functions."""

@@ -29,7 +29,7 @@ from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, ReviewPolicy,
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.missing_tools import find_missing_tools
-from corral_plugins.tasks.service.tags import add_tags
+from corral_plugins.tasks.service.tags import add_tags, checked_tags
 from corral_plugins.tasks.service.transitions import TaskTransitions, publish_task_event, queue_columns, queue_key
 from corral_plugins.tools.api import Tools, includes_tools, missing_tools
 
@@ -222,6 +222,7 @@ class TaskCreation:
         self._check_quota(by)
         fields = msgspec.structs.asdict(new)
         fields["title"], fields["deadline"] = checked_title(new.title), future_instant(new.deadline, "/deadline")
+        fields["tags"] = checked_tags(new.tags)
         agent = find_named_agent(self._agents, new.agent_id, new.agent_role)
         reviews = self.code_reviews is not None
         check_limits(fields, enforces_budgets=self.cost is not None, performs_reviews=reviews)
@@ -254,7 +255,7 @@ class TaskCreation:
         row = TaskRow(*_row_values(columns))
         if new.depends_on:
             add_dependencies(row.id, list(dict.fromkeys(each.lower() for each in new.depends_on)))
-        add_tags(row.id, row.created_at, new.tags)
+        add_tags(row.id, row.created_at, fields["tags"])
         statistics.count_transition(None, row.status, row.priority, row.created_by)
         publish_task_event(TaskCreated, row, None)
         warnings = [*agent_warnings(agent, new.required_tools), *self._tool_warnings(agent, new.required_tools)]
@@ -295,7 +296,7 @@ class TaskCreation:
             "source_id": source.get("id"),
             "input": rows.to_json_text(new.input),
             "required_tools": rows.to_json_text(new.required_tools),
-            "tags": rows.to_json_text(new.tags),
+            "tags": rows.to_json_text(fields["tags"]),
             "metadata": rows.to_json_text(new.metadata),
         }
 

@@ -12,6 +12,7 @@ import peewee
 
 from corral.database.statement import Statement
 from corral.database.unit import collect
+from corral.errors import Invalid
 from corral_plugins.tasks.models import Task, TaskTag
 
 _STORED = Statement(lambda p: Task.select(Task.created_at, Task.tags).where(Task.id == p("id")).tuples())
@@ -23,6 +24,15 @@ _DELETE = Statement(
         (TaskTag.tag == p("tag")) & (TaskTag.created_at == p("created_at")) & (TaskTag.task_id == p("id"))
     )
 )
+
+
+def checked_tags(tags: Sequence[str]) -> list[str]:
+    """Return the tags without surrounding white space and without duplicates. Raise `Invalid` if a tag is blank."""
+    found = [tag.strip() for tag in tags]
+    for place, tag in enumerate(found):
+        if not tag:
+            raise Invalid.at(f"/tags/{place}", "too_short", "A tag must contain a character other than white space.")
+    return list(dict.fromkeys(found))
 
 
 def add_tags(task_id: str, created_at: str, tags: Sequence[str]) -> None:
