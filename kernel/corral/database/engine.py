@@ -6,6 +6,7 @@ import abc
 import asyncio
 import concurrent.futures
 import contextlib
+import itertools
 import logging
 import sqlite3
 import sys
@@ -105,7 +106,8 @@ class Database(abc.ABC):
 
     def connection_usage(self) -> tuple[int, int]:
         """Return the number of connections in use, and the total number of connections."""
-        return sum(pool.busy for pool in self.pools), sum(len(pool.threads) for pool in self.pools)
+        threads = [thread for pool in self.pools for thread in pool.threads]
+        return sum(thread.running is not None for thread in threads), len(threads)
 
     def close_loop_connection(self) -> None:
         """Close the connection of the event loop's thread.
@@ -116,7 +118,7 @@ class Database(abc.ABC):
 
     def close(self) -> None:
         """Finish queued units, and close the connections of the pools and of the calling thread."""
-        with self._closing:  # units that are already submitted still run
+        with self._closing:  # units that are already queued still run
             if self._is_closed:
                 return
             self._is_closed = True
@@ -133,7 +135,7 @@ class Database(abc.ABC):
                     raise Unavailable("The database is closed.", code="shutting_down")
                 self.pools[-1 if queued.read else 0].submit(queued)
         except Unavailable as error:
-            queued.error = error
+            queued.error = error.with_traceback(None)  # it would keep the unit in memory until garbage is collected
             queued.resolve()
 
     def deliver(self, ended: list[QueuedUnit]) -> None:
@@ -154,12 +156,11 @@ class Database(abc.ABC):
                 each.resolve()
 
     def _finish(self, units: list[Unit], ended: list[QueuedUnit]) -> None:
-        for unit in units:
-            for call in unit.after:
-                try:
-                    call()
-                except Exception:
-                    log.exception("an after-commit callback failed")
+        for call in itertools.chain.from_iterable(unit.after for unit in units):
+            try:
+                call()
+            except Exception:
+                log.exception("an after-commit callback failed")
         for each in ended:
             each.resolve()
         if units:

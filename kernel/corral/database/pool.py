@@ -57,12 +57,13 @@ class QueuedUnit:
         self.error: BaseException | None = None
 
     def resolve(self) -> None:
-        """Resolve the future, unless it is already done because its caller stopped waiting."""
+        """Resolve the future, unless its caller stopped waiting, or the caller's event loop has ended."""
         if not self.future.done():
-            if self.error is None:
-                self.future.set_result(self.value)
-            else:
-                self.future.set_exception(self.error)
+            with contextlib.suppress(RuntimeError):
+                if self.error is None:
+                    self.future.set_result(self.value)
+                else:
+                    self.future.set_exception(self.error)
 
 
 class DatabaseThread(threading.Thread, abc.ABC):
@@ -243,11 +244,6 @@ class DatabasePool:
         plugin = self.plugin_by_label.get(queued.entry.label)
         if plugin is not None and (waiting := self._shares.release(plugin)) is not None:
             self._put(waiting)
-
-    @property
-    def busy(self) -> int:
-        """The number of threads that are running a unit of work."""
-        return sum(thread.running is not None for thread in self.threads)
 
     def close(self) -> None:
         """Finish all units and stop the threads.

@@ -32,7 +32,7 @@ from corral.watchdog import ThreadAbandoned
 T = TypeVar("T")
 
 SHARED_WRITES = UnitContext("shared writes")
-BATCH_UNITS, BATCH_SECONDS = 64, 0.010
+BATCH_UNITS, BATCH_SECONDS, SMALL_BATCH = 64, 0.010, 4
 BUSY_TIMEOUT_MS, BUSY_POLL_SECONDS = 5000, 0.001
 CUT_SECONDS = 0.1
 READERS = 4
@@ -66,34 +66,37 @@ class SqliteDatabase(Database):
         super().__init__(engine)
         self.synchronous, self._inline = synchronous, threading.local()
         self.last_batch, self._arrived = 0, list[QueuedUnit]()
+        self._arrived_on: asyncio.AbstractEventLoop | None = None
         self.pools = [
             DatabasePool("writer", 1, _WriterThread, self),
             DatabasePool("reader", READERS, _ReaderThread, self),
         ]
 
     def _submit(self, queued: QueuedUnit) -> None:
-        if queued.read or isinstance(queued.future, concurrent.futures.Future):
+        if self.last_batch <= SMALL_BATCH or queued.read or isinstance(queued.future, concurrent.futures.Future):
             super()._submit(queued)
         else:
+            loop = queued.future.get_loop()
+            if self._arrived_on is not loop:
+                loop.call_soon(self._queue_arrived, loop, 0)  # first, so that no unit stays behind
+                self._arrived_on = loop
             self._arrived.append(queued)
-            if len(self._arrived) == 1:
-                self._queue_arrived(queued.future.get_loop(), 0)
 
     def _queue_arrived(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
-        """Queue the units that the event loop has submitted, as soon as there are as many as in the last batch.
+        """Queue the units that the event loop has submitted, if there are as many as in the last batch.
 
-        Do not wait any longer if no unit has arrived during an iteration of the event loop; `seen` is the number of
-        units before it. A large batch is cheaper, because its units share one COMMIT. It also runs faster than units
-        that are queued one by one, because the event loop and the writer compete for the interpreter as long as both
-        are running.
+        If there are fewer, wait until an iteration of the event loop in which no unit arrives, or until the first
+        iteration after 10 ms. `seen` is the number of units before this iteration. A large batch is cheaper, because
+        its units share one COMMIT. It also runs faster than units that are queued one by one, because the event loop
+        and the writer compete for the interpreter as long as both are running.
         """
         arrived = self._arrived
         if seen < len(arrived) < self.last_batch and time.monotonic() - arrived[0].queued_at < BATCH_SECONDS:
             loop.call_soon(self._queue_arrived, loop, len(arrived))
-            return
-        self._arrived = []
-        for queued in arrived:
-            super()._submit(queued)
+        else:
+            self._arrived, self._arrived_on = [], None
+            for queued in arrived:
+                super()._submit(queued)
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
         """Return the connection of this thread. The connection is opened on first use."""

@@ -78,11 +78,10 @@ class Feed:
 
     def on_commit(self, emitted: bool) -> None:
         """Announce that this process has committed units of work. `emitted` is true if the units wrote events."""
-        if emitted:
-            if self.database.kind == "postgresql":
-                self._unnumbered.set()
-            else:
-                self.bus.notify()
+        if emitted and self.database.kind == "postgresql":
+            self._unnumbered.set()
+        elif emitted:
+            self.bus.notify()
 
     def watch(self, viewer: Viewer) -> Callable[[], None]:
         """Call `viewer` with each batch of new events. Return a function that ends the subscription.

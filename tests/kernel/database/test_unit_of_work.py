@@ -275,15 +275,15 @@ async def test_unit_of_work_5_units_are_queued_together_if_as_many_arrive_as_sha
 ) -> None:
     monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)
     sizes = record_batch_sizes(database, monkeypatch)
-    database.last_batch, running = 3, []
-    for index in range(3):
+    database.last_batch, running = 8, []
+    for index in range(8):
         running.append(asyncio.ensure_future(database.work(lambda i=index: note(f"n{i}"))))
         await asyncio.sleep(0)  # each arrives in another iteration of the event loop
     await asyncio.gather(*running)
-    assert sizes == [3]
+    assert sizes == [8]
     await asyncio.wait_for(database.work(lambda: note("alone")), 5)  # no other arrives, so this one does not wait
-    assert sizes == [3, 1]
-    assert keys(database) == {"n0", "n1", "n2", "alone"}
+    assert sizes == [8, 1]
+    assert len(keys(database)) == 9
 
 
 @SQLITE
@@ -303,16 +303,43 @@ async def test_unit_of_work_5_a_unit_waits_at_most_10_ms_for_units_that_keep_arr
 
 
 @SQLITE
-async def test_unit_of_work_5_a_unit_that_arrives_before_the_database_closes_is_answered(
+async def test_unit_of_work_5_a_unit_does_not_wait_for_others_after_a_small_batch(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.last_batch = sqlite.SMALL_BATCH
+    written = asyncio.ensure_future(database.work(lambda: note("a")))
+    await asyncio.sleep(0)  # the unit is submitted
+    until = time.monotonic() + 5
+    while not keys(database):  # without another iteration of the event loop
+        assert time.monotonic() < until
+    await written
+
+
+@SQLITE
+async def test_unit_of_work_5_a_unit_that_waits_for_others_while_the_database_closes_is_answered(
     database: SqliteDatabase,
 ) -> None:
-    database.last_batch = 2
-    arrived = asyncio.ensure_future(database.work(lambda: note("late")))
+    database.last_batch = 8
+    waiting = asyncio.ensure_future(database.work(lambda: note("late")))
     await asyncio.sleep(0)
-    assert database._arrived
     database.close()
     with pytest.raises(Unavailable, match="closed"):
-        await asyncio.wait_for(arrived, 5)
+        await asyncio.wait_for(waiting, 5)
+
+
+@SQLITE
+def test_unit_of_work_5_a_unit_of_an_event_loop_that_has_ended_holds_up_no_other(database: SqliteDatabase) -> None:
+    database.last_batch = 8
+    ended = asyncio.new_event_loop()
+    ended.set_exception_handler(lambda *_: None)  # it would print that the task never ended
+    left_behind = ended.create_task(database.work(lambda: note("left behind")))
+    ended.call_soon(ended.stop)
+    ended.run_forever()
+    ended.close()
+    assert database._arrived
+    asyncio.run(asyncio.wait_for(database.work(lambda: note("next")), 5))
+    assert keys(database) == {"left behind", "next"}
+    assert not left_behind.done()
 
 
 @SQLITE

@@ -400,7 +400,7 @@ async def test_short_reads_move_to_the_event_loop_though_they_wait_for_a_thread(
         gate = threading.Event()
         holding = [asyncio.ensure_future(work(gate.wait, read=True)) for _ in pool.threads]
         async with within(20):
-            await until(lambda: pool.busy == len(pool.threads))
+            await until(lambda: all(thread.running for thread in pool.threads))
             reads = [asyncio.ensure_future(probe.client.get("/probe/thread")) for _ in range(count)]
             await until(lambda: pool.queue.qsize() + pool._shares.waiting("probe") >= count or all_done(reads))
             await asyncio.sleep(INLINE_BELOW)
