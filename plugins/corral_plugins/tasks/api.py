@@ -333,10 +333,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """The number of pending tasks, and the age in milliseconds of the oldest pending task."""
+    """The number of pending tasks, and the id and age in milliseconds of the oldest pending task."""
 
     depth: int
     oldest_pending_ms: int | None
+    oldest_pending_id: str | None = None
 
 
 class Tasks(Protocol):
@@ -569,13 +570,6 @@ class Tasks(Protocol):
 
     def queue_statistics(self) -> QueueStatistics:
         """Return the number of pending tasks and the age of the oldest one."""
-        ...
-
-    def longest_waiting(self) -> tuple[str, int] | None:
-        """Return the id and the waiting time in milliseconds of the task that has waited longest.
-
-        Tasks whose agents are all busy are omitted, because they only wait for their turn.
-        """
         ...
 
 

@@ -7,10 +7,8 @@ from typing import Any
 
 from tests.engines import SQLITE
 
-from corral import clock
 from corral.database.unit import current
 from corral.ids import new_id
-from corral_plugins.tasks.api import Tasks
 from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.service import claims, rows
 
@@ -69,32 +67,3 @@ async def test_people_who_are_gone_do_not_keep_the_tasks_of_others_held(world: A
     await world.kit.kernel.database.work(hold)
     await world.tick()
     assert (await world.worker.claim()).task_id == task_id
-
-
-async def test_what_waits_for_its_turn_is_not_told_as_waiting_longest(world: Any) -> None:
-    """Its agents are busy. What waits although an agent has a free slot, or because no agent is started, is told."""
-
-    async def longest() -> str | None:
-        tasks = world.kit.kernel.container.get(Tasks)
-        found = await world.kit.kernel.database.work(tasks.longest_waiting, read=True)
-        assert found is None or found[1] >= 61_000
-        return None if found is None else str(found[0])
-
-    assert await longest() is None
-    painter = await world.agent("painter", role="painter", max_concurrent_tasks=1)
-    offline = await world.agent("offline", start=False)
-    first = await world.task(agent_id=painter)
-    clock.travel(1)
-    await world.task(agent_id=painter)
-    await world.task(agent_role="painter")
-    of_none = await world.task(agent_role="tester", priority="high")
-    held_up = await world.task(agent_id=offline, priority="low")
-    anyone = await world.task()
-    await world.task(available_at="2090-01-01T00:00:00Z")
-    clock.travel(61)
-    assert await longest() == first
-    assert (await world.worker.claim(agent_ids=[painter])).task_id == first
-    for task_id in (of_none, held_up, anyone):  # by age, whatever their priority
-        assert await longest() == task_id
-        await world.member.post(f"/tasks/{task_id}/cancel")
-    assert await longest() is None

@@ -120,10 +120,8 @@ class StandIn:
         return len(mine)
 
     def queue_statistics(self) -> QueueStatistics:
-        return QueueStatistics(depth=len(self.waiting), oldest_pending_ms=self.oldest_ms)
-
-    def longest_waiting(self) -> tuple[str, int] | None:
-        return (self.waiting[0], self.oldest_ms) if self.waiting and self.oldest_ms is not None else None
+        oldest = self.waiting[0] if self.waiting else None
+        return QueueStatistics(depth=len(self.waiting), oldest_pending_ms=self.oldest_ms, oldest_pending_id=oldest)
 
 
 class StandInPlugin(Plugin):

@@ -22,7 +22,7 @@ from corral_plugins.tasks.api import (
     QueueStatistics,
 )
 from corral_plugins.tasks.models import Attempt, AttemptRow, Task, TaskRow, WorkerSignal
-from corral_plugins.tasks.service import longest_wait, queries, rows, statistics
+from corral_plugins.tasks.service import queries, rows, statistics
 from corral_plugins.tasks.service.claims import TOKEN_PREFIX, hash_token
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.rows import lease_lost
@@ -206,11 +206,12 @@ class TaskLeases:
 
     def queue_statistics(self) -> QueueStatistics:
         """Return the number of pending tasks and the age of the oldest one."""
-        return QueueStatistics(depth=statistics.count_pending_tasks(), oldest_pending_ms=statistics.oldest_pending_ms())
-
-    def longest_waiting(self) -> tuple[str, int] | None:
-        """Return the id and waiting time of a task. Implements `Tasks.longest_waiting`."""
-        return longest_wait.longest_waiting(self._transitions.agents)
+        oldest = statistics.oldest_pending()
+        return QueueStatistics(
+            depth=statistics.count_pending_tasks(),
+            oldest_pending_ms=statistics.oldest_pending_ms(),
+            oldest_pending_id=oldest[1] if oldest is not None else None,
+        )
 
     # -- revocation
 

@@ -230,9 +230,6 @@ class TasksService:
     def queue_statistics(self) -> QueueStatistics:
         return self._leases.queue_statistics()
 
-    def longest_waiting(self) -> tuple[str, int] | None:
-        return self._leases.longest_waiting()
-
 
 def _decode_view(body: bytes) -> TaskView:
     return msgspec.json.decode(body, type=TaskView)

@@ -167,15 +167,17 @@ class Fleet:
         """Return the result of the health check `queue`: a status and a sentence that explains it.
 
         If a task has been waiting for more than 60 s although workers have free capacity, it is likely that no worker
-        can claim the task. Tasks that only wait until their agent is no longer busy do not count.
+        can claim the task.
         """
-        task_id, waiting = (self.tasks.longest_waiting() if self.tasks is not None else None) or ("", 0)
+        queue = self.tasks.queue_statistics() if self.tasks is not None else None
+        waiting = queue.oldest_pending_ms if queue is not None else None
         free = sum(part.capacity - part.leases for part in fleet_totals() if part.status == "online")
-        if waiting > LONG_WAIT_MS and free > 0:
+        if waiting is not None and waiting > LONG_WAIT_MS and free > 0:
             more = count_of(free, "more task")
             sentence = f"A task has waited for {waiting // 1000} s although workers can take {more}."
-            return "degraded", f"{sentence} See why: corral tasks explain {task_id}"
-        return "ok", "No task has waited long while a worker and its agent had free capacity."
+            oldest = queue.oldest_pending_id if queue is not None else None
+            return "degraded", f"{sentence} See why: corral tasks explain {oldest}" if oldest else sentence
+        return "ok", "No task has waited long while a worker had free capacity."
 
 
 def fleet_totals() -> Iterable[WorkerTotals]:
