@@ -128,15 +128,10 @@ class Database(abc.ABC):
         self.watchdog.stop()
 
     def _submit(self, queued: QueuedUnit) -> None:
-        """Queue the unit, or resolve its future with the error `Unavailable`."""
-        try:
-            with self._closing:
-                if self._is_closed:  # no thread would run the unit
-                    raise Unavailable("The database is closed.", code="shutting_down")
-                self.pools[-1 if queued.read else 0].submit(queued)
-        except Unavailable as error:
-            queued.error = error.with_traceback(None)  # it would keep the unit in memory until garbage is collected
-            queued.resolve()
+        with self._closing:
+            if self._is_closed:  # no thread would run the unit
+                raise Unavailable("The database is closed.", code="shutting_down")
+            self.pools[-1 if queued.read else 0].submit(queued)
 
     def deliver(self, ended: list[QueuedUnit]) -> None:
         """Resolve the futures of a batch of units, run the units' callbacks, and announce new events.

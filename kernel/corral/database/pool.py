@@ -221,8 +221,6 @@ class DatabasePool:
 
     def _put(self, queued: QueuedUnit) -> None:
         self.queue.put(queued)
-        if self._started == len(self.threads):
-            return
         with self._starting:
             self._unfinished += 1
             if self._started < min(self._unfinished, len(self.threads)):

@@ -27,6 +27,7 @@ import peewee
 from corral.database.engine import Database, InlineReadTimeout, translate
 from corral.database.pool import DatabasePool, DatabaseThread, QueuedUnit
 from corral.database.unit import Unit, UnitContext, refuse_nesting, run_in_unit, write_collected
+from corral.errors import Unavailable
 from corral.watchdog import ThreadAbandoned
 
 T = TypeVar("T")
@@ -73,7 +74,8 @@ class SqliteDatabase(Database):
         ]
 
     def _submit(self, queued: QueuedUnit) -> None:
-        if self.last_batch <= SMALL_BATCH or queued.read or isinstance(queued.future, concurrent.futures.Future):
+        at_once = self.last_batch <= SMALL_BATCH or not self.pools[0].queue.empty()  # the writer is busy anyway
+        if at_once or queued.read or isinstance(queued.future, concurrent.futures.Future):
             super()._submit(queued)
         else:
             loop = queued.future.get_loop()
@@ -96,7 +98,11 @@ class SqliteDatabase(Database):
         else:
             self._arrived, self._arrived_on = [], None
             for queued in arrived:
-                super()._submit(queued)
+                try:
+                    super()._submit(queued)
+                except Unavailable as error:
+                    queued.error = error
+                    queued.resolve()
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
         """Return the connection of this thread. The connection is opened on first use."""
