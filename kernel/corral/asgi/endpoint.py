@@ -27,7 +27,7 @@ from corral.http.handler_signature import hints, read_signature, union_parts
 from corral.http.routes import Route
 from corral.plugins.container import Container
 from corral.plugins.record import PluginRecord
-from corral.redact.redactor import Redactor, marked_as_machine_text
+from corral.redact.redactor import Redactor, redacting_machine_text
 from corral.schema.conversion import convert
 from corral.schema.fields import IDENTIFIER, OpenShape
 from corral.schema.strict_json import parse_json
@@ -145,7 +145,7 @@ class Endpoint:
             check_media_type(request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"), media)
             body = form_as_json(body) if self.route.form else body
         machine = request.principal is not None and request.principal.kind not in PEOPLE
-        context = marked_as_machine_text(*self._subject(request)) if machine else contextlib.nullcontext()
+        context = redacting_machine_text(*self._subject(request)) if machine else contextlib.nullcontext()
         with context:
             if len(body) > INLINE_BODY:
                 run = contextvars.copy_context().run

@@ -270,12 +270,12 @@ def renew_session(sessions: SavedSessions, name: str, client: ApiClient) -> bool
                 answer = plain.post("/auth/refresh", {"refresh_token": found[1].refresh_token})
             except ApiClientError as error:
                 raise (_session_ended(client) if error.status == 401 else error) from None
-        sessions.store(name, session_of(client.url, answer))
+        sessions.store(name, session_from_sign_in(client.url, answer))
     client.set_token(answer["access_token"])
     return True
 
 
-def session_of(url: str, answer: Mapping[str, Any]) -> SavedSession:
+def session_from_sign_in(url: str, answer: Mapping[str, Any]) -> SavedSession:
     """Build the session to save from the response to a sign-in. A sealed server issues no refresh token."""
     return SavedSession(
         url=url,

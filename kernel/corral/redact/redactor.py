@@ -26,8 +26,8 @@ _MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def marked_as_machine_text(type: str, id: str) -> Iterator[None]:
-    """Mark all text that is redacted in this context as machine-generated text of the given object.
+def redacting_machine_text(type: str, id: str) -> Iterator[None]:
+    """Within this context, treat all redacted text as written by a machine on behalf of the given object.
 
     If a credential is found in such text, an alert is raised.
     """
@@ -164,9 +164,10 @@ class RedactorStream:
         return self._settle(self._pending, final=True)
 
     def _settle(self, text: str, *, final: bool) -> str:
-        """Return the redacted text up to the first position whose result may still change when more text arrives.
+        """Return the redacted text up to a position before which later text can change nothing, and keep the rest.
 
-        A span that extends beyond this position is replaced by a single `[redacted]`.
+        A credential that begins before this position and ends after it is returned as `[redacted]` at once. Its rest is
+        dropped later.
         """
         spans, cut = self._redactor._matcher.scan(text, patterns=self._patterns, final=final)
         while open_spans := [span.since for span in spans if span.since < cut <= span.start]:

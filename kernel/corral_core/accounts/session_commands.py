@@ -22,7 +22,7 @@ from corral.cli.server_connection import (
     selected_session,
     server_option,
     session_at,
-    session_of,
+    session_from_sign_in,
     valid_token,
     valid_url,
     with_server_here,
@@ -58,7 +58,7 @@ def login_command(
     name, url = _server(url, server)
     with ApiClient(url) as client:
         if with_token:
-            session = _session_of_token(client, valid_token(sys.stdin.read(), "--with-token"))
+            session = _session_from_sign_in_token(client, valid_token(sys.stdin.read(), "--with-token"))
         else:
             session = _sign_in(client, email, password_file)
         client.set_token(session.token)
@@ -143,7 +143,7 @@ def _server(url: str | None, server: str | None) -> tuple[str, str]:
     return server or (known[0] if known else server_name(url)), url
 
 
-def _session_of_token(client: ApiClient, token: str) -> SavedSession:
+def _session_from_sign_in_token(client: ApiClient, token: str) -> SavedSession:
     client.set_token(token)
     me = client.get("/auth/me")
     return SavedSession(url=client.url, token=token, email=me["email"])
@@ -179,7 +179,7 @@ def _sign_in(client: ApiClient, email: str | None, password_file: Path | None) -
         answer = client.post("/auth/mfa/challenge", {"mfa_token": answer["mfa_token"], kind: proof})
     if answer["user"]["must_change_password"]:
         answer = _change_password(client, answer, password)
-    return session_of(client.url, answer)
+    return session_from_sign_in(client.url, answer)
 
 
 def _ask_for_code() -> str:

@@ -134,7 +134,7 @@ def ask_for_approval(
 @click.option("--edit", metavar="JSON", help="payload to approve instead of the requested payload, as JSON")
 @client_command
 def approve_request(client: ApiClient, *, approval: str, note: str | None, edit: str | None, as_json: bool) -> None:
-    """Approve exactly the content that is shown now, or an edited payload."""
+    """Approve a request with its current payload, or with an edited payload."""
     found = _find(client, approval)
     body: dict[str, Any] = {"payload_sha256": found["payload_sha256"], **({"note": note} if note else {})}
     if edit is not None:

@@ -62,8 +62,8 @@ class ForcedOpen(msgspec.Struct, frozen=True, kw_only=True):
 class Breakers(Protocol):
     """Guards calls to other systems. All processes share the state of a circuit breaker.
 
-    A circuit breaker exists as soon as a plugin guards calls under the name of the circuit breaker, such as
-    `llm:openai`. `state`, `blocked_until` and `is_forced` only read memory, so they may be called anywhere.
+    A circuit breaker, such as `llm:openai`, is created when a plugin first uses its name. `state`, `blocked_until` and
+    `is_forced` only read memory, so they may be called anywhere.
     """
 
     def declare(

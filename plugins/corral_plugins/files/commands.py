@@ -63,7 +63,7 @@ def list_files(client: ApiClient, *, task: str | None, as_json: bool, **filters:
 
 @files_command_group.command("upload")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
-@click.option("--name", help="name of the file (default: the name of PATH)")
+@click.option("--name", help="name of the file in Corral (default: the last part of PATH)")
 @_task_option("task that the file belongs to")
 @click.option("--share", is_flag=True, help="let everyone who may read the task read the file")
 @click.option("--expires-at", metavar="TIME", help="delete the file at this time, such as 2030-01-31T12:00:00Z")

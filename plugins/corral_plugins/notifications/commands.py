@@ -467,7 +467,7 @@ def _breaker_text(names: ObjectNames, channel_id: str) -> str | None:
 
 
 def _title_text(title: str, count: int) -> str:
-    """Return the title of a notification, followed by the number of its other events."""
+    """Return the title of a notification that combines `count` events, such as `Task failed and 2 more`."""
     return f"{title} and {count - 1} more" if count > 1 else title
 
 

@@ -12,7 +12,7 @@ from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe, spellings
 
 from corral import clock
 from corral.errors import Problem
-from corral.redact.redactor import marked_as_machine_text
+from corral.redact.redactor import redacting_machine_text
 from corral_plugins.secrets.api import AttachedObject
 from corral_plugins.secrets.service import redactor_values
 
@@ -169,7 +169,7 @@ async def test_a_value_in_a_machines_text_is_an_alarm_that_names_the_secret(safe
 
     await safe.until(known)
     for task in ("task-1", "task-1", "task-2"):
-        with marked_as_machine_text("task", task):
+        with redacting_machine_text("task", task):
             assert redactor.redact(f"the key is {VALUE}!") == "the key is [redacted]!"
     redactor.redact(VALUE)  # Corral's own log, say
 
@@ -196,7 +196,7 @@ async def test_one_alarm_an_hour_whatever_the_number_of_processes(make_kit: Call
 
     await one.until(known)
     for safe in (one, two):
-        with marked_as_machine_text("task", "task-1"):
+        with redacting_machine_text("task", "task-1"):
             safe.kit.kernel.redactor.redact(VALUE)
         await one.until(alerts)
     await asyncio.sleep(0.5)

@@ -10,7 +10,7 @@ import msgspec
 from corral import clock
 from corral.errors import FieldError
 from corral_core.expressions.api import Expressions, TemplateError
-from corral_core.expressions.service.evaluation import (
+from corral_core.expressions.service.cel import (
     MAX_RESULT_BYTES,
     EvaluationError,
     compile_expression,

@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from corral_core.expressions.service import evaluator
-from corral_core.expressions.service.evaluation import EvaluationError
+from corral_core.expressions.service import helper_process
+from corral_core.expressions.service.cel import EvaluationError
 
 SOURCE_ROOT = Path(__file__).parents[3]
-ANSWER_SECONDS = evaluator.EVALUATION_SECONDS + 0.4  # the helper ends itself earlier; this is for one that hangs
+ANSWER_SECONDS = helper_process.EVALUATION_SECONDS + 0.4  # the helper ends itself earlier; this is for one that hangs
 START_SECONDS = 30.0
 STOP_SECONDS = 2.0
 
@@ -52,7 +52,7 @@ class HelperProcess:
 
     async def _start(self) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-s", "-P", "-m", evaluator.__name__),
+            *(sys.executable, "-s", "-P", "-m", helper_process.__name__),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -85,9 +85,9 @@ class HelperProcess:
         timed_out = process.returncode in (None, -signal.SIGALRM)
         await self._discard(process)
         if timed_out:
-            return EvaluationError(0, f"The evaluation takes longer than {evaluator.EVALUATION_SECONDS:g} s.")
+            return EvaluationError(0, f"The evaluation takes longer than {helper_process.EVALUATION_SECONDS:g} s.")
         return EvaluationError(
-            0, f"The evaluation needs more than {evaluator.MEMORY_BYTES // 1024 // 1024} MiB of memory."
+            0, f"The evaluation needs more than {helper_process.MEMORY_BYTES // 1024 // 1024} MiB of memory."
         )
 
     async def _discard(self, process: asyncio.subprocess.Process) -> None:

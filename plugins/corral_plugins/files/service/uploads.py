@@ -20,7 +20,7 @@ from corral.database.unit import SYSTEM_CONTEXT, UnitContext
 from corral.errors import Invalid, Problem, TooLarge
 from corral.ids import new_id
 from corral.plugin import Settings
-from corral.redact.redactor import Redactor, RedactorStream, marked_as_machine_text
+from corral.redact.redactor import Redactor, RedactorStream, redacting_machine_text
 from corral.storage.blobs import Blob
 from corral_plugins.files.api import FileSource, FileVisibility
 from corral_plugins.files.models import File
@@ -240,12 +240,12 @@ class _SecretScan:
         """Check the next bytes. Raise `Invalid` if they complete a secret value."""
         text = self._decoder.decode(chunk)
         self._pending += text
-        with marked_as_machine_text(*self._object):
+        with redacting_machine_text(*self._object):
             self._compare(self._stream.feed(text))
 
     def end(self) -> None:
         """End the stream. Raise `Invalid` if the remaining bytes contain a secret value."""
-        with marked_as_machine_text(*self._object):
+        with redacting_machine_text(*self._object):
             self._compare(self._stream.end())
 
     def _compare(self, shown: str) -> None:

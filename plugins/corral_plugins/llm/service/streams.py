@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from typing import Any
 
 from corral.auth.principal import Principal
-from corral.redact.redactor import Redactor, RedactorStream, marked_as_machine_text
+from corral.redact.redactor import Redactor, RedactorStream, redacting_machine_text
 from corral_plugins.llm.api import ProviderConnection, ProviderError
 from corral_plugins.llm.service.calls import CallOutcome
 from corral_plugins.llm.service.registry import ModelTarget
@@ -33,15 +33,15 @@ def attribute_request_text(by: Principal) -> contextlib.AbstractContextManager[N
 
     Text from a user's request is not attributed, because no machine generated it.
     """
-    return contextlib.nullcontext() if by.task_id is None else marked_as_machine_text("task", by.task_id)
+    return contextlib.nullcontext() if by.task_id is None else redacting_machine_text("task", by.task_id)
 
 
 def attribute_response_text(by: Principal, provider: str) -> contextlib.AbstractContextManager[None]:
     """Return a context manager that attributes redacted text to the caller's task, or else to the provider."""
     return (
-        marked_as_machine_text("llm_provider", provider)
+        redacting_machine_text("llm_provider", provider)
         if by.task_id is None
-        else marked_as_machine_text("task", by.task_id)
+        else redacting_machine_text("task", by.task_id)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from corral.redact.redactor import Redactor, marked_as_machine_text
+from corral.redact.redactor import Redactor, redacting_machine_text
 from corral.schema.conversion import convert
 from corral_plugins.messages.api import MESSAGE_TYPES, NewMessage
 from corral_plugins.messages.service.sending import MessageSending
@@ -71,7 +71,7 @@ class MessageTools:
         """
         if self._sending is None or self._redactor is None:
             raise ToolFailure("unavailable", "The server is starting; try again.")
-        with marked_as_machine_text("task", context.task_id):
+        with redacting_machine_text("task", context.task_id):
             redacted: dict[str, Any] = self._redactor.redact_json(arguments)
         row, warnings = self._sending.send(convert(NewMessage, redacted), by=context.caller)
         return {"message_id": row.id, "thread_id": row.thread_id, "warnings": warnings}

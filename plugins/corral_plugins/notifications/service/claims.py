@@ -79,7 +79,7 @@ class DeliveryClaims:
 
     def claim(self) -> Claims:
         """Claim the first due delivery of each channel that is currently usable."""
-        if self.holds_deliveries():
+        if self.is_stopped_by_kill_switch():
             return Claims(claimed=[], more=False)
         advisory_lock(LOCK)  # so that a channel sends one message at a time, with all events that joined it
         ready = [row for row in _due_channels() if self._is_ready(row)]
@@ -141,7 +141,7 @@ class DeliveryClaims:
         Another process may have the channel type or the master key that this process lacks, and may send the due
         deliveries. A delivery is therefore marked as failed only after it has been due for a day.
         """
-        if self.holds_deliveries():
+        if self.is_stopped_by_kill_switch():
             return 0
         day_ago = clock.now(-GIVE_UP_SECONDS)
         is_late = IS_DUE & (Delivery.ready_at < day_ago)
@@ -158,8 +158,8 @@ class DeliveryClaims:
         some = Delivery.select(Delivery.id).where(is_late & is_blocked).limit(AT_ONCE)
         return int(Delivery.update(failed).where(Delivery.id.in_(some) & IS_DUE).execute())
 
-    def holds_deliveries(self) -> bool:
-        """Return whether the kill switch currently stops deliveries."""
+    def is_stopped_by_kill_switch(self) -> bool:
+        """Return whether the kill switch is engaged and stops deliveries."""
         return self.switch is not None and (state := self.switch.state()).engaged and state.hold_deliveries
 
     # -- parts

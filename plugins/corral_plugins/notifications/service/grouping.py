@@ -65,7 +65,10 @@ class Bundle(msgspec.Struct, kw_only=True):
 
 
 def mark_of(event: str, object: tuple[str, str], *state: Any) -> str:
-    """Return a short hash of an event's object and reported state. The hash serves to recognise an unchanged group."""
+    """Return a short hash of an event's object and reported state.
+
+    It is used to detect that nothing new has been reported.
+    """
     return hashlib.sha256(msgspec.json.encode([event, *object, *state])).hexdigest()[:16]
 
 

@@ -48,7 +48,7 @@ class NewNotification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inbox:
-    """The in-app notifications of all people."""
+    """The in-app notifications of all users."""
 
     def add(self, new: Iterable[NewNotification]) -> None:
         """Write notifications, or add their events to an unread notification of the same person and group.

@@ -104,8 +104,8 @@ def follow_task(
 ) -> NoReturn:
     """Follow a task to its end, print its result, and exit. The exit code is 0 only if the task was completed.
 
-    Ctrl-C stops following the task. `ApiClientError` is raised at the time `until` (in `time.monotonic` seconds). In
-    both cases the task continues.
+    Ctrl-C stops following the task. If the task has not ended by `until` (in `time.monotonic` seconds),
+    `ApiClientError` is raised. In both cases, the task continues.
     """
     ended = threading.Event()
     obstacles = threading.Thread(target=_print_obstacles, args=(client, task_id, printer, ended), daemon=True)

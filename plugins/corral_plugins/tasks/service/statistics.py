@@ -258,7 +258,7 @@ class TaskMetrics:
         return [
             Metric(
                 name="corral_task_attempts_total",
-                help="Number of ended attempts by result.",
+                help="Number of finished attempts by result.",
                 kind="counter",
                 labels={"result": RESULTS},
                 collect=self.attempts_by_result,

@@ -22,7 +22,7 @@ from corral.database.engine import Work
 from corral.database.unit import UnitContext
 from corral.errors import Conflict, Problem, Unavailable
 from corral.events.live_feed import Feed
-from corral.redact.redactor import Redactor, marked_as_machine_text
+from corral.redact.redactor import Redactor, redacting_machine_text
 from corral_plugins.approvals.api import Approvals
 from corral_plugins.files.api import Files, FileSource
 from corral_plugins.tasks.api import Tasks
@@ -253,7 +253,7 @@ class ToolExecutions:
         if definition.untrusted_output:
             untrusted = (*untrusted, source_of(definition.name, execution.arguments))
         found = to_json(value.value if isinstance(value, ToolOutput) else value)
-        with marked_as_machine_text("task", execution.context.task_id):
+        with redacting_machine_text("task", execution.context.task_id):
             return ToolOutcome(result=self._redactor.redact_json(found), untrusted=untrusted)
 
     async def _truncated(self, execution: ToolExecution, outcome: ToolOutcome) -> ToolOutcome:

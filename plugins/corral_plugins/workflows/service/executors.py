@@ -21,7 +21,7 @@ from corral.database.engine import Database
 from corral.database.unit import SYSTEM, UnitContext, after_commit
 from corral.errors import ExpectedFailure, Unavailable
 from corral.ids import new_id
-from corral.redact.redactor import Redactor, marked_as_machine_text
+from corral.redact.redactor import Redactor, redacting_machine_text
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.secrets.api import Secrets
 from corral_plugins.workflows.api import StepFailure, StepResult, StepType
@@ -222,7 +222,7 @@ class StepExecutors:
         encoded = msgspec.json.encode(result.output)
 
         def redact() -> Any:
-            with marked_as_machine_text("workflow_run", state.run.id):
+            with redacting_machine_text("workflow_run", state.run.id):
                 return self._redactor.redact_json(msgspec.json.decode(encoded))
 
         output = redact() if len(encoded) <= SMALL_OUTPUT else await asyncio.to_thread(redact)

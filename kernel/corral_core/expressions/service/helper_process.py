@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from corral_core.expressions.service.evaluation import EvaluationError, evaluate
+from corral_core.expressions.service.cel import EvaluationError, evaluate
 
 EVALUATION_SECONDS = 1.0
 MEMORY_BYTES = 256 * 1024 * 1024
