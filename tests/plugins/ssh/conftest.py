@@ -59,6 +59,7 @@ class _Shell(asyncssh.SSHServerSession[bytes]):
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._child, self._input = machine, None, b""
+        self._early_signals: list[str] = []  # that arrived before the command was started
         self._closed, self._writable = asyncio.Event(), asyncio.Event()
         self._writable.set()
 
@@ -86,9 +87,11 @@ class _Shell(asyncssh.SSHServerSession[bytes]):
         self._writable.set()
 
     def signal_received(self, signal: str) -> None:
-        if self._child is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._child.pid, getattr(signals, f"SIG{signal}"))
+        if self._child is None:
+            self._early_signals.append(signal)
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, getattr(signals, f"SIG{signal}"))
 
     async def _run(self) -> None:
         child = self._child = await asyncio.create_subprocess_exec(
@@ -100,6 +103,8 @@ class _Shell(asyncssh.SSHServerSession[bytes]):
             env={**os.environ, **{key: str(value) for key, value in self._channel.get_environment().items()}},
         )
         self._machine.processes.append(child)
+        for signal in self._early_signals:
+            self.signal_received(signal)
         await self._closed.wait()
         assert child.stdin is not None
         child.stdin.write(self._input)
