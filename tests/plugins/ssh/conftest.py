@@ -80,6 +80,9 @@ class _Shell(asyncssh.SSHServerSession[bytes]):
         self._closed.set()
         return True
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed.set()
+
     def pause_writing(self) -> None:
         self._writable.clear()
 

@@ -200,6 +200,30 @@ async def test_a_command_is_cancelled_here_and_from_another_process(fleet: Fleet
 
 
 @pytest.mark.one_engine
+async def test_a_command_that_is_cancelled_while_it_starts_is_stopped(
+    fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, started = await fleet.trusted(), asyncio.Event()
+    create = asyncssh.SSHClientConnection.create_process
+
+    async def create_slowly(self: Any, *arguments: Any, **options: Any) -> Any:
+        process = await create(self, *arguments, **options)
+        started.set()
+        await asyncio.sleep(0.3)  # as if the machine's answer took this long
+        return process
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "create_process", create_slowly)
+    running = asyncio.ensure_future(fleet.run(connection, "sleep 600"))
+    await started.wait()
+    row = await _first(fleet, connection)
+    await fleet.post(f"{connection}/executions/{row['id']}/cancel")
+    assert (await running).json()["current_status"] == "cancelled"
+    async with asyncio.timeout(20):
+        await asyncio.gather(*machine.tasks)
+    assert machine.living() == []
+
+
+@pytest.mark.one_engine
 async def test_a_cancelled_command_that_ignores_term_is_killed(
     fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import functools
 import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -184,7 +184,7 @@ async def run(
     """
     options: dict[str, Any] = {"env": dict(env), "request_pty": False, "x11_forwarding": False}
     try:
-        process = await connection.create_process(command, encoding=None, window=WINDOW_BYTES, **options)
+        process = await _start(connection.create_process(command, encoding=None, window=WINDOW_BYTES, **options))
         with contextlib.suppress(BrokenPipeError):  # the command may have ended without reading
             process.stdin.write(stdin)
             process.stdin.write_eof()
@@ -202,6 +202,20 @@ async def run(
     except (asyncssh.Error, OSError) as error:
         raise ConnectFailed(f"The connection was lost while the command ran: {_words(error)}") from None
     _read_end(process, output)
+
+
+async def _start(creation: Coroutine[Any, Any, Any]) -> Any:
+    """Return the started process. If the call is cancelled, stop the process, which the machine may have started."""
+    starting = asyncio.ensure_future(creation)
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait({starting}, timeout=STOP_SECONDS)
+        if starting.done() and starting.exception() is None:
+            process = starting.result()
+            await _stop(process, asyncio.ensure_future(process.wait_closed()))
+        starting.cancel()
+        raise
 
 
 async def _wait_for_end(
