@@ -74,7 +74,8 @@ class SqliteDatabase(Database):
         ]
 
     def _submit(self, queued: QueuedUnit) -> None:
-        at_once = self.last_batch <= SMALL_BATCH or not self.pools[0].queue.empty()  # the writer is busy anyway
+        # Small batches gain nothing by waiting, and while units are queued, the writer is busy anyway.
+        at_once = self.last_batch <= SMALL_BATCH or not self.pools[0].queue.empty()
         if at_once or queued.read or isinstance(queued.future, concurrent.futures.Future):
             super()._submit(queued)
         else:

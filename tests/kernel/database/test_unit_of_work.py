@@ -316,6 +316,22 @@ async def test_unit_of_work_5_a_unit_does_not_wait_for_others_after_a_small_batc
 
 
 @SQLITE
+async def test_unit_of_work_5_a_unit_is_queued_at_once_while_others_are_queued(database: SqliteDatabase) -> None:
+    gate, waiting = threading.Event(), database.pools[0].queue
+    held = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
+    await asyncio.sleep(0.05)
+    others = [asyncio.ensure_future(database.work(lambda: note("a")))]
+    await asyncio.sleep(0)
+    assert waiting.qsize() == 1
+    database.last_batch = 8
+    others.append(asyncio.ensure_future(database.work(lambda: note("b"))))
+    await asyncio.sleep(0)
+    assert waiting.qsize() == 2
+    gate.set()
+    await asyncio.gather(held, *others)
+
+
+@SQLITE
 async def test_unit_of_work_5_a_unit_that_waits_for_others_while_the_database_closes_is_answered(
     database: SqliteDatabase,
 ) -> None:

@@ -205,7 +205,10 @@ async def run(
 
 
 async def _start(creation: Coroutine[Any, Any, Any]) -> Any:
-    """Return the started process. If the call is cancelled, stop the process, which the machine may have started."""
+    """Return the started process.
+
+    If the call is cancelled, wait up to 5 seconds for the machine's answer, and stop the process if it was started.
+    """
     starting = asyncio.ensure_future(creation)
     try:
         return await asyncio.shield(starting)

@@ -27,7 +27,10 @@ _DELETE = Statement(
 
 
 def checked_tags(tags: Sequence[str]) -> list[str]:
-    """Return the tags without surrounding white space and without duplicates. Raise `Invalid` if a tag is blank."""
+    """Return the tags in their order, without surrounding white space and without duplicates.
+
+    Raise `Invalid` if a tag is blank.
+    """
     found = [tag.strip() for tag in tags]
     for place, tag in enumerate(found):
         if not tag:
