@@ -16,6 +16,7 @@ from typing import Any
 
 from corral.auth.credentials import Credentials
 from corral.auth.permissions import Permissions
+from corral.background_tasks import Supervisor
 from corral.config.model import Config
 from corral.crypto import Keyring, KeyRotation, Sealer
 from corral.database.connect import connect
@@ -49,7 +50,6 @@ from corral.redact.redactor import Redactor
 from corral.settings.kernel import JOBS_CONCURRENCY, KERNEL, KERNEL_SETTINGS, job_concurrency
 from corral.settings.registry import SettingsRegistry
 from corral.storage.blobs import BlobStore
-from corral.supervisor import Supervisor
 from corral.watchdog import EventLoopWatchdog
 
 log = logging.getLogger("corral.kernel")

@@ -75,7 +75,7 @@ LIBRARIES = (
 
 # Who may nevertheless, and why: programs that speak to their own server, and addresses that only the operator sets.
 ALLOWED = {
-    "contrib/corral-mcp/corral_mcp/sdk.py": "a client whose transport is the guarded client",
+    "contrib/corral-mcp/corral_mcp/client_sdk.py": "a client whose transport is the guarded client",
     "contrib/corral-mcp/corral_mcp/worker.py": "speaks to a command that a worker starts, over its standard input",
     "kernel/corral/egress/": "the guard itself",
     "kernel/corral/testing/": "the testing kit speaks to servers that it started",

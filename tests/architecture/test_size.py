@@ -19,7 +19,7 @@ LEAVES = (
     "egress",
     "redact",
     "storage",
-    "supervisor.py",
+    "background_tasks.py",
 )
 LEAF_LINES = 1_810  # the modules that know no plugin
 MECHANISM_LINES = 6_996  # only ever lowered (docs/adr/0002-size-of-the-kernel.md)

@@ -24,7 +24,7 @@ from corral.http.routes import Route, Routes
 from corral.plugins.discovery import discover
 from corral.schema.fields import Id, Name
 from corral_core.plugin_admin.service.openapi import document
-from corral_core.plugin_admin.service.problem_codes import problem_codes
+from corral_core.plugin_admin.service.openapi_problem_codes import problem_codes
 
 
 class Priority(Enum):
@@ -336,7 +336,7 @@ def test_problems_are_narrowed_by_status() -> None:
 
 def test_what_a_permission_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(errors.CODES, "lab.limited", errors.Code(403, "Limited"))
-    monkeypatch.setattr("corral_core.plugin_admin.service.problem_codes.LIMITING_CODES", {"lab.limited"})
+    monkeypatch.setattr("corral_core.plugin_admin.service.openapi_problem_codes.LIMITING_CODES", {"lab.limited"})
     everything = {"forbidden", "insufficient_scope", "ip_blocked", "lab.limited"}
     assert set(codes("GET /api/v1/tools", 403)) == everything
     assert codes("POST /api/v1/tools/{tool_id}/runs/{key}", 403) == ["forbidden", "ip_blocked"]  # who only registers

@@ -16,7 +16,7 @@ from corral_llama.model_file import NoModel, find_model
 if TYPE_CHECKING:
     import click
 
-    from corral_llama.process import ModelProcesses
+    from corral_llama.model_process import ModelProcesses
     from corral_llama.provider import LocalProvider
     from corral_plugins.llm.api import DemoModel, LLMProvider
 
@@ -58,7 +58,7 @@ class LlamaPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         from corral.egress.client import Egress
-        from corral_llama.process import ModelProcesses
+        from corral_llama.model_process import ModelProcesses
 
         self._settings = runtime.service(Settings)
         self._children = ModelProcesses(runtime.service(Egress))

@@ -13,7 +13,7 @@ import msgspec
 
 from corral.plugin import InstallationConfig, Settings
 from corral_llama.model_file import LocalModel, NoModel, find_model
-from corral_llama.process import ModelProcess, ModelProcesses, ModelProcessFailed
+from corral_llama.model_process import ModelProcess, ModelProcesses, ModelProcessFailed
 from corral_llama.settings import CONTEXT_TOKENS
 from corral_plugins.llm.api import ModelInfo, ProviderConnection, ProviderError
 

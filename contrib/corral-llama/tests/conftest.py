@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from corral_llama.install import install_demo_model
 from corral_llama.model_file import user_cache
-from corral_llama.process import ModelProcesses
+from corral_llama.model_process import ModelProcesses
 from corral_llama.provider import LocalProvider
 from corral_llama.settings import ALL
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from conftest import on_the_loop_of_the_module
 from corral_llama.model_file import DEMO_FILE, user_cache
-from corral_llama.process import ModelProcesses
+from corral_llama.model_process import ModelProcesses
 from corral_llama.provider import LocalProvider, remove_extensions, stream_lines, translate_request
 
 from corral.config.model import Config
@@ -242,7 +242,7 @@ from corral.config.model import Config
 from corral.egress.client import Egress
 from corral.plugin import InstallationConfig
 from corral_llama.model_file import find_model
-from corral_llama.process import ModelProcesses
+from corral_llama.model_process import ModelProcesses
 
 async def main():
     model = find_model(InstallationConfig(data_dir=Path("."), local_model=Path(sys.argv[1])))

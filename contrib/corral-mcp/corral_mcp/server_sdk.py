@@ -1,4 +1,4 @@
-"""Answers messages with the SDK.
+"""Answers the messages of MCP clients through the MCP SDK.
 
 Importing the SDK takes several seconds, so this module is loaded on first use, in a separate thread.
 """

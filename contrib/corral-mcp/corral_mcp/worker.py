@@ -9,7 +9,7 @@ from typing import Any
 from mcp import Client, StdioServerParameters
 
 from corral_mcp.client import list_tools, result_of
-from corral_mcp.sdk import CORRAL
+from corral_mcp.client_sdk import CORRAL
 from corral_plugins.tools.api import McpResult, McpTool
 
 

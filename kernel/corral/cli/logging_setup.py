@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from corral import clock
-from corral.cli.optional_imports import hide_packages
+from corral.cli.hidden_packages import hide_packages
 from corral.redact.redactor import Redactor
 
 with hide_packages("rich"):  # it would print tracebacks with the values of variables, and takes 4 MB

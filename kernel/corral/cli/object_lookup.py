@@ -1,4 +1,4 @@
-"""Finds the names of objects whose ids occur in a response."""
+"""Looks up objects on the server for commands: the names of objects with known ids, and the ids of named objects."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from corral.cli import logging_setup, processes
 from corral.cli.asgi_servers import Shutdown, chosen_server, loop_factory, serve_with
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.cli.disk_reserve import DiskReserve
+from corral.cli.hidden_packages import hide_packages
 from corral.cli.listener import listen, listener_url, loopback_url, refuse_connections
-from corral.cli.optional_imports import hide_packages
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
 from corral.cli.registered_processes import register_for_reload

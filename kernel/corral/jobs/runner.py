@@ -14,6 +14,7 @@ import msgspec
 import peewee
 
 from corral import clock
+from corral.background_tasks import is_cancelled
 from corral.database.engine import Database
 from corral.database.unit import SYSTEM_CONTEXT, UnitContext, locked
 from corral.errors import ExpectedFailure, Unavailable
@@ -21,7 +22,6 @@ from corral.events.live_feed import wait_and_clear
 from corral.ids import new_id
 from corral.jobs.job import Job, JobRow, Schedule, ScheduleRow, TimeOfDay
 from corral.jobs.shared_queue import SharedJobQueue
-from corral.supervisor import is_cancelled
 
 log = logging.getLogger("corral.jobs")
 T = TypeVar("T")

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Authenticator
+from corral.background_tasks import is_cancelled
 from corral.database.engine import translate
 from corral.errors import ContributionFailed, ExpectedFailure, Unavailable
 from corral.plugin import Gate, RateLimiter
@@ -26,7 +27,6 @@ from corral.plugins.quarantine import ABANDONED, ENDLESS, LostCall, PluginQuaran
 from corral.plugins.record import PluginRecord, State
 from corral.plugins.return_types import ANYTHING, NOT_AWAITED, ExpectedReturn, expected_returns
 from corral.plugins.thread_pool import acting_plugin
-from corral.supervisor import is_cancelled
 from corral.watchdog import CallAbandoned, ThreadAbandoned, guard_code
 
 RAISE: Any = object()

@@ -8,12 +8,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, get_args
 
+from corral.background_tasks import Supervisor
 from corral.errors import ExpectedFailure
 from corral.plugins.container import Container
 from corral.plugins.guard import Guard, Guards
 from corral.plugins.record import PluginRecord, State
 from corral.plugins.registry import PluginRegistry
-from corral.supervisor import Supervisor
 
 log = logging.getLogger("corral.plugins")
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class LifecycleCallbacks:
 
 @dataclasses.dataclass(eq=False)
 class PluginRuntime:
-    """The runtime interface of one plugin. Implements `corral.plugin.Runtime` and `corral.supervisor.Owner`."""
+    """The runtime interface of one plugin. Implements `corral.plugin.Runtime` and `corral.background_tasks.Owner`."""
 
     _record: PluginRecord
     _container: Container

@@ -1,4 +1,4 @@
-"""A folder of installed plugins, as created by `pip install --target`.
+"""A folder in which a test installs plugins. It has the layout that `pip install --target` creates.
 
 Tests that use such a folder need neither pip nor a network.
 """

@@ -212,7 +212,7 @@ def errors_page(application: Application) -> str:
     for endpoint in application.endpoints:
         for code in endpoint.route.raises:
             owners[code].add(endpoint.route.plugin)
-    from corral_core.plugin_admin.service.problem_codes import EVERY_ROUTE
+    from corral_core.plugin_admin.service.openapi_problem_codes import EVERY_ROUTE
 
     rows = []
     for code, (status, title, remedy) in sorted(CODES.items(), key=lambda item: (item[1][0], item[0])):

@@ -105,7 +105,7 @@ def _write(
     session: CommandSession, file: Path, progress: TableProgress, *, with_files: bool, config_path: Path | None
 ) -> Manifest:
     from corral import clock
-    from corral.cli.snapshot import models_of, open_snapshot
+    from corral.cli.database_snapshot import models_of, open_snapshot
     from corral.database.engine import Database
     from corral.storage.blobs import BlobStore
     from corral_core.backup.service.archive import FORMAT, ArchiveWriter, Manifest

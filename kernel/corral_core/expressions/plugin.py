@@ -8,7 +8,7 @@ from typing import Any
 from corral.plugin import Plugin, Provide, hookimpl
 from corral_core.expressions.api import Expressions
 from corral_core.expressions.service.expressions import ExpressionsService
-from corral_core.expressions.service.process import HelperProcess
+from corral_core.expressions.service.helper_process_client import HelperProcess
 
 
 class ExpressionsPlugin(Plugin):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from corral.database.engine import Work
 from corral.jobs.job import Schedule
-from corral_core.health.service.board import HealthBoard, raise_alerts
+from corral_core.health.service.check_runner import HealthBoard, raise_alerts
 
 EVERY_SECONDS = 30.0
 

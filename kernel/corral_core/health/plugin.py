@@ -14,10 +14,10 @@ from corral.plugin import Metric, Plugin, Provide, Runtime, hookimpl
 from corral_core.health.jobs import SCHEDULES
 from corral_core.health.models import HealthRow
 from corral_core.health.routes import egress, health
-from corral_core.health.service.board import HealthBoard
-from corral_core.health.service.checks import KernelChecks, last_recorded_time
+from corral_core.health.service.check_runner import HealthBoard
 from corral_core.health.service.egress_audit import METRICS, EgressAudit
 from corral_core.health.service.heap_trimming import HeapTrimming
+from corral_core.health.service.kernel_checks import KernelChecks, last_recorded_time
 from corral_core.health.service.process_metrics import LoopLag, ProcessMetrics
 from corral_core.health.service.readiness import ReadinessProbe
 from corral_core.health.service.scrape import MetricsRenderer

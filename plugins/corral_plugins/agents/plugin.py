@@ -16,7 +16,7 @@ from corral_plugins.agents import jobs
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, Agents, AgentStatusChanged, AgentUpdated
 from corral_plugins.agents.models import Agent, AgentToken, AgentVersion
 from corral_plugins.agents.routes import routes
-from corral_plugins.agents.service.configuration import MAX_STEPS
+from corral_plugins.agents.service.configuration_conversion import MAX_STEPS
 from corral_plugins.agents.service.management import MAX_AGENTS, AgentManagement
 from corral_plugins.agents.service.registry import AgentsService
 from corral_plugins.agents.service.rows import AgentViews

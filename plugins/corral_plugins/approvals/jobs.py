@@ -9,8 +9,8 @@ from corral.database.unit import SYSTEM, UnitContext
 from corral.events.log import LoggedEvent
 from corral.jobs.job import Job, Schedule
 from corral_plugins.approvals.api import Approvals
+from corral_plugins.approvals.service.auto_approval import AutoApproval
 from corral_plugins.approvals.service.opening import AUTO_APPROVE_JOB
-from corral_plugins.approvals.service.rules import AutoApproval
 from corral_plugins.approvals.service.timers import BATCH_SIZE, ApprovalTimers
 
 SWEEP = UnitContext(label="job approvals.sweep", actor=SYSTEM)

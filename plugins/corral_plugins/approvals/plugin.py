@@ -17,6 +17,7 @@ from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, Settings, h
 from corral_plugins.approvals import jobs, models, settings
 from corral_plugins.approvals.api import EVENTS, Approvals
 from corral_plugins.approvals.routes import routes
+from corral_plugins.approvals.service.auto_approval import AutoApproval
 from corral_plugins.approvals.service.comments import ApprovalComments
 from corral_plugins.approvals.service.decisions import ApprovalDecisions
 from corral_plugins.approvals.service.eligibility import Eligibility
@@ -24,7 +25,6 @@ from corral_plugins.approvals.service.listing import ApprovalListing
 from corral_plugins.approvals.service.metrics import ApprovalMetrics
 from corral_plugins.approvals.service.opening import ApprovalsService
 from corral_plugins.approvals.service.outcomes import ApprovalOutcomes
-from corral_plugins.approvals.service.rules import AutoApproval
 from corral_plugins.approvals.service.timers import ApprovalTimers
 from corral_plugins.approvals.service.workflow_step import ApprovalStep, ApprovalStepType
 from corral_plugins.workflows.api import StepType

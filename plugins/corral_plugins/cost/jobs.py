@@ -11,7 +11,7 @@ from corral.database.unit import SYSTEM, UnitContext
 from corral.events.consumers import Subscriber
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
-from corral_plugins.cost.service import budgets, maintenance, rollups
+from corral_plugins.cost.service import installation_budget, maintenance, rollups
 from corral_plugins.cost.service.budget_counters import CANCEL_JOB
 from corral_plugins.cost.service.budget_maintenance import BudgetMaintenance
 from corral_plugins.cost.service.day_buckets import DAY, day_of
@@ -85,7 +85,7 @@ async def delete_expired_events(work: Work, settings: Settings) -> None:
         await _repeat_in_batches(work, functools.partial(maintenance.delete_events, clock.now(-days * DAY)))
     await _repeat_in_batches(work, maintenance.delete_quarter_hours)
     await _repeat_in_batches(work, maintenance.delete_task_days)
-    await work(lambda: budgets.delete_old_periods(clock.now(-OLD_PERIOD_DAYS * DAY)))
+    await work(lambda: installation_budget.delete_old_periods(clock.now(-OLD_PERIOD_DAYS * DAY)))
 
 
 async def _repeat_in_batches(work: Work, delete_batch: Callable[[], int]) -> None:

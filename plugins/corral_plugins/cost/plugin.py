@@ -18,9 +18,9 @@ from corral_plugins.cost.api import EVENTS, Costs
 from corral_plugins.cost.routes import routes
 from corral_plugins.cost.service import price_table
 from corral_plugins.cost.service.agent_limits import AgentLimits
-from corral_plugins.cost.service.budget_limits import BudgetLimitCache
+from corral_plugins.cost.service.budget_limit_cache import BudgetLimitCache
 from corral_plugins.cost.service.budget_maintenance import BudgetMaintenance
-from corral_plugins.cost.service.budgets import Budgets
+from corral_plugins.cost.service.installation_budget import Budgets
 from corral_plugins.cost.service.ledger import CostLedger
 from corral_plugins.cost.service.metrics import BudgetMetrics, BudgetRefusals, ProviderTotals
 from corral_plugins.cost.service.price_overrides import PriceOverrides

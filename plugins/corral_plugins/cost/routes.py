@@ -8,7 +8,7 @@ from corral.errors import Conflict
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Routes
-from corral_plugins.cost.service.budgets import Budgets
+from corral_plugins.cost.service.installation_budget import Budgets
 from corral_plugins.cost.service.ledger import CostLedger
 from corral_plugins.cost.service.price_overrides import PriceOverrides
 from corral_plugins.cost.service.reported_costs import ReportedCosts

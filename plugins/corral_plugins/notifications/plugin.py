@@ -22,7 +22,7 @@ from corral_plugins.notifications.service.channels import ChannelManagement
 from corral_plugins.notifications.service.claims import DeliveryClaims
 from corral_plugins.notifications.service.credentials import ChannelCredentials
 from corral_plugins.notifications.service.deliveries import NotificationDeliveries
-from corral_plugins.notifications.service.direct import DirectNotifications
+from corral_plugins.notifications.service.direct_notifications import DirectNotifications
 from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.email import EmailChannel
 from corral_plugins.notifications.service.fan_out import NotificationFanOut, RuleMatching
@@ -35,8 +35,8 @@ from corral_plugins.notifications.service.outcomes import DeliveryOutcomes
 from corral_plugins.notifications.service.outgoing_messages import OutgoingMessages
 from corral_plugins.notifications.service.people import People
 from corral_plugins.notifications.service.preferences import PreferenceManagement
-from corral_plugins.notifications.service.previews import RulePreviews
 from corral_plugins.notifications.service.redactor_values import ChannelRedactorValues
+from corral_plugins.notifications.service.rule_previews import RulePreviews
 from corral_plugins.notifications.service.rules import RuleManagement
 from corral_plugins.notifications.service.send_test import ChannelTester
 from corral_plugins.notifications.service.sender import ChannelSender

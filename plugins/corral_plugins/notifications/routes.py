@@ -15,7 +15,7 @@ from corral_plugins.notifications.service.channels import ChannelManagement
 from corral_plugins.notifications.service.deliveries import NotificationDeliveries
 from corral_plugins.notifications.service.inbox import Inbox
 from corral_plugins.notifications.service.preferences import PreferenceManagement
-from corral_plugins.notifications.service.previews import RulePreviews
+from corral_plugins.notifications.service.rule_previews import RulePreviews
 from corral_plugins.notifications.service.rules import RuleManagement
 from corral_plugins.notifications.service.send_test import ChannelTester
 from corral_plugins.notifications.service.validation import ChannelChecks, RuleChecks

@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from corral.plugin import Setting
-from corral_plugins.notifications.service.catalogue import DEFAULTS
+from corral_plugins.notifications.service.event_catalogue import DEFAULTS
 from corral_plugins.notifications.service.mentions import MENTION
 
 MAX_URL = 2048

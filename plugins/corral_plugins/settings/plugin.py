@@ -15,7 +15,7 @@ from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.models import TABLES
 from corral_plugins.settings.routes import routes
 from corral_plugins.settings.service.effective import EffectiveSettings
-from corral_plugins.settings.service.live import LiveSettings
+from corral_plugins.settings.service.reloading import LiveSettings
 from corral_plugins.settings.service.store import SettingsService
 from corral_plugins.settings.service.views import SettingViews
 

@@ -20,8 +20,8 @@ from corral_plugins.tools.service.call_permits import ToolPermits
 from corral_plugins.tools.service.calls import CallHistory, ToolCalls
 from corral_plugins.tools.service.decision import ContextBuilder
 from corral_plugins.tools.service.executions import ToolExecutions
+from corral_plugins.tools.service.held_call_outcomes import HeldResults
 from corral_plugins.tools.service.held_calls import JOB, HeldCalls
-from corral_plugins.tools.service.held_results import HeldResults
 from corral_plugins.tools.service.http_tools import HeaderSecrets, HostBreakers, HttpTools
 from corral_plugins.tools.service.listing import ToolListing
 from corral_plugins.tools.service.mcp.connections import McpConnections

@@ -14,7 +14,7 @@ from corral_plugins.workflows.service.definitions import CANCEL_BATCH, CANCEL_JO
 from corral_plugins.workflows.service.engine import Engine
 from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
-from corral_plugins.workflows.service.step_events import StepEvents
+from corral_plugins.workflows.service.step_completion import StepEvents
 from corral_plugins.workflows.service.wakeups import has_due_runs, queue_due_runs
 from corral_plugins.workflows.settings import RUN_RETENTION_DAYS
 

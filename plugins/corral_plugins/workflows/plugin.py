@@ -37,8 +37,8 @@ from corral_plugins.workflows.service.missing_references import ReferenceChecker
 from corral_plugins.workflows.service.run_events import RunEvents
 from corral_plugins.workflows.service.run_views import RunViews
 from corral_plugins.workflows.service.runs import RunsService
-from corral_plugins.workflows.service.step_events import EVENTS as AWAITED
-from corral_plugins.workflows.service.step_events import StepEvents
+from corral_plugins.workflows.service.step_completion import EVENTS as AWAITED
+from corral_plugins.workflows.service.step_completion import StepEvents
 from corral_plugins.workflows.service.step_tasks import TasksOfSteps
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.template_installer import WorkflowTemplateInstaller

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from corral_core.expressions.api import TemplateError
 from corral_core.expressions.service.expressions import ExpressionsService
-from corral_core.expressions.service.process import HelperProcess
+from corral_core.expressions.service.helper_process_client import HelperProcess
 
 ROOTS = ("input", "steps", "run", "context")
 DATA: dict[str, Any] = {

@@ -16,7 +16,7 @@ from corral.plugin import HealthCheck, Plugin, hookimpl
 from corral.testing.kit import Client, Kit
 from corral_core.health.jobs import watch_health
 from corral_core.health.models import HealthRow
-from corral_core.health.service.board import CHECK_SECONDS, CheckView, HealthBoard, raise_alerts
+from corral_core.health.service.check_runner import CHECK_SECONDS, CheckView, HealthBoard, raise_alerts
 
 pytestmark = pytest.mark.one_engine
 
@@ -96,7 +96,7 @@ async def test_a_check_that_hangs_or_raises_is_down_and_the_others_answer(make_k
 async def test_an_unknown_status_is_logged_once_with_those_that_are_allowed(
     make_kit: Callable[..., Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("corral_core.health.service.board.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("corral_core.health.service.check_runner.KEEP_SECONDS", 0.0)
     kit = await make_kit(plugins=[checking(paper=lambda: ("warning", "Little paper is left."))])
     admin = await kit.as_user("admin")
     for _ in range(2):

@@ -43,7 +43,7 @@ def unharmed(kit: Kit, name: str) -> bool:
 async def test_background_tasks_wait_for_it_and_go_on_at_once(
     tmp_path: Path, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("corral.supervisor.INITIAL_DELAY", 0.01)  # as after many restarts
+    monkeypatch.setattr("corral.background_tasks.INITIAL_DELAY", 0.01)  # as after many restarts
     looks: list[float] = []
 
     async def start(self: Any, runtime: Any) -> None:

@@ -214,7 +214,7 @@ async def test_a_protected_plugin_alerts_and_goes_on(make_kit: MakeKit) -> None:
 async def test_a_background_task_is_restarted_then_its_plugin_is_held(
     make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("corral.supervisor.INITIAL_DELAY", 0.01)
+    monkeypatch.setattr("corral.background_tasks.INITIAL_DELAY", 0.01)
     starts: list[str] = []
 
     async def start(self: Any, runtime: Any) -> None:

@@ -13,7 +13,7 @@ from corral.ids import new_id
 from corral_plugins.cost import jobs
 from corral_plugins.cost.api import BudgetRefused, Hold, NewReservation, TokenCounts
 from corral_plugins.cost.models import BudgetCounter, Reservation
-from corral_plugins.cost.service.budget_limits import BudgetLimitCache
+from corral_plugins.cost.service.budget_limit_cache import BudgetLimitCache
 from corral_plugins.cost.service.budget_maintenance import BudgetMaintenance
 
 DEFAULTS = {

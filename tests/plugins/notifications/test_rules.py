@@ -253,7 +253,7 @@ async def test_what_admins_may_not_read_goes_through_no_channel(world: Notified,
 @pytest.mark.one_engine
 async def test_every_default_names_an_event(world: Notified) -> None:
     from corral.events.event import EventTypes
-    from corral_plugins.notifications.service.catalogue import _TITLES, DEFAULTS, SEVERITY_OF
+    from corral_plugins.notifications.service.event_catalogue import _TITLES, DEFAULTS, SEVERITY_OF
 
     known = {each.event for each in world.kit.service(EventTypes).all()}
     absent = {name for name in {*DEFAULTS, *SEVERITY_OF, *_TITLES} if name not in known}

@@ -14,7 +14,7 @@ from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 from corral_plugins.secrets.models import SecretVersion
 from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
 from corral_plugins.secrets.service.redactor_values import RedactorValues
-from corral_plugins.secrets.service.sealed_values import replace_value, values_after
+from corral_plugins.secrets.service.sealed_column_values import replace_value, values_after
 from corral_plugins.webhooks.service.redactor_values import WebhookRedactorValues
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.kernel.mail.conftest import MailServer
 from tests.plugins.settings.conftest import Shelf
 
-from corral_core.health.service.board import HealthBoard
+from corral_core.health.service.check_runner import HealthBoard
 
 
 @pytest.fixture

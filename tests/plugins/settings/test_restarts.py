@@ -13,7 +13,7 @@ from tests.plugins.settings.conftest import Shelf, ShelfPlugin, shelf_of
 from corral import clock
 from corral.testing.kit import make_kernel
 from corral_plugins.settings.models import OutdatedProcessRow
-from corral_plugins.settings.service.live import FORGET_SECONDS, PROPAGATION_SECONDS, LiveSettings
+from corral_plugins.settings.service.reloading import FORGET_SECONDS, PROPAGATION_SECONDS, LiveSettings
 
 
 async def refreshed(shelf: Shelf) -> None:

@@ -18,7 +18,7 @@ from corral.testing.kit import Kit
 from corral_plugins.triggers.api import TimeRule
 from corral_plugins.triggers.service.previews import TriggerPreviews
 from corral_plugins.triggers.service.scheduler import TriggerScheduler
-from corral_plugins.triggers.service.times import TIME_KINDS, next_times
+from corral_plugins.triggers.service.timed_kinds import TIME_KINDS, next_times
 
 HOUR = 3600.0
 

@@ -11,7 +11,7 @@ from playhouse.migrations import Runner
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.cli.snapshot import HISTORY, continue_numbering, insert_rows, long_transaction, models_of
+from corral.cli.database_snapshot import HISTORY, continue_numbering, insert_rows, long_transaction, models_of
 from corral.config.model import Config
 from corral.crypto import Keyring
 from corral.database.connect import connect

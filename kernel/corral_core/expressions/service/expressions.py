@@ -17,7 +17,7 @@ from corral_core.expressions.service.cel import (
     evaluate,
 )
 from corral_core.expressions.service.functions import MAX_TEXT
-from corral_core.expressions.service.process import HelperProcess
+from corral_core.expressions.service.helper_process_client import HelperProcess
 from corral_core.expressions.service.templates import Part, split_template, walk_strings
 from corral_core.expressions.service.tokens import Analysis
 

@@ -17,7 +17,7 @@ from corral.errors import Unauthorized, Unavailable
 from corral.http.answers import Answer, Request, Text
 from corral.http.routes import Routes
 from corral.plugin import InstallationConfig
-from corral_core.health.service.board import HealthBoard, HealthReport
+from corral_core.health.service.check_runner import HealthBoard, HealthReport
 from corral_core.health.service.readiness import ReadinessChecks, ReadinessProbe
 from corral_core.health.service.scrape import MetricsRenderer, to_openmetrics
 

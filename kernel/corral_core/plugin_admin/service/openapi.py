@@ -28,7 +28,7 @@ from corral.plugin import InstallationConfig
 from corral.schema.conversion import encode
 from corral_core.plugin_admin.service.openapi_descriptions import FieldDescriptions, describe_field, describe_name
 from corral_core.plugin_admin.service.openapi_enum_order import enum_orders, reorder
-from corral_core.plugin_admin.service.problem_codes import EVERY_ROUTE, problem_codes
+from corral_core.plugin_admin.service.openapi_problem_codes import EVERY_ROUTE, problem_codes
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"

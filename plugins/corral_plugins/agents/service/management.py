@@ -24,7 +24,7 @@ from corral.jobs.job import enqueue
 from corral.plugin import Setting, Settings
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, AgentUpdated
 from corral_plugins.agents.models import LIVING, Agent, AgentToken
-from corral_plugins.agents.service.configuration import (
+from corral_plugins.agents.service.configuration_conversion import (
     CONFIGURATION,
     COPIED,
     FIELD_OF,

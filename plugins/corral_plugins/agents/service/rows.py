@@ -15,7 +15,7 @@ from corral.auth.visibility import visible
 from corral.errors import NotFound, Unavailable
 from corral.ids import new_id
 from corral_plugins.agents.models import LIVING, Agent, AgentVersion
-from corral_plugins.agents.service.configuration import (
+from corral_plugins.agents.service.configuration_conversion import (
     NO_REVIEW,
     usd_of,
     version_configuration,

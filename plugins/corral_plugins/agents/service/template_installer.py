@@ -14,7 +14,7 @@ from corral.errors import Forbidden
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
 from corral_plugins.agents.models import LIVING, Agent
-from corral_plugins.agents.service.configuration import (
+from corral_plugins.agents.service.configuration_conversion import (
     MAX_STEPS,
     NO_REVIEW,
     default_config,

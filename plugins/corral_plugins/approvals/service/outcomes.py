@@ -1,4 +1,4 @@
-"""Resolves approvals, and wakes their requesters in the same transaction."""
+"""Records the outcomes of approval requests, and wakes their requesters in the same transaction."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from corral_plugins.cost.api import AgentBudget
 from corral_plugins.cost.models import AgentLimit, BudgetCounter
 from corral_plugins.cost.service import budget_counters
 from corral_plugins.cost.service.budget_counters import CounterState
-from corral_plugins.cost.service.budget_limits import AGENT, BudgetLimitCache, Limit, increment_revision
+from corral_plugins.cost.service.budget_limit_cache import AGENT, BudgetLimitCache, Limit, increment_revision
 from corral_plugins.cost.service.periods import current_period
 
 

@@ -17,7 +17,7 @@ from corral.events.event import emit
 from corral.jobs.job import enqueue
 from corral_plugins.cost.api import BudgetChanged, BudgetExceeded, BudgetThresholdReached
 from corral_plugins.cost.models import BudgetAlert, BudgetCounter, Reservation
-from corral_plugins.cost.service.budget_limits import AGENT, GLOBAL, REVISION, BudgetLimits, Limit
+from corral_plugins.cost.service.budget_limit_cache import AGENT, GLOBAL, REVISION, BudgetLimits, Limit
 from corral_plugins.cost.service.money import to_usd
 from corral_plugins.cost.service.periods import Period, current_period
 

@@ -14,8 +14,8 @@ from corral_plugins.cost.models import BudgetCounter, Reservation
 from corral_plugins.cost.service import budget_counters, reservations
 from corral_plugins.cost.service.agent_limits import AgentLimits
 from corral_plugins.cost.service.budget_counters import CANCEL_JOB, CounterState
-from corral_plugins.cost.service.budget_limits import BudgetLimitCache, Limit
-from corral_plugins.cost.service.budgets import Budgets
+from corral_plugins.cost.service.budget_limit_cache import BudgetLimitCache, Limit
+from corral_plugins.cost.service.installation_budget import Budgets
 from corral_plugins.cost.service.maintenance import BATCH_ROWS
 from corral_plugins.cost.service.periods import current_period
 from corral_plugins.cost.service.reservations import Reservations

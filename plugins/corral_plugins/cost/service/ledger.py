@@ -31,7 +31,7 @@ from corral_plugins.cost.api import (
 from corral_plugins.cost.models import CostEvent
 from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.agent_limits import AgentLimits
-from corral_plugins.cost.service.budget_limits import REVISION
+from corral_plugins.cost.service.budget_limit_cache import REVISION
 from corral_plugins.cost.service.day_buckets import month_of
 from corral_plugins.cost.service.money import to_micro_usd, to_usd
 from corral_plugins.cost.service.pricing import Pricing

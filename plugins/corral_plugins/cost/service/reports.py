@@ -13,7 +13,7 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import Agents
 from corral_plugins.cost.models import DeletedAgent
 from corral_plugins.cost.service import rollups
-from corral_plugins.cost.service.budget_limits import BudgetLimitCache
+from corral_plugins.cost.service.budget_limit_cache import BudgetLimitCache
 from corral_plugins.cost.service.day_buckets import current_day, date_of, day_number, day_of, offset_spans, parse_zone
 from corral_plugins.cost.service.money import to_usd
 from corral_plugins.cost.service.rollups import ZERO, RollupCounters

@@ -26,7 +26,7 @@ from corral_plugins.cost.api import (
 )
 from corral_plugins.cost.models import Reservation
 from corral_plugins.cost.service import budget_counters
-from corral_plugins.cost.service.budget_limits import AGENT, REVISION, BudgetLimitCache, BudgetLimits, Limit
+from corral_plugins.cost.service.budget_limit_cache import AGENT, REVISION, BudgetLimitCache, BudgetLimits, Limit
 from corral_plugins.cost.service.metrics import BudgetRefusals
 from corral_plugins.cost.service.periods import current_period
 

@@ -25,8 +25,8 @@ from corral.storage.blobs import Blob
 from corral_plugins.files.api import FileSource, FileVisibility
 from corral_plugins.files.models import File
 from corral_plugins.files.service.detection import TypeDetector
+from corral_plugins.files.service.display_names import clean_name
 from corral_plugins.files.service.metrics import FileMetrics
-from corral_plugins.files.service.names import clean_name
 from corral_plugins.files.service.quota import FileQuota
 from corral_plugins.files.service.registry import FileRegistry
 from corral_plugins.files.service.storage import FileStorage, new_key

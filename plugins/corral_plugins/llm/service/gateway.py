@@ -28,7 +28,6 @@ from corral_plugins.llm.service.admission import (
     ConfiguredModels,
     ModelResolver,
 )
-from corral_plugins.llm.service.asyncio_tasks import CallTask, CallTasks
 from corral_plugins.llm.service.breakers import ProviderBreakers
 from corral_plugins.llm.service.call_budgets import CallBudgets
 from corral_plugins.llm.service.calls import (
@@ -40,6 +39,7 @@ from corral_plugins.llm.service.calls import (
     estimate_input,
     inputs_of,
 )
+from corral_plugins.llm.service.cancellable_calls import CallTask, CallTasks
 from corral_plugins.llm.service.dispatch import CallDispatcher
 from corral_plugins.llm.service.provider_keys import ProviderKeys
 from corral_plugins.llm.service.registry import ModelTarget, ProviderRegistry

@@ -22,7 +22,7 @@ from corral.redact.redactor import Redactor
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.marketplace.models import Installation, StoredTemplate
-from corral_plugins.marketplace.service.findings import text_findings, tool_findings
+from corral_plugins.marketplace.service.install_risks import text_findings, tool_findings
 from corral_plugins.marketplace.service.manifest_traversal import asks_for_reviews
 from corral_plugins.marketplace.service.manifests import (
     Manifest,

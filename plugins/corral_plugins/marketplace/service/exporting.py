@@ -15,7 +15,7 @@ from corral.ids import ID_PATTERN
 from corral.redact.redactor import Redactor
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.marketplace.service.catalogue import KIND_PLUGINS, ActiveParts, TemplateCatalogue, used_plugins
-from corral_plugins.marketplace.service.findings import text_findings
+from corral_plugins.marketplace.service.install_risks import text_findings
 from corral_plugins.marketplace.service.manifest_traversal import texts, uses_of
 from corral_plugins.marketplace.service.manifests import check_manifest, sha256_of
 from corral_plugins.marketplace.service.rendering import with_references

@@ -15,7 +15,7 @@ from corral.ids import new_id
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.marketplace.service.catalogue import ActiveParts, Template, TemplateCatalogue
-from corral_plugins.marketplace.service.findings import url_findings
+from corral_plugins.marketplace.service.install_risks import url_findings
 from corral_plugins.marketplace.service.manifest_traversal import uses_of
 from corral_plugins.marketplace.service.manifests import Manifest, permission_faults
 from corral_plugins.marketplace.service.rendering import (

@@ -16,7 +16,7 @@ from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.marketplace.models import StoredTemplate
 from corral_plugins.marketplace.service.catalogue import Template, TemplateCatalogue
-from corral_plugins.marketplace.service.findings import url_findings
+from corral_plugins.marketplace.service.install_risks import url_findings
 from corral_plugins.marketplace.service.manifests import Manifest, check_manifest
 from corral_plugins.marketplace.service.preparing import prepare
 from corral_plugins.marketplace.shapes import Finding, ManifestFault, ManifestValidation, TemplateDetails

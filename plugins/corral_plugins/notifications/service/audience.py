@@ -9,7 +9,7 @@ import msgspec
 
 from corral.events.log import LoggedEvent
 from corral_plugins.notifications.models import Rule
-from corral_plugins.notifications.service.catalogue import (
+from corral_plugins.notifications.service.event_catalogue import (
     DEFAULTS,
     NotificationContent,
     notifies_by_default,

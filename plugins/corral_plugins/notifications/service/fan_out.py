@@ -28,7 +28,8 @@ from corral_core.event_log.api import LogCursor, PositionMoved, handle_next
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.notifications.models import Channel, Rule
 from corral_plugins.notifications.service.audience import Audience, wanted_roles
-from corral_plugins.notifications.service.catalogue import (
+from corral_plugins.notifications.service.channel_types import MAIL_BREAKER, ChannelTypeRegistry
+from corral_plugins.notifications.service.event_catalogue import (
     CHANNEL_FAILING,
     DEFAULTS,
     OWN_EVENT,
@@ -37,7 +38,6 @@ from corral_plugins.notifications.service.catalogue import (
     is_at_least,
     severity_of,
 )
-from corral_plugins.notifications.service.channel_types import MAIL_BREAKER, ChannelTypeRegistry
 from corral_plugins.notifications.service.grouping import (
     CRITICAL,
     QUIET_KEY,

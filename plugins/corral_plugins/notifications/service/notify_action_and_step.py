@@ -5,7 +5,7 @@ from __future__ import annotations
 from corral.auth.principal import Principal
 from corral.errors import Problem, Unavailable
 from corral_plugins.notifications.api import Json
-from corral_plugins.notifications.service.direct import ID, SCHEMA, SEND, DirectNotifications
+from corral_plugins.notifications.service.direct_notifications import ID, SCHEMA, SEND, DirectNotifications
 from corral_plugins.triggers.api import FireContext, TriggerAction
 from corral_plugins.workflows.api import StepContext, StepFailure, StepResult, StepType
 

@@ -14,9 +14,9 @@ from corral.events.event import SystemAlert
 from corral.plugin import Settings
 from corral_plugins.notifications.api import ChannelType, SendResult
 from corral_plugins.notifications.models import Channel, Delivery
-from corral_plugins.notifications.service.catalogue import CHANNEL_FAILING
 from corral_plugins.notifications.service.claims import GIVE_UP_SECONDS, Claimed, has_valid_claim
 from corral_plugins.notifications.service.delivery_changes import ended, waiting_until
+from corral_plugins.notifications.service.event_catalogue import CHANNEL_FAILING
 from corral_plugins.notifications.service.grouping import remember_sent
 from corral_plugins.notifications.service.plain_text import one_line
 from corral_plugins.notifications.settings import RETRY_SCHEDULE

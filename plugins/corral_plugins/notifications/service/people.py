@@ -15,7 +15,7 @@ from corral_core.accounts.api import Accounts, Role, UserQuery
 from corral_plugins.approvals.api import Approvals
 from corral_plugins.code_reviews.api import CodeReviews
 from corral_plugins.notifications.models import Channel, Preference
-from corral_plugins.notifications.service.catalogue import DEFAULTS, is_at_least, severity_of
+from corral_plugins.notifications.service.event_catalogue import DEFAULTS, is_at_least, severity_of
 
 MAX_PEOPLE = 10_000
 FAILURE = "error"

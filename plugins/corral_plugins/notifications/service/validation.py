@@ -15,9 +15,9 @@ from corral.redact.encodings import is_redactable
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_core.expressions.api import Expressions
 from corral_plugins.notifications.models import Channel
-from corral_plugins.notifications.service.catalogue import OWN_EVENT
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.credentials import ChannelCredentials
+from corral_plugins.notifications.service.event_catalogue import OWN_EVENT
 from corral_plugins.notifications.service.fan_out import CONDITION_ROOTS
 from corral_plugins.notifications.service.mentions import MENTION
 from corral_plugins.notifications.service.quiet_hours import quiet_hours_faults

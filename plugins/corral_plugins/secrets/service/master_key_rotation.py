@@ -23,7 +23,7 @@ from corral.errors import Conflict, Unavailable
 from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import Audit, AuditEntry
-from corral_plugins.secrets.service.sealed_values import SealedValue, replace_value, values_after
+from corral_plugins.secrets.service.sealed_column_values import SealedValue, replace_value, values_after
 from corral_plugins.secrets.service.values import decode_hex
 from corral_plugins.secrets.shapes import KeyCount, KeyStatus
 

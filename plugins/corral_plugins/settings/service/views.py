@@ -18,7 +18,7 @@ from corral.schema.fields import Instant
 from corral.settings.validation import type_of_setting
 from corral_plugins.settings.models import ChangeRow
 from corral_plugins.settings.service.effective import EffectiveSetting
-from corral_plugins.settings.service.live import PROPAGATION_SECONDS, outdated_names
+from corral_plugins.settings.service.reloading import PROPAGATION_SECONDS, outdated_names
 from corral_plugins.settings.service.rows import to_plain_json
 from corral_plugins.settings.service.store import SettingsService
 

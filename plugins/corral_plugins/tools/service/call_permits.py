@@ -22,7 +22,7 @@ from corral_plugins.tasks.api import Run, Tasks
 from corral_plugins.tools.models import ToolCallRow
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.call_store import to_json, truncate_output
-from corral_plugins.tools.service.held_results import HeldResults
+from corral_plugins.tools.service.held_call_outcomes import HeldResults
 from corral_plugins.tools.service.metrics import ToolMetrics
 from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.tools.shapes import ReportedToolError, ToolCallReport, ToolCallView

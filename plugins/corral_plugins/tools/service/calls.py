@@ -40,8 +40,8 @@ from corral_plugins.tools.service.executions import (
     can_repeat,
     interrupted_error,
 )
+from corral_plugins.tools.service.held_call_outcomes import HeldResults
 from corral_plugins.tools.service.held_calls import HeldCalls
-from corral_plugins.tools.service.held_results import HeldResults
 from corral_plugins.tools.service.metrics import ToolMetrics
 from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.tools.shapes import CallCheckResult, ToolCallQuery, ToolCallView, UncheckedToolCall

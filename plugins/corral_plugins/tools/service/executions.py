@@ -30,7 +30,7 @@ from corral_plugins.tools.api import ResultLater, ToolContext, ToolFailure, Tool
 from corral_plugins.tools.models import ToolCallRow
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.call_store import is_long_output, to_json, truncate_output
-from corral_plugins.tools.service.held_results import HeldResults
+from corral_plugins.tools.service.held_call_outcomes import HeldResults
 from corral_plugins.tools.service.metrics import ToolMetrics
 from corral_plugins.tools.service.registry import RegisteredTool
 from corral_plugins.tools.shapes import ToolCallView

@@ -46,7 +46,7 @@ from corral_plugins.tools.service.decision import (
     target_of,
 )
 from corral_plugins.tools.service.executions import ToolExecution, ToolExecutions
-from corral_plugins.tools.service.held_results import HeldResults, result_item
+from corral_plugins.tools.service.held_call_outcomes import HeldResults, result_item
 from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.tools.settings import APPROVAL_TTL
 from corral_plugins.tools.shapes import ToolCallView

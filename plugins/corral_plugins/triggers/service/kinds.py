@@ -9,7 +9,7 @@ from corral.errors import FieldError, Invalid
 from corral.events.event import EventTypes
 from corral.plugin import Contributions
 from corral_plugins.triggers.api import TaintCheck, TriggerAction, TriggerKind
-from corral_plugins.triggers.service.times import TIME_KINDS
+from corral_plugins.triggers.service.timed_kinds import TIME_KINDS
 from corral_plugins.triggers.shapes import TriggerType, TriggerTypes
 
 EVENT_NAME = {"type": "string", "minLength": 1, "maxLength": 100}

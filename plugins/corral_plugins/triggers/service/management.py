@@ -35,7 +35,7 @@ from corral_plugins.triggers.service.rows import (
 from corral_plugins.triggers.service.scheduler import TriggerTimes
 from corral_plugins.triggers.service.slot_batches import HOUR
 from corral_plugins.triggers.service.slots import TriggerSlots
-from corral_plugins.triggers.service.times import next_times
+from corral_plugins.triggers.service.timed_kinds import next_times
 from corral_plugins.triggers.service.validation import (
     action_fields,
     constant_fields,

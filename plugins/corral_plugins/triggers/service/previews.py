@@ -26,7 +26,7 @@ from corral_plugins.triggers.service.rows import DAY, count_fires_since, find_re
 from corral_plugins.triggers.service.scheduler import TriggerTimes
 from corral_plugins.triggers.service.slot_batches import HOUR, live_fires
 from corral_plugins.triggers.service.slots import TriggerSlots
-from corral_plugins.triggers.service.times import next_times
+from corral_plugins.triggers.service.timed_kinds import next_times
 from corral_plugins.triggers.shapes import TestedEvent, TestTrigger, TriggerTest
 
 READ_AT_ONCE = 200

@@ -28,7 +28,7 @@ from corral_plugins.triggers.service.event_reader import first_unread
 from corral_plugins.triggers.service.firing import TriggerFiring
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.slots import BATCH_SIZE, UNIT_SECONDS, TriggerSlots, enqueue_fires
-from corral_plugins.triggers.service.times import (
+from corral_plugins.triggers.service.timed_kinds import (
     MAX_COUNTED,
     ON_TIME_SECONDS,
     RUN_ALL,

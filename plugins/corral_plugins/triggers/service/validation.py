@@ -19,7 +19,7 @@ from corral_core.accounts.api import TIMEZONE
 from corral_core.expressions.api import Expressions
 from corral_plugins.triggers.api import Json, TimeRule, TriggerAction, TriggerKind
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry, event_faults
-from corral_plugins.triggers.service.times import next_times
+from corral_plugins.triggers.service.timed_kinds import next_times
 from corral_plugins.triggers.settings import MIN_INTERVAL_SECONDS
 
 FILTER_ROOTS = ("payload", "event", "trigger")

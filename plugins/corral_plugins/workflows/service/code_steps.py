@@ -1,4 +1,4 @@
-"""Steps of the types `code` and `tool`: their tasks make the worker run one tool call instead of the agent loop.
+"""Workflow steps that run code, and the tasks of all steps whose worker makes a single tool call.
 
 The step type `code` is defined here; the `tools` plugin contributes the step type `tool`. The tool call needs the same
 permission as a call by an agent, because it is made under the lease of an agent's task.

@@ -31,7 +31,7 @@ from corral_plugins.workflows.service.graph import Graph, Step
 from corral_plugins.workflows.service.large_outputs import OUTPUT_LIMIT, LargeOutputs
 from corral_plugins.workflows.service.rendering import Rendering
 from corral_plugins.workflows.service.run_state import RunState, StepRow, update_row
-from corral_plugins.workflows.service.scopes import LEASE_SECONDS
+from corral_plugins.workflows.service.step_scheduling import LEASE_SECONDS
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.wakeups import claim_advance, wake
 

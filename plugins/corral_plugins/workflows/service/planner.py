@@ -17,8 +17,8 @@ from corral_plugins.workflows.service.graph import Graph, Step
 from corral_plugins.workflows.service.large_outputs import LargeOutputs
 from corral_plugins.workflows.service.rendering import Rendering
 from corral_plugins.workflows.service.run_state import RunState, StepRow
-from corral_plugins.workflows.service.scopes import ScopePlanner
 from corral_plugins.workflows.service.step_changes import Json, Plan, StepChanges, is_container
+from corral_plugins.workflows.service.step_scheduling import ScopePlanner
 from corral_plugins.workflows.service.step_types import StepTypes
 
 

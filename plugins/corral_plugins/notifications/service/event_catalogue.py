@@ -1,4 +1,4 @@
-"""Defines the default recipients of events, the severity of events, and the text of notifications."""
+"""The events that cause notifications: their default recipients, their severity, and the text of notifications."""
 
 from __future__ import annotations
 

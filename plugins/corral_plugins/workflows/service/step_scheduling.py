@@ -1,4 +1,4 @@
-"""Advances scopes: starts the steps that are ready, and advances the steps that have started."""
+"""Schedules the steps of a run: starts the steps that are ready, and advances the steps that have started."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The health board: runs the health checks of all plugins, lists configuration warnings, and raises alerts.
+"""Runs the health checks of the kernel and of all plugins, lists configuration warnings, and raises alerts.
 
-The checks run concurrently, each with a timeout. The board raises an alert when a check has been down for 60 s, and
-another one when the check recovers. The states of the checks are stored in the database, so each alert is raised only
-once even if several processes run the checks.
+The checks run concurrently, each with a timeout. An alert is raised when a check has been down for 60 s, and another
+one when the check recovers. The states of the checks are stored in the database, so each alert is raised only once even
+if several processes run the checks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from corral.schema.fields import Instant
 from corral.settings.registry import SettingsRegistry
 from corral_core.accounts.api import REGISTRATION
 from corral_core.health.models import HealthRow
-from corral_core.health.service.checks import CheckResult, KernelChecks
+from corral_core.health.service.kernel_checks import CheckResult, KernelChecks
 
 log = logging.getLogger("corral.health")
 

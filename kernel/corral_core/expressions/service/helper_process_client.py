@@ -1,4 +1,4 @@
-"""Manages the helper process: starts it on first use, sends it one expression at a time, and replaces it if it ends."""
+"""Starts the helper process on first use, sends it one expression at a time, and replaces it if it ends."""
 
 from __future__ import annotations
 

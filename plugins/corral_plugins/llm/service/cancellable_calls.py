@@ -1,7 +1,4 @@
-"""The asyncio tasks that make model calls.
-
-These tasks are never cancelled at a point where the outcome of a call could be lost.
-"""
+"""Runs model calls in asyncio tasks that can be cancelled, but never where the outcome of a call could be lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules that approve requests with low or medium risk without a person."""
+"""Automatic approval: rules that approve requests with low or medium risk without a decision by a person."""
 
 from __future__ import annotations
 

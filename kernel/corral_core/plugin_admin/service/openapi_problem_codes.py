@@ -1,4 +1,4 @@
-"""The problem codes that a route may return."""
+"""Determines the problem codes that a route may return, for the OpenAPI document and the reference pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends the steps that wait for tasks, approvals and other runs, when events about these objects arrive."""
+"""Completes the steps that wait for tasks, approvals and other runs, when events about these objects arrive."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.cli.optional_imports import hide_packages
+from corral.cli.hidden_packages import hide_packages
 
 pytestmark = pytest.mark.one_engine
 

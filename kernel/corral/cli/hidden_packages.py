@@ -1,4 +1,4 @@
-"""Keeps libraries from importing optional packages that this process does not use."""
+"""Hides optional packages that this process does not use from libraries that would import them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from corral.plugin import Audit, AuditEntry
 from corral_plugins.cost.models import Budget, BudgetAlert, BudgetCounter, Reservation
 from corral_plugins.cost.service import budget_counters, rollups
 from corral_plugins.cost.service.agent_limits import AgentLimits
-from corral_plugins.cost.service.budget_limits import (
+from corral_plugins.cost.service.budget_limit_cache import (
     AGENT,
     BUDGET_ID,
     GLOBAL,

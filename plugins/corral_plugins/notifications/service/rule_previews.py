@@ -14,7 +14,7 @@ from corral.events.log import EventRow, LoggedEvent
 from corral_core.event_log.api import last_seq_before
 from corral_plugins.notifications.api import Severity
 from corral_plugins.notifications.models import Rule
-from corral_plugins.notifications.service.catalogue import severity_of
+from corral_plugins.notifications.service.event_catalogue import severity_of
 from corral_plugins.notifications.service.fan_out import RuleMatching
 from corral_plugins.notifications.service.grouping import (
     CRITICAL,

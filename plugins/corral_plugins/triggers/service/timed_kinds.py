@@ -1,4 +1,4 @@
-"""The kinds of triggers that fire at set times, and the computation of their slots. Nothing here uses the database."""
+"""The kinds of triggers that fire at set times, and the computation of these times. Nothing here uses the database."""
 
 from __future__ import annotations
 

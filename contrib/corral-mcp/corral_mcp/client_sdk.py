@@ -1,4 +1,7 @@
-"""Imports the SDK. The import takes several seconds, so this module is loaded on first use, in a separate thread."""
+"""Opens sessions with MCP servers through the MCP SDK.
+
+Importing the SDK takes several seconds, so this module is loaded on first use, in a separate thread.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads all tables in one snapshot while other processes continue to write, and fills the tables of a new database."""
+"""Reads all tables in one database snapshot while other processes write, and fills the tables of a new database."""
 
 from __future__ import annotations
 

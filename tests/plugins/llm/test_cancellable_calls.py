@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from corral_plugins.llm.service.asyncio_tasks import CallTask, CallTasks
+from corral_plugins.llm.service.cancellable_calls import CallTask, CallTasks
 
 pytestmark = pytest.mark.one_engine
 
