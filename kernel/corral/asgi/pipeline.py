@@ -175,7 +175,7 @@ class Pipeline:
         elif endpoint.client_rate:
             self.count_arrival(request, endpoint, anonymous=False)
         if found is None:
-            raise NotFound("There is no operation at this path.")
+            raise NotFound("There is no operation at this path, or an id in the path is not a UUID.")
         if endpoint is None:
             return _options_response(request.method, methods)
         if endpoint.unavailable is not None:

@@ -9,6 +9,7 @@ from tests.engines import SQLITE
 
 from corral.database.unit import current
 from corral.ids import new_id
+from corral_plugins.tasks.api import Tasks
 from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.service import claims, rows
 
@@ -67,3 +68,14 @@ async def test_people_who_are_gone_do_not_keep_the_tasks_of_others_held(world: A
     await world.kit.kernel.database.work(hold)
     await world.tick()
     assert (await world.worker.claim()).task_id == task_id
+
+
+async def test_a_task_that_is_scheduled_for_later_is_pending_but_not_the_oldest(world: Any) -> None:
+    def read() -> tuple[int, str | None]:
+        queue = world.kit.kernel.container.get(Tasks).queue_statistics()
+        return queue.depth, queue.oldest_pending_id
+
+    await world.task(available_at="2090-01-01T00:00:00Z")
+    assert await world.kit.kernel.database.work(read, read=True) == (1, None)
+    queued = await world.task()
+    assert await world.kit.kernel.database.work(read, read=True) == (2, queued)

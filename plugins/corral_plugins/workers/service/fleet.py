@@ -151,10 +151,10 @@ class Fleet:
         """
         totals = list(fleet_totals())
         count, lost = _count_by_status(totals), sum(part.leases for part in totals if part.status == "offline")
-        waiting = self.tasks.queue_statistics().depth if self.tasks is not None else 0
-        if waiting and not count["online"]:
-            verb = "is" if waiting == 1 else "are"
-            return "down", f"{count_of(waiting, 'task')} {verb} waiting, but no worker is online."
+        queue = self.tasks.queue_statistics() if self.tasks is not None else None
+        if queue is not None and queue.oldest_pending_id is not None and not count["online"]:
+            verb = "is" if queue.depth == 1 else "are"
+            return "down", f"{count_of(queue.depth, 'task')} {verb} pending, but no worker is online."
         sentence = f"{count['online']} online, {count['offline']} offline, {count['pending']} waiting for approval."
         if self._settings.get(AUTO_APPROVE):
             sentence += " Every worker that registers is approved automatically (workers.auto_approve)."
