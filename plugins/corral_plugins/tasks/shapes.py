@@ -59,8 +59,8 @@ class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
     """Filters for the list of tasks.
 
     If a filter is given several times, a task must match one of the values. `status` is the same filter as
-    `status_filter`. `search` finds tasks whose title or description contains, for each search word, a word that starts
-    with the search word, ignoring case. The search considers only the newest 10,000 matches.
+    `status_filter`. `search` finds tasks whose title or description contains every search word, either as a whole word
+    or as the beginning of one. Case is ignored. The search considers only the newest 10,000 matches.
     """
 
     status_filter: list[Status] | UnsetType = UNSET
@@ -91,14 +91,14 @@ class TaskGetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dic
 
 
 class TaskStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Filters for the statistics: tasks created since a given time, and tasks of one agent."""
+    """Filters for the statistics: only tasks created since a given time, or only the tasks of one agent."""
 
     since: MomentIn | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
 
 
 class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Selects the log lines with a `seq` greater than `after` from one attempt, by default the latest one.
+    """Selects the log lines of one attempt, by default the latest, whose `seq` is greater than `after`.
 
     `wait` is the maximum number of seconds to wait for more lines.
     """
@@ -149,7 +149,7 @@ class NewComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class InputAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The answer to the question that the task is waiting for."""
+    """The answer that the task is waiting for."""
 
     input: Any
 
@@ -216,8 +216,8 @@ class Condition(msgspec.Struct, kw_only=True):
 class Explanation(msgspec.Struct, kw_only=True):
     """The reasons why a task is or is not running, or how it ended.
 
-    `warnings` names the agent's tools that are missing on a worker that may run the task, and warns if the cost limit
-    allows no call.
+    `warnings` names the agent's tools that are not offered by every worker that may run the task. It also reports a
+    cost limit that is too low for any model call.
     """
 
     status: str

@@ -12,7 +12,7 @@ from corral_plugins.tasks.shapes import Level, Reason, ReportedText
 
 MAX_ARTIFACTS = 100
 MAX_TOKENS = 100_000_000
-"""The maximum number of tokens that one report may contain. A higher number must be an error in the worker."""
+"""The maximum number of tokens that one report may contain. A higher number is assumed to be an error of the worker."""
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
@@ -29,7 +29,7 @@ class UsageTotals(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UsageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The usage and cost of one call outside the gateway.
+    """The usage and cost of one paid call that was not made through the gateway.
 
     `usage_key` is unique across the installation. An item whose key has already been recorded is ignored.
     `input_tokens` excludes cached tokens. If `cost_usd` is omitted, the cost is computed from the price tables.
@@ -112,7 +112,7 @@ class LogReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
 
 
 class CheckpointReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """A checkpoint from which the next attempt can resume. Its state may be at most 1 MiB in size."""
+    """A checkpoint from which the next attempt can resume. The size of its state is limited to 1 MiB."""
 
     step: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     state: Any
@@ -157,7 +157,10 @@ class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WaitReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """The reason why a run waits: exactly one of `approval`, `approval_id` and `input`. A checkpoint is optional."""
+    """The reason why a run waits.
+
+    Exactly one of `approval`, `approval_id` and `input` must be set. `checkpoint` is optional.
+    """
 
     approval: dict[str, Any] | None = None
     approval_id: Id | None = None

@@ -43,7 +43,7 @@ Json = dict[str, Any]
 MCP_PREFIX = "mcp."
 """The prefix of the names of MCP tools: `mcp.<server>.<tool>`."""
 TOOL_NAME = r"^[a-z][a-z0-9_]*(\.[a-z0-9_-]+)+\Z"
-"""The pattern of tool names. The dot distinguishes tool names from the paths of other routes."""
+"""The pattern of tool names. Because of the dot, no tool name equals a fixed part of a route, such as `mcp-servers`."""
 
 
 class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,8 +51,8 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
 
     `caller` is the agent, with the current permissions of the person who requested the task. `config` is the
     configuration of the tool. `work` opens units of work for `async def` tools. `cause_chain` lists the causes of the
-    task. Events that are emitted in a unit of work opened with `work` have these causes only if the unit's
-    `UnitContext` names them.
+    task. To record these causes for the events of a unit of work, pass them in the `UnitContext` with which `work`
+    opens the unit.
     """
 
     caller: Principal
@@ -125,7 +125,7 @@ class ToolSet(Generic[Implementation]):
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool definition that a plugin contributes with the `corral_tools` hook.
 
-    The name contains a dot and begins with a lower-case letter, such as `oncall.who`. A plugin that contributes a tool
+    The name, such as `oncall.who`, contains a dot and begins with a lower-case letter. A plugin that contributes a tool
     with any other name gets the state `failed`. `run(context, arguments)` returns JSON, `ToolOutput` or `ResultLater`,
     or raises `ToolFailure` or a `Problem`. A `def` function runs in the unit of work that stores the result. An `async
     def` function opens its own units of work with `context.work`. `run` is None for tools that run on workers.
@@ -300,7 +300,7 @@ class Tools(Protocol):
         ...
 
     def approval_changed(self, call_row_id: str, *, status: str, note: str | None) -> None:
-        """Continue a held call after people have decided whether to approve it.
+        """Continue a held call, which waits for an approval, after people have decided on it.
 
         Runs in the transaction that stores their decision.
 
@@ -309,7 +309,7 @@ class Tools(Protocol):
         ...
 
     def results_of_held_call(self, call_row_id: str) -> list[Json] | None:
-        """Return the `tool_results` with which a task continues after people have decided on its held call.
+        """Return the `tool_results` with which a task continues after people have decided whether to approve its call.
 
         Return None if the tool has to run first. The list is empty if the worker has to repeat the call in order to run
         the approved tool itself.
@@ -317,7 +317,7 @@ class Tools(Protocol):
         ...
 
     def target_of_held_call(self, call_row_id: str, arguments: Any, *, pointer: str) -> str | None:
-        """Return the object that a held call would act on if it were made with `arguments` instead of its own.
+        """Return the object that a held call would act on if its arguments were replaced by `arguments`.
 
         Raise `Invalid` at `pointer` if the arguments do not match the schema of the tool.
         """
@@ -331,7 +331,7 @@ class Tools(Protocol):
 def includes_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
     """Return whether the offered tools include all wanted tools.
 
-    `prefix.*` offers every name that starts with `prefix.`.
+    An offered pattern `prefix.*` includes every tool whose name starts with `prefix.`.
     """
     names = set(offered)
     prefixes = tuple(name[:-1] for name in names if name.endswith(".*"))

@@ -67,7 +67,7 @@ def show_tool(client: ApiClient, *, name: str, as_json: bool) -> None:
 
 @click.group("mcp")
 def mcp_command_group() -> None:
-    """Manage MCP servers that are reached over HTTP. To start MCP servers as commands, use `corral worker --mcp`."""
+    """Manage MCP servers that are reached over HTTP. To run MCP servers on a worker, use `corral worker --mcp`."""
 
 
 @mcp_command_group.command("list")

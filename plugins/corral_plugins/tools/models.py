@@ -9,7 +9,10 @@ from corral.database.sealed_columns import SealedField
 
 
 class ToolRow(Model):
-    """The values of a tool that admins have overridden. Null means that the value from the tool definition applies."""
+    """The values with which admins override a tool definition.
+
+    Null means that the value from the definition applies.
+    """
 
     name = peewee.CharField(max_length=200, primary_key=True)
     version = peewee.IntegerField()

@@ -127,7 +127,7 @@ async def update_mcp_server(
 ) -> McpServerView:
     """Change an MCP server. Absent fields keep their values.
 
-    A new `url` with the stored `headers_secret` requires re-authentication, or an API key with the scope
+    To change `url` and keep the stored `headers_secret`, re-authenticate first, or use an API key with the scope
     `secrets.reveal`.
     """
     await work(lambda: servers.get(name), read=True)

@@ -117,10 +117,10 @@ class ToolCallView(msgspec.Struct, kw_only=True):
     """A tool call.
 
     `attempt` is the fencing number of the attempt, which increases with each claim of the task. `permit` allows the
-    worker to run the tool for at most `timeout_seconds`; only the worker receives these fields. If the task waits for a
-    person while a call is `running`, the result is stored when the task continues. The status of a call that needs an
+    worker to run the tool for at most `timeout_seconds`; only the worker receives these fields. If a call is `running`
+    while the task waits for a person, its result is stored when the task continues. The status of a call that needs an
     approval is `pending_approval` until the call is rejected or expires, or until it is approved and the tool starts.
-    If an approver changed the arguments, the worker must run the tool with `approved_arguments` instead of its own
+    If an approver changed the arguments, the worker must run the tool with `approved_arguments` instead of the original
     arguments.
     """
 
@@ -191,8 +191,8 @@ class UncheckedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 class CallCheckResult(msgspec.Struct, kw_only=True):
     """The result of checking whether a tool call would be allowed.
 
-    `reasons` lists every rule that denies the call, in order. `errors` lists the parts of the arguments that do not
-    match the schema.
+    `reasons` lists every rule that denies the call, in order. `errors` contains an error for each part of the arguments
+    that does not match the schema.
     """
 
     decision: Decision

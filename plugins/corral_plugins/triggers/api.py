@@ -102,12 +102,12 @@ class TriggerKind(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaintCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """Tells which objects of a plugin may contain untrusted text. Contributed with `corral_trigger_taint_checks`.
+    """Determines which objects of a plugin may contain untrusted text. Contributed with `corral_trigger_taint_checks`.
 
-    What a trigger starts is tainted if the event names a tainted object. `type` is the type of these objects in events,
-    and `field` is the field in which payloads name them. `find(ids)` runs in the unit of work that starts the action or
-    calls `EventTaint`. It returns, for each of these ids that belongs to an object of this type, whether the object is
-    tainted. Objects that the event names and that no longer exist count as tainted.
+    The work that a trigger starts is tainted if the event names a tainted object. `type` is the type of these objects
+    in events, and `field` is the field in which payloads name them. `find(ids)` runs in the unit of work that starts
+    the action or calls `EventTaint`. For each id that belongs to an object of this type, it returns whether the object
+    is tainted. An object that the event names but that no longer exists counts as tainted.
     """
 
     type: str
@@ -118,8 +118,8 @@ class TaintCheck(msgspec.Struct, frozen=True, kw_only=True):
 class EventTaint(Protocol):
     """Decides whether events may contain untrusted text. Its method runs in the caller's unit of work.
 
-    A plugin that passes the content of events to agents or runs must treat the events as untrusted while this service
-    is absent.
+    If no active plugin provides this service, plugins that pass the content of events to agents or workflow runs must
+    treat all events as untrusted.
     """
 
     def is_tainted(self, event: LoggedEvent) -> bool:
@@ -145,7 +145,7 @@ class TriggerCreated(TriggerEvent, kw_only=True):
 
 
 class TriggerUpdated(TriggerEvent, kw_only=True):
-    """A trigger was changed, enabled, or disabled by a person."""
+    """A person changed, enabled or disabled a trigger."""
 
     event = "trigger.updated"
 

@@ -23,4 +23,4 @@ def corral_trigger_actions() -> Iterable[TriggerAction]:  # type: ignore[empty-b
 
 @hookspec
 def corral_trigger_taint_checks() -> Iterable[TaintCheck]:  # type: ignore[empty-body]
-    """Contribute checks that tell which of the objects that events name may contain untrusted text."""
+    """Contribute checks that determine which of the objects named in events may contain untrusted text."""

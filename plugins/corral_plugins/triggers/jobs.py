@@ -44,7 +44,7 @@ async def end_waits(scheduler: TriggerScheduler) -> None:
 
 
 async def prune_history(work: Work, settings: Settings) -> None:
-    """Delete old history rows, and deleted triggers that have no history left."""
+    """Delete old history rows, and the rows of deleted triggers that have no history left."""
     before = clock.now(-settings.get(HISTORY_DAYS) * DAY)
     while await work(lambda: _prune_batch(before)) == BATCH_SIZE:
         pass

@@ -121,7 +121,10 @@ Fire.add_index(Fire.index(Fire.due_at, name="triggers_history_pending", where=pe
 
 
 class Expectation(Model):
-    """An event that an absence trigger expects before `due_at`, for one value of the field that `for_each` names."""
+    """An event that an absence trigger expects before `due_at`.
+
+    `key` is the value of the field that the trigger's `for_each` names. The trigger waits separately for each value.
+    """
 
     id = IdField(primary_key=True)
     trigger_id = IdField()

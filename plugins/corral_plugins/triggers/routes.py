@@ -181,7 +181,8 @@ async def receive_delivery(
 ) -> Answer[DeliveryAnswer]:
     """Receive a delivery for a webhook trigger, as JSON or form data.
 
-    The response is sent after the delivery has been stored. The status is 200 if the same delivery was received before.
+    The response is sent after the delivery has been stored. The status is 202, or 200 if the same delivery was received
+    before.
     """
     answer = await ingress.receive(token, body, request)
     return Answer(body=answer, status=200 if answer.duplicate else 202)

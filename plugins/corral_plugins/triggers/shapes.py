@@ -55,7 +55,7 @@ class NewTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TriggerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a trigger to change. Absent fields stay unchanged. The type cannot be changed."""
+    """The trigger fields to change. Absent fields stay unchanged. The type cannot be changed."""
 
     name: Name | UnsetType = UNSET
     description: Annotated[str, Meta(max_length=4000)] | UnsetType = UNSET

@@ -40,7 +40,7 @@ class WebhookCreated(WebhookEvent, kw_only=True):
 
 
 class WebhookUpdated(WebhookEvent, kw_only=True):
-    """A webhook was changed, enabled, or disabled by its owner."""
+    """The owner of a webhook changed, enabled or disabled it."""
 
     event = "webhook.updated"
 

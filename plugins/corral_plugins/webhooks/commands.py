@@ -194,7 +194,7 @@ def enable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
 @webhook_argument
 @client_command
 def disable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
-    """Disable a webhook. Its open deliveries are cancelled. Admins may also disable other users' webhooks by id."""
+    """Disable a webhook. Its open deliveries are cancelled. Admins can also disable other users' webhooks by id."""
     found = parse_id(webhook) or _id(client, webhook)
     changed = client.post(f"/webhooks/{found}/disable", {})
     print_value(changed, as_json=as_json, text=f"{changed['id']} is disabled.")

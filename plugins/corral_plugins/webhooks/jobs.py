@@ -51,7 +51,7 @@ async def cancel_deliveries(webhook_id: str, until: str, work: Work) -> None:
 
 
 async def recover_deliveries(webhook_id: str, since: str, until: str, work: Work) -> None:
-    """Resend the remaining deliveries in a recovery that a person requested."""
+    """Resend the rest of the failed and cancelled deliveries that a person has asked to recover."""
     while await work(lambda: recover_batch(webhook_id, since, until)) == AT_ONCE:
         continue
     await work(lambda: end_recovery(webhook_id))

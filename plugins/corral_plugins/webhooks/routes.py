@@ -124,7 +124,7 @@ def enable_webhook(id: str, match: IfMatch, webhooks: WebhookManagement, caller:
 
 @routes.post("/{id}/disable", needs=(WRITE, MANAGE), raises=CHANGES)
 def disable_webhook(id: str, match: IfMatch, webhooks: WebhookManagement, caller: Principal) -> WebhookView:
-    """Disable a webhook. Its open deliveries are cancelled. Admins may also disable other users' webhooks."""
+    """Disable a webhook. Its open deliveries are cancelled. Admins can also disable other users' webhooks."""
     return webhooks.set_active(id, False, match, by=caller)
 
 

@@ -44,7 +44,7 @@ class NewWebhook(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WebhookPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a webhook to change. Absent fields stay unchanged. `headers` is replaced as a whole."""
+    """The webhook fields to change. Absent fields stay unchanged. `headers` is replaced as a whole."""
 
     url: Url | UnsetType = UNSET
     events: Patterns | UnsetType = UNSET
@@ -190,7 +190,7 @@ class DeliveryDetails(DeliveryView, kw_only=True):
 
 
 class RecoverDeliveries(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The request to resend failed and cancelled deliveries. `since` is at most 14 days ago."""
+    """The request to resend failed and cancelled deliveries. `since` must be at most 14 days ago."""
 
     since: MomentIn
 

@@ -77,12 +77,12 @@ class Workers(Protocol):
     def tools_of_workers(self, worker_id: str | None = None) -> list[WorkerTool]:
         """Return the tools of the given approved worker, or by default those of at most 200 online workers.
 
-        Workers that did not report their tools are omitted, although Corral assumes that they offer every tool.
+        Workers that did not report their tools are assumed to offer every tool, but are omitted here.
         """
         ...
 
     def awaits_first_approval(self) -> bool:
-        """Return whether a worker is waiting for approval while no worker is approved yet."""
+        """Return whether a worker is waiting for approval and no worker is approved."""
         ...
 
     def take_slot(self, worker_id: str) -> bool:

@@ -180,7 +180,7 @@ class WorkerError(msgspec.Struct, kw_only=True):
 
 
 class AdminWorker(WorkerView, kw_only=True):
-    """A worker with its last failures, newest first, for admins."""
+    """A worker as shown to admins, with its last failures, newest first."""
 
     last_errors: list[WorkerError]
 
@@ -269,8 +269,8 @@ class FleetOverview(msgspec.Struct, kw_only=True):
 class NewRegistrationKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A registration key to create.
 
-    `group` is the group of workers that register with the key. `expires_at` may be at most 365 days from now; the
-    default is 7 days.
+    `group` is the group to which workers that register with the key are assigned. `expires_at` may be at most 365 days
+    from now; the default is 7 days.
     """
 
     name: Name

@@ -121,8 +121,8 @@ class StepType(msgspec.Struct, frozen=True, kw_only=True):
     end of the work.
 
     When a workflow is saved, `check(config)` returns additional errors in a configuration. The pointers of the errors
-    are relative to the configuration. `gotos(config)` returns the names of the later steps to which a result of the
-    step may jump, keyed by pointer. `own_retries` means that the object that does the work, and not the workflow,
+    are relative to the configuration. `gotos(config)` returns the names of the later steps to which the step can jump,
+    keyed by the JSON pointer to the name. `own_retries` means that the object that does the work, and not the workflow,
     applies the retry policy. `secrets` allows `{{ secrets.NAME }}` in the configuration. Such a reference is kept as
     text until `execute` asks for the value.
     """

@@ -37,7 +37,7 @@ def _print_events(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dic
     """Print the events of a run until it has ended, and return the run.
 
     While there are no new events, print why tasks of the run's steps are not running. A reason is printed only once,
-    and only if it is found in two consecutive checks, because every new task waits for a moment.
+    and only if it is found in two consecutive checks, because every new task waits briefly.
     """
     after, run_id = "0", run["id"]
     told: set[tuple[str, str]] = set()

@@ -39,7 +39,7 @@ async def sweep(database: Database, executors: StepExecutors, waits: EventWaits)
 
 
 async def prune(work: Work, settings: Settings) -> None:
-    """Delete runs that ended long ago, and the versions of deleted workflows that are not used by any run."""
+    """Delete runs that ended long ago, and those versions of deleted workflows that no run uses."""
     entry = UnitContext(label="job workflows.prune", actor=SYSTEM)
     days = settings.get(RUN_RETENTION_DAYS)
     for _ in range(ROUNDS if days is not None else 0):

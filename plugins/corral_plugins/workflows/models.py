@@ -70,9 +70,9 @@ class Run(Model):
 
     Every change to a run or to one of its steps increments `revision`, so that changes computed from outdated rows are
     not written. `queued_at` is the time at which a job to advance the run was queued, or an empty string if no job is
-    queued. At `due_at`, the sweep queues another job, because a timer expires then or the last job was lost. `failure`
-    is the first failure that ends the run. `stop` is the request to cancel the run, or the limit that the run has
-    exceeded. In both cases, the run ends only when its running steps have ended.
+    queued. `due_at` is the time at which the next timer expires or the last job counts as lost. The sweep then queues
+    another job. `failure` is the first failure that ends the run. `stop` is the request to cancel the run, or the limit
+    that the run has exceeded. In both cases, the run ends only when its running steps have ended.
     """
 
     visibility = SHARED

@@ -245,7 +245,7 @@ class Validation(msgspec.Struct, kw_only=True):
     """The result of validating a workflow.
 
     `warnings` names agents, tools and secrets that do not currently exist, tools that no agent may use for the step
-    that needs them, and agent steps without instructions. It also says if there are no steps.
+    that needs them, and agent steps without instructions. It also reports a workflow that has no steps.
     """
 
     valid: bool
@@ -442,7 +442,7 @@ class RetryRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ResolveStep(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A person's decision about a step that is waiting after a failure.
 
-    `output` becomes the output of a skipped step.
+    If the step is skipped, `output` becomes its output.
     """
 
     action: Literal["retry", "skip", "abort"]

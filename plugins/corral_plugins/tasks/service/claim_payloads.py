@@ -102,7 +102,7 @@ class ClaimPayloads:
         )
 
     def find_executor(self, row: TaskRow) -> dict[str, Any] | None:
-        """Return the configuration from the executor that handles the task, or None if the agent loop runs the task."""
+        """Return the configuration that the task's executor provides, or None if the agent loop runs the task."""
         about = {
             "id": row.id,
             "source": {"type": row.source_type, "id": row.source_id},

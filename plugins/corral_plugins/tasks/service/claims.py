@@ -280,7 +280,8 @@ class TaskClaims:
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
         """Return the ids of the tasks that a claim would lease now, in claim order.
 
-        These are the first tasks of the queues that the worker may serve, without the tasks that exceed a budget.
+        These are the first tasks of the queues that the worker may serve, but a task whose attempt would exceed a
+        budget is omitted.
         """
         worker = self._workers.find(worker_id)
         if worker is None:
@@ -294,7 +295,10 @@ class TaskClaims:
         return self._affordable(first_task_ids(served_queues, limit=limit), served_queues)
 
     def _affordable(self, task_ids: Sequence[str], served_queues: Mapping[str, Sequence[AgentFacts]]) -> list[str]:
-        """Return the tasks whose attempts the budgets allow in addition to those of all preceding tasks."""
+        """Return the tasks that the budgets allow to run, in the given order.
+
+        Each task is checked as if all preceding tasks of the result had already been claimed.
+        """
         plan, slots = self._budgets.plan(), Counter[str]()
         found = {row.id: row for row in find_queued_tasks(task_ids)}
         affordable = []

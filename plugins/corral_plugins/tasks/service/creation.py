@@ -1,4 +1,4 @@
-"""Creates tasks, and validates the task fields that owners set."""
+"""Creates tasks, and validates the task fields that a task's owner may set."""
 
 from __future__ import annotations
 
@@ -84,7 +84,11 @@ def given_members(policy: RetryPolicy | None) -> dict[str, Any] | None:
 
 
 def check_limits(given: Mapping[str, Any], *, enforces_budgets: bool, performs_reviews: bool) -> None:
-    """Raise `Invalid` if a value breaks a rule that the type annotations cannot express."""
+    """Raise `Invalid` if a value breaks a rule that the type annotations cannot express.
+
+    `enforces_budgets` and `performs_reviews` say whether the plugins that enforce budgets and perform reviews are
+    active.
+    """
     for name, limit in (("input", INPUT_LIMIT), ("metadata", METADATA_LIMIT)):
         if given.get(name) and len(_encode(given[name])) > limit:
             raise Invalid.at(f"/{name}", "too_long", f"at most {limit // 1024} KiB of JSON")
@@ -263,7 +267,10 @@ class TaskCreation:
         return Encoded(body, row.id, 1)
 
     def _tool_warnings(self, agent: AgentFacts | None, required: Sequence[str]) -> list[str]:
-        """Return a warning for each tool of the agent that is missing on a worker that may claim the task."""
+        """Return a warning for each of the agent's tools that not every worker offers.
+
+        Only the workers that may claim the task are checked.
+        """
         if agent is None or not agent.enabled_tools:
             return []
         found = find_missing_tools(agent, self._workers, self.tools, required=required)

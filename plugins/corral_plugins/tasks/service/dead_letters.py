@@ -1,4 +1,4 @@
-"""Decides which task failures get a dead letter, and adds and closes these dead letters in the `dead_letter` plugin."""
+"""Decides which failed tasks get a dead letter, and adds and closes dead letters through the `dead_letter` plugin."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TaskDeadLetters:
         return new_id() if self.dead_letters is not None and error["kind"] in FAILURES else None
 
     def add(self, row: TaskRow, letter_id: str | None, *, previous: str, reason: Reason | None = None) -> None:
-        """Add the dead letter of a task that has just failed, unless `letter_id` is None."""
+        """Add the dead letter for a task that has just failed, unless `letter_id` is None."""
         if letter_id is None or self.dead_letters is None:
             return
         error: dict[str, Any] = row.get("error")
@@ -102,7 +102,7 @@ class TaskDeadLetters:
         self.dead_letters.add(letter_id, dead)
 
     def add_to_failed(self, row: TaskRow, *, reason: Reason | None = None) -> str | None:
-        """Add a dead letter to a locked task that has already failed, and return the id of the dead letter.
+        """Add a dead letter for a locked task that has already failed, and return the id of the dead letter.
 
         Return None if the `dead_letter` plugin is not active.
         """
@@ -119,7 +119,7 @@ class TaskDeadLetters:
             self.dead_letters.resolve(row.id, status="retried" if is_retry else "discarded", by=by)
 
     def add_missing(self, after: str) -> str | None:
-        """Add dead letters to tasks that failed after the time `after` while the `dead_letter` plugin was not active.
+        """Add dead letters for tasks that failed after the time `after` while the `dead_letter` plugin was not active.
 
         One call handles one batch of ended tasks. Return the value of `after` for the next batch, or None if there are
         no more tasks.

@@ -46,7 +46,10 @@ class TaskExplanations:
         self._budgets = budgets
 
     def explain(self, task_id: str, caller: Principal) -> Explanation:
-        """Return the conditions for claiming the task. `claimable` is true if a claim would lease the task now."""
+        """Return the conditions for claiming the task, and whether each of them is met.
+
+        The field `claimable` of the result is true if a claim would lease the task now.
+        """
         row = find_readable_task(task_id, caller)
         attempts = self._latest_attempts(row.id)
         conditions, claimable = [], False
@@ -78,10 +81,10 @@ class TaskExplanations:
         )
 
     def _warnings(self, row: TaskRow, attempts: Sequence[AttemptView]) -> list[str]:
-        """Return a warning if the cost limit allows no call, and a warning for each agent tool that a worker lacks.
+        """Return a warning if the cost limit is too low for any model call, and one for each tool that a worker lacks.
 
-        If the task is waiting for a claim, the workers that may claim it are checked. Otherwise, the worker of the
-        latest attempt is checked.
+        If the task is waiting for a claim, the agent's tools are compared with those of the workers that may claim the
+        task. Otherwise, they are compared with those of the worker of the latest attempt.
         """
         is_queued = row.lease_id is None and row.status not in TERMINAL
         latest = None if is_queued or not attempts else attempts[-1]
@@ -175,7 +178,10 @@ class TaskExplanations:
         )
 
     def _limit_conditions(self, row: TaskRow) -> list[Condition]:
-        """Return the unmet condition for a task that failed because of its cost limit. A retry keeps the same limit."""
+        """Return the unmet condition of a task that failed because of its cost limit, or an empty list for other tasks.
+
+        The condition remains unmet until the limit is raised, because a retry keeps the same limit.
+        """
         error, agent_id = row.get("error") or {}, row.assigned_agent_id or row.agent_id
         agent = self._agents.find(agent_id) if error.get("kind") == "budget" and agent_id is not None else None
         limit = cost_limit_of(row, agent) if agent is not None else None
@@ -402,7 +408,7 @@ def _tools_unmet(tools: Sequence[str], who: str, agent: str, enabled: Sequence[s
 
 
 def _paused_unmet(agent: AgentFacts, name: str) -> Condition:
-    """Return the unmet condition for a paused agent. `name` is the agent's name in the form that commands accept."""
+    """Return the unmet condition for a paused agent. `name` is the agent's name, quoted for the shell."""
     href = f"/agents/{agent.id}"
     if agent.status_reason == "budget":  # nobody resumes it before the budget leaves something
         detail = f"The agent is paused, because the budget of the agent {agent.name} is used up."
@@ -445,7 +451,7 @@ def _budget_unmet(row: TaskRow, agent: AgentFacts, obstacle: BudgetObstacle) -> 
 
 
 def _amount(micro_usd: int) -> str:
-    """Return an amount in the form that commands accept."""
+    """Return an amount in US dollars without the dollar sign, for use in commands."""
     return format_micro_usd(micro_usd).removeprefix("$")
 
 

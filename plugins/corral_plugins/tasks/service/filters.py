@@ -37,9 +37,9 @@ def is_unfiltered(query: TaskQuery, *, but: str = "sort") -> bool:
 def conditions(query: TaskQuery, *, matches: int | None = None) -> list[Any]:
     """Return all filters except the search as SQL conditions. `matches` is the number of matching tasks, if known.
 
-    If there are few matching tasks, the database engine finds and sorts them. If there are many, the conditions make
-    the engine read the list in order and skip the other tasks. SQLite would otherwise always find and sort the matching
-    tasks, even if most of the table had to be sorted.
+    If few tasks match, the database engine first finds the matching tasks and then sorts them. If many tasks match, the
+    conditions make the engine read all tasks in sort order and skip those that do not match. Without these conditions,
+    SQLite would sort the matching tasks even if they made up most of the table.
     """
     is_long = matches is not None and matches > FEW
     column = without_index if is_long and query.sort != "created" else as_it_is
@@ -62,7 +62,10 @@ def conditions(query: TaskQuery, *, matches: int | None = None) -> list[Any]:
 
 
 def counted_total(query: TaskQuery) -> int | None:
-    """Return the number of matching tasks if the counters contain it, or None if the tasks would have to be counted."""
+    """Return the number of matching tasks if it is quick to determine, else None.
+
+    It is quick to determine if the query filters only by tag, or only by status and priority.
+    """
     if _has_only(query, {"sort", "tag"}) and isinstance(query.tag, list):
         return count_tagged(query.tag)
     if not _has_only(query, {"sort", "status", "status_filter", "priority"}):

@@ -92,7 +92,8 @@ class TaskLeases:
     def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
         """Renew the given leases that are live, and return the state of every given lease.
 
-        Leases that are not live have the state `lost`, and a `reason` if the run itself ended the lease.
+        Leases that are not live have the state `lost`. If the run itself ended such a lease, `reason` is the name of
+        the call that ended it. If the cancellation of a run was requested, `reason` is the kind of cancellation.
         """
         until = self._transitions.new_lease_expiry()
         states = []
@@ -229,9 +230,10 @@ class TaskLeases:
         return self._end_leases(Attempt.agent_id == agent_id, reason, end)
 
     def after_restore(self, by: Principal) -> None:
-        """After a restore, end all leases without consuming an attempt: the original installation continues the runs.
+        """After a restore, end all leases without consuming an attempt, and rebuild the search index.
 
-        The search index is rebuilt because backups do not contain it.
+        The leases are ended because the original installation continues the runs. The search index is rebuilt because
+        backups do not contain it.
         """
         while self._end_leases(Attempt.finished_at.is_null(), "restored", lambda row, attempt: None):
             pass
@@ -255,7 +257,7 @@ class TaskLeases:
         return int(n)
 
     def cancel_tasks_of_user(self, user_id: str) -> bool:
-        """Cancel at most 200 open tasks of a purged user. Return whether more may remain."""
+        """Cancel at most 200 open tasks of a purged user. Return True if there may be more."""
         found = [row.id for row in rows.lock_tasks((Task.created_by == user_id) & rows.CAN_CONTINUE, CANCEL_BATCH_SIZE)]
         for task_id in found:
             row = rows.lock_task(task_id)  # ending another task may have ended this one
@@ -264,7 +266,7 @@ class TaskLeases:
         return len(found) == CANCEL_BATCH_SIZE
 
     def _end_leases(self, which: Any, reason: str, end: Callable[[TaskRow, AttemptRow], None]) -> list[str]:
-        """End the leases of the attempts that match the condition `which`, and return the ids of their tasks.
+        """End the leases of at most 1,000 attempts that match the condition `which`, and return the ids of their tasks.
 
         All these tasks are locked first, in a fixed order.
         """
@@ -312,8 +314,8 @@ _OF_LEASE = Statement(
 class AttemptPrincipals:
     """Creates the principals that act under a lease.
 
-    Such a principal has every permission that both agents and the requester's role have. It also has the permissions
-    that agents have but admins do not.
+    Such a principal has those permissions of agents that the requester's role also has. It also has the permissions
+    that are reserved for agents, which even admins do not have.
     """
 
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:

@@ -375,7 +375,7 @@ class TaskOutcomes:
             self._transitions.send_signal(attempt, "cancel_requested")
 
     def end_cancelling(self, row: TaskRow, attempt: AttemptRow, *, by: str, late_result: str | None = None) -> None:
-        """End the run of a task with the status `cancelling`.
+        """End the run of a task whose status is `cancelling`.
 
         The kind of cancellation determines whether the task is cancelled, fails or is retried. This method is called
         when the worker has stopped the run, has lost the lease, or has exceeded the grace period. `late_result` (JSON
@@ -401,7 +401,7 @@ class TaskOutcomes:
         by: str,
         late_result: str | None = None,
     ) -> None:
-        """End the task with the status `cancelled`."""
+        """End the task, and set its status to `cancelled`."""
         now = clock.now()
         changes: dict[str, Any] = {"finished_at": now, "cancel_kind": kind, "cancel_reason": reason, **NOT_WAITING}
         if row.status != "cancelling":
@@ -434,7 +434,7 @@ class TaskOutcomes:
     ) -> None:
         """Return a task to its queue without consuming an attempt. The checkpoint is kept.
 
-        `why` is the error of the attempt, if the attempt ended because of an obstacle such as a budget.
+        `why` is the error of the attempt, for example if the attempt ended because a budget was used up.
         """
         if attempt.counted:
             attempt.counted = False

@@ -57,7 +57,10 @@ Matches = list[tuple[str, int, str]]
 
 
 def search_words(text: str) -> list[str]:
-    """Return the words of a string in lower case. Any string is valid; a string without words matches no tasks."""
+    """Return the words of a string, converted to lower case.
+
+    Any string is valid; a string without words matches no tasks.
+    """
     return [word.lower() for word in _WORD.findall(text)]
 
 
@@ -285,7 +288,7 @@ def next_anchor() -> tuple[str, str] | None:
 
 
 def decrement_anchor(created_at: str, task_id: str) -> None:
-    """Subtract a deleted task from the count of the page anchor that covers the task's position."""
+    """Decrement the count of the page anchor that covers the position of a deleted task."""
     anchor = _COVERING.one({"created_at": created_at, "id": task_id})
     if anchor is not None:
         _LESS.run({"anchor_at": anchor[0], "anchor_id": anchor[1]})
@@ -514,7 +517,7 @@ class TaskQueries:
 
 
 def _matches_search(words: list[str]) -> Any:
-    """Return the SQL condition for the unindexed matches and the newest `MAX_MATCHES` indexed matches."""
+    """Return the SQL condition that selects the unindexed matches and the newest `MAX_MATCHES` indexed matches."""
     if not words:
         return NO_ROWS
     found = Task.id.in_(matches_subselect(search_query(words)))

@@ -27,7 +27,7 @@ from corral_plugins.tasks.worker_protocol_shapes import Artifact, CompletionRepo
 
 NO_REVIEW = "none"
 INLINE_CHARACTERS = 65_536
-"""The maximum size, in characters, of a patch that stays in a task's artifacts."""
+"""The maximum size, in characters, of a patch that is stored in a task's artifacts."""
 
 
 class TaskReviews:
@@ -39,9 +39,10 @@ class TaskReviews:
         self._transitions, self._outcomes, self._agents = transitions, outcomes, transitions.agents
 
     async def prepare(self, task_id: str, report: CompletionReport, work: Work) -> PreparedPatch | None:
-        """Parse the diff that a run ends with, if the task requires a review. Otherwise, return None.
+        """Parse the diff among a run's artifacts if the task requires a review. Otherwise, return None.
 
-        The method opens its own unit of work. Raise `Invalid` if the diff cannot be parsed.
+        The method opens its own unit of work. Raise `Invalid` if there are several diffs, or if the diff cannot be
+        parsed.
         """
         diffs = _diffs_of(report.artifacts)
         if not diffs or self.code_reviews is None:
@@ -178,7 +179,10 @@ def _text_of(diff: Artifact) -> str:
 
 
 def _refuse_large_patches(diffs: Sequence[tuple[int, Artifact]]) -> None:
-    """Raise `Invalid` if a patch is too large for an artifact. Called if no review stores the patch."""
+    """Raise `Invalid` if a patch is too large to be stored in an artifact.
+
+    Called if the task is not reviewed. A review would store the patch itself.
+    """
     detail = "No review is due for this diff, so it may have at most 64 Ki characters; upload it as a file."
     large = [index for index, diff in diffs if len(_text_of(diff)) > INLINE_CHARACTERS]
     if large:

@@ -50,7 +50,7 @@ MAX_SOURCES = 50
 FINAL_CANCELLATIONS = ("user", "parent")
 """The kinds of cancellation that end a task permanently. After any other kind, the task may be queued again."""
 CAN_CONTINUE = Task.finished_at.is_null() & (Task.cancel_kind.is_null() | Task.cancel_kind.not_in(FINAL_CANCELLATIONS))
-"""The SQL condition for tasks that have not ended and were not permanently cancelled."""
+"""The SQL condition for tasks that have not ended and whose permanent cancellation has not been requested."""
 PENDING = peewee.SQL("status = 'pending'")
 QUEUED = peewee.SQL("status = 'pending' AND queue IS NOT NULL")
 """The SQL condition for tasks that are in a queue.
@@ -82,14 +82,14 @@ _CLOSE = Statement(
 
 
 def fetch_tuples(query: Any) -> list[tuple[Any, ...]]:
-    """Return the rows of an uncompiled query as tuples."""
+    """Run a query that is not a compiled `Statement`, and return its rows as tuples."""
     return list(query.tuples())
 
 
 def lock_tasks(condition: Any, limit: int) -> list[TaskRow]:
     """Lock and return at most `limit` tasks that match a condition.
 
-    The query is not compiled, so use this function only for queries that run rarely.
+    The SQL text is generated again on every call, so use this function only for queries that run rarely.
     """
     query = Task.select(*TASK_COLUMNS).where(condition).limit(limit)
     return [TaskRow(*values) for values in Statement(lambda p: locked(query).tuples()).rows({})]
@@ -109,7 +109,7 @@ def find_task(task_id: str) -> TaskRow | None:
 
 
 def is_cancellable(row: TaskRow) -> bool:
-    """Return whether the task has not ended and was not permanently cancelled.
+    """Return whether the task has not ended and its permanent cancellation has not been requested.
 
     `CAN_CONTINUE` is the same condition in SQL.
     """
@@ -286,7 +286,10 @@ def parse_json_text(text: str | None) -> Any:
 
 
 def find_readable_task(task_id: str, caller: Principal) -> TaskRow:
-    """Return the task if the caller may read it, else raise `NotFound`. A worker may read the tasks that it holds."""
+    """Return the task if the caller may read it, else raise `NotFound`.
+
+    A worker may read the tasks whose leases it holds.
+    """
     row = find_task(task_id)
     if row is None or not can_read(caller, SHARED, row.created_by):
         raise NotFound("There is no task with this id.")

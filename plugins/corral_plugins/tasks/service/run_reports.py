@@ -127,7 +127,7 @@ def read_log_lines(task_id: str, fence: int, query: LogQuery) -> list[LogView]:
 
 
 OUTSIDE = "worker"
-"""The provider name recorded for reported totals, which do not name a provider."""
+"""The provider name that is recorded if a worker reports only usage totals, which do not name a provider."""
 
 
 class UsageReports:
@@ -136,7 +136,7 @@ class UsageReports:
     cost: Costs | None
 
     def record_usage(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> None:
-        """Record the usage that a worker reports, on both the task and the attempt.
+        """Add the usage that a worker reports to both the task and the attempt.
 
         The usage is recorded even if the attempt has ended.
         """

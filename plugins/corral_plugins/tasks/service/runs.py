@@ -275,8 +275,8 @@ class TaskRuns:
     ) -> Encoded:
         """Complete a run with its result. If its diff (`patch`) requires a review, the task waits for the review.
 
-        While the task is being cancelled, the result is stored on the attempt only. If the setting
-        `workers.accept_late_results` is on, the result still completes a task whose cancellation a person requested.
+        While the task is being cancelled, the result is stored on the attempt only. However, if a person requested the
+        cancellation and the setting `workers.accept_late_results` is on, the result completes the task.
         """
         if report.memories:
             raise Invalid.at("/memories", "not_allowed", "No plugin stores memories; leave out this field.")
@@ -410,7 +410,8 @@ class TaskRuns:
     def release(self, task_id: str, lease_id: str | None, report: ReleaseReport, by: Principal) -> Encoded:
         """Return a task to its queue without consuming an attempt.
 
-        If an open circuit breaker stopped the run, the task becomes available when the breaker may allow a call again.
+        If an open circuit breaker stopped the run, the task becomes available at the earliest time at which the breaker
+        can admit a call again.
         """
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "release")
         if not again:
@@ -445,7 +446,7 @@ class TaskRuns:
     def confirm_cancellation(
         self, task_id: str, lease_id: str | None, report: CancellationReport, by: Principal
     ) -> Encoded:
-        """Confirm that the run of a task with the status `cancelling` has ended."""
+        """Confirm that the run of a task whose status is `cancelling` has ended."""
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "cancelled")
         if not again:
             if row.status != "cancelling":

@@ -1,9 +1,9 @@
 """Statistics about tasks and agents: counters and hourly statistics in the database, and the metrics of this process.
 
-The counters and hourly statistics change in the transaction of the rows that they count, so that no tasks have to be
-counted when the statistics are read. They are sharded, so that concurrent transactions rarely wait for each other. A
-transaction writes its changes to the counters and statistics at its end and in a fixed order, so that it holds the
-locks only briefly and causes no deadlock.
+The counters and hourly statistics are updated in the same transaction as the tasks that they count, so that no tasks
+have to be counted when the statistics are read. They are sharded, so that concurrent transactions rarely wait for each
+other. A transaction writes its changes to the counters and statistics at its end and in a fixed order, so that it holds
+the locks only briefly and causes no deadlock.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def count_transition(previous: str | None, status: str | None, priority: int, cr
 
 
 def count_priority_change(status: str, before: int, after: int) -> None:
-    """Update the counters after the owner of a task has changed its priority."""
+    """Update the counters after the owner of a task has changed the task's priority."""
     collect(_write_counters, (f"status:{status}:{before}", -1))
     collect(_write_counters, (f"status:{status}:{after}", 1))
 
@@ -357,7 +357,7 @@ def queue_depth() -> Values:
 
 
 def oldest_pending_seconds() -> Values:
-    """Return the waiting time of the oldest pending task in seconds."""
+    """Return how many seconds the oldest pending task has been waiting."""
     return {(): (oldest_pending_ms() or 0) / 1000}
 
 
@@ -390,7 +390,7 @@ class AgentStatisticsService:
     """Implements `AgentStatistics`. Each call runs one query over the newest attempts of one agent.
 
     An attempt is one claim. The success rate and the durations include only attempts that were completed or failed,
-    because attempts that were cancelled, were released or had to wait say nothing about the agent.
+    because attempts that were cancelled or released, or that had to wait, say nothing about the agent.
     """
 
     def for_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:

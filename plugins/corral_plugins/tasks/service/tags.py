@@ -27,7 +27,7 @@ _DELETE = Statement(
 
 
 def checked_tags(tags: Sequence[str]) -> list[str]:
-    """Return the tags in their order, without surrounding white space and without duplicates.
+    """Return the tags in the given order, without surrounding white space and without duplicates.
 
     Raise `Invalid` if a tag is blank.
     """
@@ -39,19 +39,19 @@ def checked_tags(tags: Sequence[str]) -> list[str]:
 
 
 def add_tags(task_id: str, created_at: str, tags: Sequence[str]) -> None:
-    """Add the tags of a task to the table at the end of the transaction, so that the task can be found by each tag."""
+    """Store the tags of a task at the end of the transaction, so that the task can be found by each tag."""
     if tags:
         collect(_write, (_INSERT, task_id, created_at, tags))
 
 
 def remove_tags(task_id: str) -> None:
-    """Remove the tags of a locked task from the table. Call this function before the task's tags change."""
+    """Delete the stored tags of a locked task. Call this function before the task's tags change."""
     for created_at, tags in _STORED.rows({"id": task_id}):
         collect(_write, (_DELETE, task_id, created_at, msgspec.json.decode(tags)))
 
 
 def _write(changes: list[tuple[Statement, str, str, Sequence[str]]]) -> None:
-    """Write changes in their order, because a transaction may change the tags of a task more than once."""
+    """Write changes in the given order, because a transaction may change the tags of a task more than once."""
     for statement, group in itertools.groupby(changes, key=operator.itemgetter(0)):
         statement.run_many(
             {"tag": tag, "created_at": created_at, "id": task_id}

@@ -140,9 +140,9 @@ def _oldest_ms(where: list[Any], *, is_few: bool) -> int:
 def _sampled_sums(where: list[Any], *, is_few: bool) -> Counter[str]:
     """Return the same sums as `sums_of_last_day`, but only for tasks that match the conditions `where`.
 
-    The sums are computed from each task's last start and its end. The tasks are a sample: the tasks that ended most
-    recently, and tasks that have started but not ended. If few tasks match, the database engine does not use the index
-    on `finished_at`, because it would have to read all ended tasks to find the matching ones.
+    The sums are computed from the times at which each task last started and ended. The tasks are a sample: the tasks
+    that ended most recently, and tasks that have started but not ended. If few tasks match, the database engine does
+    not use the index on `finished_at`, because it would have to read all ended tasks to find the matching ones.
     """
     began = statistics.start_of_last_day()
     columns = (Task.status, Task.queued_at, Task.started_at, Task.finished_at)

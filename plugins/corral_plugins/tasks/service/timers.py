@@ -258,7 +258,7 @@ class DueTaskNotifier:
     """Queues delayed tasks as soon as they become available, which wakes the claims that wait for tasks.
 
     Polling the database takes two index lookups per second. If this service fails, the scheduled job `tasks.announce`
-    queues the tasks with a longer delay.
+    queues the tasks. It runs every 5 seconds.
     """
 
     def __init__(self, database: Database, timers: TaskTimers) -> None:

@@ -1,4 +1,4 @@
-"""The action `create_task`, which lets triggers create tasks, and the check for tainted tasks that events name."""
+"""The action `create_task`, which lets triggers create tasks, and the taint check for the tasks that events name."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class TaskTriggerAction:
 
 
 def are_unfinished(results: Sequence[Json]) -> list[bool]:
-    """For each result of the action, return whether the task that the action created is unfinished."""
+    """For each result of the action `create_task`, return whether the created task is unfinished."""
     ids = [result["task_id"] for result in results]
     found: Any = Task.select(Task.id).where(Task.id.in_(ids) & Task.status.not_in(TERMINAL)).tuples()
     live = {row[0] for row in found}

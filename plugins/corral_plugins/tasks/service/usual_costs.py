@@ -52,7 +52,7 @@ class UsualCosts:
         return usual
 
     def invalidate(self, agent_id: str) -> None:
-        """Discard the cached cost of an agent when the unit of work that ends one of its attempts has committed."""
+        """After the commit, discard the cached cost of an agent. Called when one of the agent's attempts ends."""
         after_commit(functools.partial(self._drop, agent_id))
 
     def _drop(self, agent_id: str) -> None:

@@ -139,9 +139,9 @@ def end_call(
 ) -> bool:
     """End a call and publish the `tool.called` event.
 
-    `reason` is the reason why an approved or held call did not run. `causes` is the task's chain of causes; by default,
-    the event has the causes of the unit of work. Return False if the call has already ended or another process has
-    taken over the call.
+    `reason` is the reason why a call that needed an approval did not run. `causes` is the task's chain of causes; by
+    default, the event has the causes of the unit of work. Return False if the call has already ended or another process
+    has taken over the call.
     """
     now = clock.now()
     duration = duration_ms if duration_ms is not None else clock.elapsed_ms(row.created_at, now)
@@ -163,7 +163,10 @@ def end_call(
 
 
 def publish_call(row: ToolCallRow, causes: tuple[str, ...] = ()) -> None:
-    """Emit the `tool.called` event for an ended call, with the causes of the task or else of the unit of work."""
+    """Emit the `tool.called` event for an ended call.
+
+    The event has the given `causes` or, if there are none, the causes of the unit of work.
+    """
     event = ToolCalled(
         task_id=row.task_id,
         call_id=row.call_id,
@@ -195,7 +198,7 @@ def count_calls(task_id: str, fence: int) -> tuple[int, int]:
 def count_denials(task_id: str, fence: int) -> int:
     """Count the denied calls of an attempt.
 
-    Calls with invalid arguments are not counted, because models correct the arguments.
+    Calls with invalid arguments are not counted, because the model can correct the arguments and repeat the call.
     """
     denied = (ToolCallRow.decision == "denied") & (ToolCallRow.reason != "invalid_arguments")
     return int(

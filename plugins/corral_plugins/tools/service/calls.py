@@ -48,7 +48,10 @@ from corral_plugins.tools.shapes import CallCheckResult, ToolCallQuery, ToolCall
 
 MAX_DENIALS = 20
 OUTCOMES = ("rejected", "revision_requested", "cancelled", "superseded")
-"""The reasons why a held call can be denied. The stored error contains the note of the person who decided."""
+"""The reasons why a call that waited for an approval can be denied.
+
+The stored error contains the note of the person who decided.
+"""
 WAIT_SECONDS = 25.0
 POLL_SECONDS = 2.0
 

@@ -223,7 +223,7 @@ NO_CONFIG: dict[str, Any] = {"type": "object", "additionalProperties": False}
 class CallSubject(msgspec.Struct, frozen=True, kw_only=True):
     """The subject of a tool call: the agent, the person who requested the task, and the run.
 
-    `worker_id` is the id of the run's worker, or None for any online worker.
+    `worker_id` is the id of the run's worker, or None if any online worker may run the tool.
     """
 
     agent: AgentFacts | None
@@ -382,7 +382,7 @@ def _run_tool_checks(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any,
 def target_of(tool: RegisteredTool, arguments: Any) -> str | None:
     """Return the object on which a call acts, such as `ssh_connection:<id>`.
 
-    Return None if the tool does not name the object.
+    Return None if the tool does not specify on which object it acts.
     """
     definition = tool.definition
     found = None if definition.target is None else _call_guarded(definition, definition.target, arguments)
@@ -399,7 +399,7 @@ def _call_guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> 
 
 
 def schema_faults(tool: RegisteredTool, arguments: Any) -> list[FieldError]:
-    """Return the parts of the arguments that do not match the schema of the tool."""
+    """Return an error for each part of the arguments that does not match the schema of the tool."""
     if not isinstance(arguments, dict):
         return [FieldError("/arguments", "wrong_type", "must be an object")]
     schema = tool.definition.schema

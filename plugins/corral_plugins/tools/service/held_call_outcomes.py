@@ -1,4 +1,7 @@
-"""Reports the outcome of a held call to its approval and to the waiting task, in the transaction that ends the call."""
+"""Passes the outcome of a held call to the `approvals` plugin and to the waiting task.
+
+This happens in the transaction that ends the call.
+"""
 
 from __future__ import annotations
 

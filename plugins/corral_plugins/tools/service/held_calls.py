@@ -1,7 +1,8 @@
-"""Tool calls that people must approve before they run.
+"""Held calls: tool calls that run only after people have approved them.
 
-A held call is bound to its approval by the hash of its agent, task, tool, arguments and target. The call is checked
-again immediately before it runs, and the approval is marked as used in the transaction that starts the call.
+An approval applies to one call, which it identifies by a hash of the agent, the task, the tool, the arguments and the
+target. The call is checked again immediately before it runs, and the approval is marked as used in the transaction that
+starts the call.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ class HeldCalls:
     # -- after the decision
 
     def approval_changed(self, row_id: str, status: str, note: str | None) -> None:
-        """Continue a held call after people have decided whether to approve it. Implements `Tools.approval_changed`."""
+        """Continue a held call after people have decided on it. Implements `Tools.approval_changed`."""
         row = ToolCallRow.get_or_none(ToolCallRow.id == row_id)
         if row is None or row.status != "pending_approval":
             return

@@ -1,9 +1,9 @@
-"""The tools `http.fetch` and `http.request`, which call hosts that the configuration and the egress guard allow.
+"""The tools `http.fetch` and `http.request`.
 
-Only `http.fetch` follows redirects, and only to the same host. HTML is returned as text: headings, paragraphs, lists,
-table cells and link targets. At most 1 MiB of a response is read. A placeholder `{{ secrets.NAME }}` in the value of a
-header is replaced with the secret when the request is sent. Placeholders in URLs, header names and text bodies are
-rejected.
+Both send requests only to hosts that the configuration and the egress guard allow. Only `http.fetch` follows redirects,
+and only to the same host. HTML is returned as text: headings, paragraphs, lists, table cells and link targets. At most
+1 MiB of a response is read. A placeholder `{{ secrets.NAME }}` in the value of a header is replaced with the secret
+when the request is sent. Placeholders in URLs, header names and text bodies are rejected.
 """
 
 from __future__ import annotations
@@ -181,9 +181,10 @@ _ANY_SECRET = re.compile(r"\{\{[^{}]*\bsecrets\b[^{}]*\}\}")
 
 
 def refuse_secret_placeholders(*texts: Any) -> None:
-    """Raise `ToolFailure` if a string other than a header value contains a placeholder for a secret.
+    """Raise `ToolFailure` if one of the strings contains a placeholder for a secret.
 
-    URLs and bodies may be logged or echoed, which would reveal the secret.
+    Placeholders are allowed only in the values of headers. URLs and bodies may be logged or echoed, which would reveal
+    the secret.
     """
     if any(isinstance(text, str) and _ANY_SECRET.search(text) for text in texts):
         raise ToolFailure("invalid_arguments", "{{ secrets.NAME }} is only allowed in the values of headers.")

@@ -1,4 +1,4 @@
-"""Lists tools, and changes the overrides of tools on behalf of admins."""
+"""Lists tools, and stores the values with which admins override tool definitions."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _override_columns() -> list[Any]:
 
 
 class ToolOverrides(msgspec.Struct, frozen=True):
-    """The values of a tool that admins have overridden. A tool without overrides has version 1."""
+    """The values with which admins override a tool definition. A tool without overrides has version 1."""
 
     name: str = ""
     version: int = 1
@@ -78,7 +78,7 @@ NO_OVERRIDES = ToolOverrides()
 
 
 class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool definition with the overrides of admins.
+    """A tool definition with the values that admins have overridden.
 
     `workers` lists the online workers that offer the tool. `accepted` is false if an admin still has to accept an MCP
     server's definition of the tool.

@@ -135,10 +135,11 @@ class TriggerEvents:
         self._slots, self._accounts, self._rights = slots, accounts, rights
 
     def handle(self, event: LoggedEvent, owners: Owners, *, after: str) -> tuple[list[Fire], str]:
-        """Record an event for the next triggers that listen for it and whose owners may read it, ordered by id.
+        """Record an event for triggers that listen for it and whose owners may read it.
 
-        `after` is the id of the last trigger for which the event was already recorded. `owners` caches the owners that
-        this unit of work has read. Recording an event twice for the same trigger has no effect.
+        One call handles a limited number of triggers, in the order of their ids. `after` is the id of the last trigger
+        for which the event was already recorded. `owners` caches the owners that this unit of work has read. Recording
+        an event twice for the same trigger has no effect.
 
         Return the new history rows, for which the caller must enqueue jobs. Also return the id of the trigger after
         which the next unit of work must continue, or an empty string if the event has been recorded for all triggers.
@@ -176,8 +177,8 @@ class TriggerEvents:
     def is_readable(self, trigger: Trigger, event: LoggedEvent, owners: Owners) -> bool:
         """Return whether the owner of a trigger may read an event.
 
-        If the owner is deactivated, shared events count as readable, so that the trigger fires and its failure is
-        recorded.
+        If the owner's account is deactivated or deleted, only shared events count as readable. The trigger then fires
+        and fails, so that the history shows the failure.
         """
         if trigger.created_by not in owners:
             owners[trigger.created_by] = self._owner(trigger.created_by)
@@ -216,7 +217,10 @@ def event_facts(event: LoggedEvent) -> dict[str, Any]:
 
 
 def begin_absence_wait(trigger: Trigger, *, key: str, since: str, payload: Any) -> None:
-    """Start the wait of an absence trigger for a key. Does nothing if the trigger is already waiting for this key."""
+    """Start a wait of an absence trigger for one value (`key`) of the field that `for_each` names.
+
+    Do nothing if the trigger is already waiting for this value, or if it has reached the maximum number of waits.
+    """
     if Expectation.select().where(Expectation.trigger_id == trigger.id).count() >= MAX_EXPECTATIONS:
         return
     due = clock.format_instant(clock.parse_instant(since) + trigger.config["within_seconds"])

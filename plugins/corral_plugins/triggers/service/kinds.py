@@ -105,7 +105,7 @@ class TriggerTypeRegistry:
         return found
 
     def taint_checks(self) -> list[TaintCheck]:
-        """Return the checks of all active plugins that tell which objects are tainted."""
+        """Return the checks, from all active plugins, that determine which objects are tainted."""
         return [check for _, check in self._contributions.for_hook("corral_trigger_taint_checks")]
 
     def is_event(self, name: str) -> bool:
@@ -135,7 +135,7 @@ def event_names(type: str, config: Mapping[str, Any]) -> tuple[str | None, str |
 
 
 def event_faults(types: TriggerTypeRegistry, type: str, config: Mapping[str, Any]) -> list[FieldError]:
-    """Return an error for each event in a config that no active plugin declares."""
+    """Return an error for each event in a config that is `*` or that does not match an event of an active plugin."""
     names = {"event": ("event",), "absence": ("expect", "after")}.get(type, ())
     return [
         FieldError(f"/config/{name}", "unknown_reference", "There is no event with this name.")

@@ -342,7 +342,10 @@ class TriggerManagement:
 
 
 def _secret_warnings(row: Trigger) -> list[str]:
-    """Return a warning if deliveries must be signed but the trigger has no secret, because its `auth` was changed."""
+    """Return a warning if deliveries must be signed but the trigger has no secret.
+
+    This happens if `auth` is changed after the trigger was created.
+    """
     if row.type != "webhook" or row.config.get("auth", "token") == "token" or row.secret is not None:
         return []
     return [

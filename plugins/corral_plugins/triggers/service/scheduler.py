@@ -110,8 +110,8 @@ class TriggerTimes:
     def due(self, rows: Sequence[Trigger], now: float) -> list[DueTrigger]:
         """Determine which slots of due triggers fire.
 
-        A trigger whose times cannot be computed is omitted, so that it does not stop the others. Call this method in a
-        thread, because it may take a long time after a long downtime.
+        A trigger whose times cannot be computed is omitted, so that the other triggers still fire. Call this method in
+        a thread, because it may take a long time after a long downtime.
         """
         found: list[DueTrigger] = []
         for row in rows:

@@ -55,9 +55,9 @@ class PendingFire(msgspec.Struct, frozen=True):
 class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The state that determines whether the slots in a batch fire.
 
-    `owners` is keyed by user id, and contains either the principal of each owner, or the reason why the owner has lost
-    their rights. All other mappings are keyed by trigger id. `live` contains each trigger's earlier slots whose work is
-    unfinished.
+    `owners` is keyed by user id, and contains either the principal of each owner, or the reason why the owner no longer
+    has any rights. All other mappings are keyed by trigger id. `live` contains each trigger's earlier slots whose work
+    is unfinished.
     """
 
     triggers: Mapping[str, Trigger]
@@ -122,7 +122,10 @@ def unclaim(fires: Sequence[PendingFire]) -> None:
 def read_facts(
     triggers: Mapping[str, Trigger], types: TriggerTypeRegistry, accounts: Accounts, *, is_held: bool
 ) -> BatchFacts:
-    """Read the facts that determine whether the slots of these locked triggers fire."""
+    """Read the facts that determine whether the slots of these locked triggers fire.
+
+    `is_held` says whether the kill switch is engaged.
+    """
     watched = {
         row.id: action
         for row in triggers.values()
@@ -175,7 +178,7 @@ def live_fires(actions: Mapping[str, TriggerAction], *, mark: bool = True) -> di
 
 @contextlib.contextmanager
 def caused_by(cause: tuple[str, ...]) -> Iterator[None]:
-    """Record this cause chain for the events that the current unit of work emits inside the `with` block."""
+    """Set the cause chain of the events that the current unit of work emits inside the `with` block."""
     unit: Any = current()
     before = unit.entry
     unit.entry = msgspec.structs.replace(before, cause=cause)

@@ -92,7 +92,7 @@ class TriggerSlots:
 
 
 def enqueue_fires(rows: Sequence[Fire]) -> None:
-    """Enqueue jobs that fire the given slots that are pending."""
+    """Enqueue jobs that fire the pending slots among the given slots."""
     ids = [row.id for row in rows if row.status == "pending"]
     for begin in range(0, len(ids), BATCH_SIZE):
         enqueue(FIRE_JOB, ids=ids[begin : begin + BATCH_SIZE])

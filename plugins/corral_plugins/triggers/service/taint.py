@@ -1,7 +1,7 @@
 """Decides whether events, such as those that triggers fire on, may contain untrusted text.
 
 Such text reaches a trigger in the payload of an event: the error of a failed task, a title, or the subject of a
-message. What the trigger starts is then as tainted as the run that wrote the text.
+message. If the run that wrote the text is tainted, the work that the trigger starts is tainted too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 
 
 class EventTaintService:
-    """Applies the taint checks on behalf of other plugins that pass on the content of events."""
+    """Applies the taint checks for other plugins that pass on the content of events."""
 
     def __init__(self, types: TriggerTypeRegistry) -> None:
         self._types = types
@@ -30,7 +30,7 @@ class EventTaintService:
 
 
 def mark_tainted(rows: Sequence[Fire], checks: Sequence[TaintCheck]) -> None:
-    """Set `is_tainted` on the slots whose event, or one of its causes, names a tainted object.
+    """Set `is_tainted` on each slot whose event, payload or cause chain names a tainted object.
 
     Call this function only with slots that are about to fire, because each check reads the database once. A person who
     fires a trigger vouches for the payload.

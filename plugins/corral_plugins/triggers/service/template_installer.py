@@ -114,7 +114,7 @@ class TriggerTemplateInstaller:
         self._service().delete(trigger_id, ANY_VERSION, by=by)
 
     def export(self, trigger_id: str, by: Principal) -> Json:
-        """Return the fields of a trigger that its owner may set."""
+        """Return those fields of a trigger that the trigger's owner may set."""
         return {name: value for name, value in _values(find_readable_trigger(trigger_id, by)).items() if value}
 
     def _service(self) -> TriggerManagement:

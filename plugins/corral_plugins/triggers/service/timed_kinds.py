@@ -157,7 +157,7 @@ def fire_time(trigger_id: str, config: Mapping[str, Any], slot: float) -> float:
 
 
 def next_times(kind: TriggerKind, rule: TimeRule, after: float, count: int) -> list[float]:
-    """Return at most `count` of the next times after `after` at which a trigger is due."""
+    """Return the next times after the time `after` at which a trigger is due, at most `count` of them."""
     found: list[float] = []
     while kind.next_time is not None and len(found) < count:
         at = kind.next_time(rule, found[-1] if found else after)

@@ -89,7 +89,7 @@ class TriggerChecks:
 
 
 def action_fields(action: Mapping[str, Any]) -> Json:
-    """Return the fields of an action without its type."""
+    """Return the fields of an action except its type."""
     return {name: value for name, value in action.items() if name != "type"}
 
 

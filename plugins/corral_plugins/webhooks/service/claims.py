@@ -96,7 +96,7 @@ class DeliveryClaims:
         return str(min(due, probe) if probe and self._settings.get(PROBE_SECONDS) else due)
 
     def claim(self) -> list[Claimed]:
-        """Claim as many deliveries as may be attempted now.
+        """Claim as many due deliveries as the limits allow.
 
         Deliveries about objects that the webhook's owner may no longer read are cancelled.
         """

@@ -15,7 +15,7 @@ from corral_plugins.webhooks.models import Webhook
 class WebhookCredentials:
     """Encrypts and decrypts credentials. No method requires a unit of work.
 
-    While the vault is sealed, all methods raise `Unavailable`.
+    While the vault is sealed, because the master key is missing or wrong, all methods raise `Unavailable`.
     """
 
     def __init__(self, sealer: Sealer) -> None:

@@ -123,7 +123,10 @@ class WebhookFanOut:
         return bool(events) and CURSOR.count_failure(position, events[0], reason)
 
     def _deliveries(self, events: Sequence[LoggedEvent]) -> tuple[list[dict[str, Any]], int]:
-        """Return the rows of new deliveries, and how many events these rows cover, counted from the first event."""
+        """Return the rows of new deliveries, and the number of events that were handled.
+
+        The events are handled in order until there are at least `ROWS_AT_ONCE` rows.
+        """
         followers = _followers({pattern for event in events for pattern in matching_patterns(event.type)})
         people = {each.user_id for found in followers.values() for each in found}
         owners = self._accounts.principals_of(people) if people else {}
@@ -174,7 +177,7 @@ class WebhookFanOut:
 
 
 def followed_patterns() -> frozenset[str]:
-    """Return the names and patterns of the events that are delivered or recorded. Runs in a unit of work."""
+    """Return the event names and patterns of all webhooks for which deliveries are created. Runs in a unit of work."""
     joined = Subscription.select(Subscription.pattern).join(Webhook, on=Webhook.id == Subscription.webhook_id)
     found: Any = joined.where(_is_following()).distinct()
     return frozenset(pattern for (pattern,) in found.tuples())

@@ -224,7 +224,7 @@ class WebhookManagement:
 def delete_webhooks(rows: Iterable[Webhook]) -> None:
     """Delete webhooks, cancel their open deliveries, and notify their owners.
 
-    Finished deliveries are kept for a while.
+    Finished deliveries are kept until a job deletes them after `webhooks.retention_days`.
     """
     for row in rows:
         cancel_deliveries(row.id)

@@ -82,9 +82,10 @@ class DeliveryOutcomes:
         return {"status": "retrying", "attempt": attempt, **waits}
 
     def _on_success(self, row: Webhook, result: AttemptResult) -> None:
-        """Record that the webhook is no longer failing, and reschedule the oldest waiting retries for now.
+        """Record that the webhook is no longer failing, and make its next waiting retries due immediately.
 
-        Each success makes another batch of deliveries due, long before the previous batch has been sent.
+        One batch of retries is enough, because every success makes another batch due, long before the previous one has
+        been sent.
         """
         recovered = {"failing_since": None, "failures": 0, "next_probe_at": None}
         told = {"last_success_at": clock.now(), "last_status_code": result.status_code}

@@ -25,8 +25,8 @@ MAX_DEPTH = 6
 def body_of(*, type: str, timestamp: str, id: str, data: Any, object_id: str, href: str | None = None) -> str:
     """Return the body of a delivery as JSON text.
 
-    If the data is too large, it is replaced by the id and API URL of its object. Event data is never too large, because
-    the event log limits it to half of that size.
+    If the body would exceed `LIMIT` bytes, the data is replaced by the id and API URL of its object. The data of an
+    event is never too large, because the event log limits it to half of `LIMIT`.
     """
     message = {"type": type, "timestamp": timestamp, "id": id, "data": data}
     body = encode(message)

@@ -1,4 +1,4 @@
-"""Signs requests as defined by Standard Webhooks 1.0.0, creates secrets, and derives their keys."""
+"""Signs requests as defined by Standard Webhooks 1.0.0, creates secrets, and derives keys from secrets."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def check_new_secret(secret: str | UnsetType) -> str | None:
 def _check_headers(headers: Mapping[str, str]) -> list[str]:
     """Check headers and return warnings about them.
 
-    Raise `Invalid` for headers that Corral or HTTP sets, for masked values, and for repeated names.
+    Raise `Invalid` for headers that are reserved for Corral or HTTP, for masked values, and for repeated names.
     """
     reserved = [name for name in headers if _RESERVED.fullmatch(name)]
     if reserved:

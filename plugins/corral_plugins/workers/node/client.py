@@ -48,8 +48,8 @@ class IncompleteResponse(ServerUnreachable):
 class ApiError(Exception):
     """Raised if the server refused a call.
 
-    `code` is the stable error code. `members` is the whole problem document. If `is_foreign` is true, the response did
-    not come from the API, but from a proxy or another program at the server's address.
+    `code` is the stable error code. `members` contains all fields of the problem document. If `is_foreign` is true, the
+    response did not come from the API, but from a proxy or another program at the server's address.
     """
 
     def __init__(self, status: int, members: Mapping[str, Any], retry_after: float | None = None) -> None:

@@ -126,7 +126,7 @@ def assign_call_ids(message: Message, earlier: Iterable[Message], step: int) -> 
 
 
 def open_calls(messages: list[Message]) -> list[Message]:
-    """Return the tool calls of the last assistant message that do not yet have a result, in order."""
+    """Return, in order, those tool calls of the last assistant message that do not have a result yet."""
     answered: set[str] = set()
     for message in reversed(messages):
         if message["role"] == "tool":

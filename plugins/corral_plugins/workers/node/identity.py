@@ -38,7 +38,7 @@ class FolderUnusable(Exception):
 class DuplicateWorkerDetector:
     """Detects another worker with the same fingerprint.
 
-    Two such workers revoke each other's tokens each time they register.
+    Whenever one of two such workers registers, the token of the other is revoked.
     """
 
     TIMES, SECONDS = 3, 300.0

@@ -29,7 +29,7 @@ class TaskLease:
     """A claimed task with its lease.
 
     `deadline` is the monotonic time at which the lease expires. The duration of the lease is counted from the time at
-    which the renewing request was *sent*. Failed calls do not change the deadline. At the deadline, the process is
+    which the claim or the renewal was *sent*. Failed calls do not change the deadline. At the deadline, the process is
     killed and no report is sent.
     """
 
@@ -135,7 +135,7 @@ class TaskLease:
             exited.cancel()
 
     async def _wait_for_change(self, exited: asyncio.Future[Any]) -> None:
-        """Wait until the process exits, the state of the lease changes, or the deadline or drain time passes."""
+        """Wait until the process exits, the lease's state changes, or the deadline or the time for draining passes."""
         changed: asyncio.Future[Any] = asyncio.ensure_future(self._changed.wait())
         ends = min(self.deadline, self._drain_until or self.deadline)
         try:

@@ -1,8 +1,8 @@
 """The model of an agent, called through the server's LLM gateway with the model layer of pydantic-ai.
 
 The agent loop and its checkpoints use the OpenAI message format, and this module converts it for pydantic-ai. The
-gateway accepts the OpenAI format, which workers in other languages also use. Only this worker could read checkpoints in
-the pydantic-ai format.
+gateway accepts the OpenAI format, which workers in other languages also use. Those workers could not read checkpoints
+in the pydantic-ai format.
 
 Importing this module takes more than a second, so it is imported only by task processes and their fork server.
 """

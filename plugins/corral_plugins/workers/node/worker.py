@@ -306,8 +306,8 @@ class ReferenceWorker:
     def _apply_reply(self, reply: Mapping[str, Any], sent: float | None) -> None:
         """Apply the lease states, the commands and the worker status from a response.
 
-        The worker status is applied in case the response with an earlier command was lost. `sent` is the monotonic time
-        at which the request was sent, or None if the request did not renew leases.
+        The worker status is also applied, in case an earlier response that contained a command was lost. `sent` is the
+        monotonic time at which the request was sent, or None if the request did not renew leases.
         """
         for state in reply.get("leases") or ():
             lease = self._leases.get(state["lease_id"])

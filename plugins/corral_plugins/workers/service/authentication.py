@@ -83,7 +83,7 @@ class WorkerTokenAuthenticator:
     def reread(self, caller: Principal) -> Principal | None:
         """Return the caller unchanged if it is a worker, else None.
 
-        The permission check for live connections refuses every worker.
+        The permission check for live connections refuses every worker, so nothing needs to be read again.
         """
         return caller if caller.kind == "worker" else None
 

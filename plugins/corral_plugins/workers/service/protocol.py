@@ -132,7 +132,7 @@ class WorkerProtocol:
         return Wait(self._signal_topics(worker_id), began + wait)
 
     def _signal_topics(self, worker_id: str) -> tuple[str, ...]:
-        """Return the topics of the events about the worker and its tasks that can end a waiting request."""
+        """Return the topics of the events about the worker and its tasks. Such events can end a waiting request."""
         if self.tasks is None:
             return (worker_id,)
         held = sorted(lease.task_id for lease in self.tasks.leases_of_worker(worker_id))

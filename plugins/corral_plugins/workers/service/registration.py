@@ -228,7 +228,10 @@ class WorkerRegistration:
     def _register_again(
         self, row: Worker, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
     ) -> tuple[Worker, str]:
-        """Issue a new token to a known worker and release its leases. The worker keeps its id and approval."""
+        """Issue a new token to a worker that registers again, and release its leases.
+
+        The worker keeps its id and approval.
+        """
         takes_over = key is not None and key.embedded and row.embedded
         if not takes_over and not _is_same_registrant(row, new, reported, key, caller):
             raise Conflict(

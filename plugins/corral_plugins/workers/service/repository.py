@@ -136,7 +136,7 @@ MESSAGE_LENGTH = 500
 
 
 def record_task_failure(event: LoggedEvent) -> None:
-    """Record a task's failure on the worker that ran the task.
+    """Add a task's failure to the last failures of the worker that ran the task.
 
     A retry that a person requested does not count as a failure.
     """

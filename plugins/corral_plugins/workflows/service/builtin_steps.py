@@ -183,7 +183,7 @@ class HttpSteps:
         self._client: httpx2.AsyncClient | None = None
 
     def declare_breakers(self) -> None:
-        """Declare that each request is guarded by its host's circuit breaker."""
+        """Declare the circuit breakers that guard requests to hosts."""
         if self.breakers is not None:
             self.breakers.declare("http")
 
@@ -422,7 +422,10 @@ class BuiltInSteps:
         self.input, self.code = InputSteps(), CodeSteps()
 
     def services(self) -> list[Provide]:
-        """Return the step types as services, so that the kernel sets the services that they use."""
+        """Return the providers of the step types.
+
+        The step types are provided as services, so that the kernel sets the services that the step types use.
+        """
         return [
             Provide(AgentSteps, lambda: self.agent),
             Provide(ModelSteps, lambda: self.model),

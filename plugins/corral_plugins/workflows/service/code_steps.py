@@ -51,7 +51,7 @@ class CodeSteps:
         )
 
     def check(self, config: Json) -> list[FieldError]:
-        """Return an error if the `tools` plugin, which decides whether tool calls are allowed, is not active."""
+        """Return an error if the `tools` plugin is not active, because it decides whether tool calls are allowed."""
         return [] if self.tools is not None else [FieldError("/language", "not_allowed", DISABLED)]
 
     def dispatch(self, context: StepContext) -> StepWait:

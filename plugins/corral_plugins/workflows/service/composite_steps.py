@@ -17,14 +17,17 @@ CANCELLED = {"kind": "error", "type": "cancelled", "message": "The steps were ca
 
 
 class ScopeEnd(msgspec.Struct, kw_only=True):
-    """The result of a scope. `error` is the error of the first failed step; `last` is the last completed step."""
+    """The result of a scope, which is a group of steps.
+
+    `error` is the error of the first failed step; `last` is the last completed step.
+    """
 
     error: Json | None = None
     last: StepRow | None = None
 
 
 class Scopes(Protocol):
-    """Advances the scopes inside a container, which is a loop or a parallel step."""
+    """Advances scopes of steps: the body of a loop, or the branches of a parallel step."""
 
     async def settle(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
         """Advance the steps of a scope. Return the result of the scope, or None if it is still running.

@@ -185,7 +185,10 @@ class StepExecutors:
             await self._store(run_id, row_id, lease, given, output, result)
 
     async def _call(self, state: RunState, step: Step, row: StepRow, rendering: Rendering) -> tuple[Any, Json]:
-        """Call the step type. Return the step's input as users see it, and the report, which contains the `output`."""
+        """Call the step type. Return the input of the step, and the report on the result.
+
+        References to secrets in the input are not replaced by values.
+        """
         given: Any = None
         try:
             kind = self._kind(step)
@@ -217,7 +220,7 @@ class StepExecutors:
         return kind
 
     async def _report(self, state: RunState, row: StepRow, found: Any) -> Json:
-        """Return the report about a step type's result, without secrets. A large output is stored as a file."""
+        """Return the report on the result of a step, with secrets removed. A large output is stored as a file."""
         result = found if isinstance(found, StepResult) else StepResult(output=found)
         encoded = msgspec.json.encode(result.output)
 

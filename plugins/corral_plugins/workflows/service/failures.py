@@ -49,7 +49,7 @@ def is_handled(step: Step, row: StepRow) -> bool:
 
 
 def _retry_delay(step: Step, attempt: int, error: Json) -> float | None:
-    """Return the delay before the next attempt in seconds, or None if there is no further attempt."""
+    """Return the delay in seconds before the next attempt, or None if there is no further attempt."""
     policy = msgspec.convert(step.retry_policy or {}, RetryPolicy)
     if attempt >= (policy.max_attempts or 1):
         return None

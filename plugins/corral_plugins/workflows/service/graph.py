@@ -260,7 +260,7 @@ def _cycle_among(steps: Mapping[str, Step]) -> list[str]:
 
 
 def branch_targets(step: Step) -> Iterator[tuple[str, str]]:
-    """Yield the names of the steps that a condition or a switch can choose, with their pointers."""
+    """Yield the names of the steps that a condition or a switch can choose, each with its JSON pointer."""
     if step.type == "condition":
         for key in ("if_true", "if_false"):
             yield from ((f"/{key}/{n}", name) for n, name in enumerate(step.config.get(key) or ()))

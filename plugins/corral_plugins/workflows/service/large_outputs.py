@@ -49,7 +49,7 @@ class LargeOutputs:
         return {MARK: stored.id, "size": stored.size_bytes}
 
     async def remove(self, outputs: Iterable[dict[str, Any]]) -> None:
-        """Remove the files of outputs because the changes to their steps were not written."""
+        """Remove the files of outputs. Called if the changes to the steps were not written."""
         for output in outputs:
             if self.files is not None:
                 await self.files.remove(output[MARK])

@@ -131,7 +131,7 @@ def _refusal(reference: Reference, known: dict[str, AgentFacts], started: Sequen
 
 
 def _tools_of(step_type: str, config: Json) -> Iterator[tuple[str, str]]:
-    """Yield the tools that a step needs, with their pointers."""
+    """Yield the tools that a step needs, each with its JSON pointer."""
     if step_type == "tool":
         yield "/tool", config["tool"]
     elif step_type == "code":

@@ -1,8 +1,8 @@
-"""Computes how to advance a run once: applies the results of steps that have ended, and starts steps that are ready.
+"""Computes the next changes to a run: applies the results of ended steps, and starts the steps that are ready.
 
-Nothing is written here. Control steps, such as conditions, are carried out by the engine itself and end immediately, so
-that a run can pass many of them at once. Other steps are collected: `dispatch` and `cancel` are called in the
-transaction that writes the changes, and steps with `execute` start after the transaction.
+This module does not write to the database. Control steps, such as conditions, are carried out by the engine itself and
+end immediately, so that a run can pass many of them at once. Other steps are collected: `dispatch` and `cancel` are
+called in the transaction that writes the changes, and steps with `execute` start after the transaction.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from corral_plugins.workflows.service.step_types import StepTypes
 
 
 class Planner:
-    """Computes how to advance a workflow run once. The method `run` changes `state` and returns the plan."""
+    """Computes the next changes to a workflow run. The method `run` changes `state` and returns the plan."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Planner:
         self._scopes = ScopePlanner(self._changes, rendering)
 
     async def run(self) -> Plan:
-        """Compute how to advance the run once, and return the plan."""
+        """Compute the next changes to the run, and return the plan."""
         state, run = self._state, self._state.run
         await self._apply_reports()
         is_late = run.deadline_at is not None and run.deadline_at <= self._changes.now and run.people_since is None

@@ -74,8 +74,8 @@ class StepRow(msgspec.Struct, kw_only=True):
     def succeeded(self) -> bool:
         """Whether the steps that depend on this step may run.
 
-        They may also run if the step failed and a person chose to skip it. After a jump, only the target of the jump
-        runs.
+        This is true if the step is completed, or if the step failed and a person chose to skip it. It is false after a
+        jump, because then only the target of the jump runs.
         """
         return (self.status == "completed" and self.goto is None) or (
             self.status == "skipped" and self.reason == "resolved"
@@ -115,7 +115,10 @@ class RunState:
         self.changes |= changes
 
     def row(self, step: Step, iteration: tuple[int, ...]) -> StepRow | None:
-        """Return the row of a step, as seen from an iteration of a loop, or None if the step has not been reached."""
+        """Return the row of a step, or None if the step has not been reached.
+
+        If the step is inside loops, `iteration` selects the iterations.
+        """
         return self.rows.get(row_key(step.name, iteration[: step.loops]))
 
     def add(self, step: Step, iteration: tuple[int, ...], status: str) -> StepRow:

@@ -55,14 +55,14 @@ class RunViews:
     """Reads runs. Every method runs in the caller's unit of work."""
 
     def list(self, query: AllRunsQuery, *, by: Principal) -> Page[RunItem]:
-        """Return a page of the runs of all workflows that match every filter, newest first."""
+        """Return a page of the runs that match every filter, from all workflows, newest first."""
         where = (
             [] if query.workflow_id is UNSET else [Run.workflow_id.in_([each.lower() for each in query.workflow_id])]
         )
         return self._page(query, where, "workflow_runs", by)
 
     def list_of_workflow(self, workflow_id: str, query: RunQuery, *, by: Principal) -> Page[RunItem]:
-        """Return a page of the runs of a workflow that match every filter, newest first."""
+        """Return a page of those runs of a workflow that match every filter, newest first."""
         find_readable_workflow(workflow_id, by)
         return self._page(query, [Run.workflow_id == workflow_id], f"workflow_runs:{workflow_id}", by)
 

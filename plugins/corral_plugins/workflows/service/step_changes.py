@@ -1,6 +1,7 @@
 """The changes to single steps while a run is advanced: how steps end, fail, are skipped or are cancelled.
 
-Nothing is written here. A `Plan` collects the other actions of the transaction that writes the changes.
+This module does not write to the database. A `Plan` collects the other actions of the transaction that writes the
+changes.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ MISSING = {"kind": "error", "type": "plugin_disabled"}
 
 
 class ScopePlanner:
-    """Advances the scopes of a run."""
+    """Advances the scopes of a run: the workflow's own steps, and the steps inside loops and parallel steps."""
 
     def __init__(self, changes: StepChanges, rendering: Rendering) -> None:
         self._changes, self._rendering, self._state = changes, rendering, changes.state
@@ -188,7 +188,10 @@ class ScopePlanner:
     # -- steps that have started
 
     async def progress(self, step: Step, row: StepRow, iteration: Iteration, *, is_ending: bool = False) -> None:
-        """Advance a step that has been reached, including the steps inside it, its timers and its next attempt."""
+        """Advance a step that has been reached.
+
+        Start its next attempt if it is due, end the step if its timer has expired, and advance the steps inside it.
+        """
         if not row.is_open:
             return
         if row.status == "ready":

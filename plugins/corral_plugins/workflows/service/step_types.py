@@ -135,6 +135,6 @@ class StepTypes:
         return found
 
     def gotos(self, type: str, config: Json) -> Mapping[str, str]:
-        """Return the names of the steps that the result of a step of this type may jump to, keyed by pointer."""
+        """Return the names of the steps that a step of this type can jump to, keyed by the JSON pointer to the name."""
         kind = self.find(type)
         return {} if kind is None or kind.gotos is None else kind.gotos(config)

@@ -23,7 +23,10 @@ Json = dict[str, Any]
 _STEP = re.compile(r"^/steps/(\d+)(/|$)")
 _TEMPLATE = "{{"
 LITERAL = {"loop": "body", "parallel": "branches", "switch": "cases"}
-"""The field of a step type that contains steps or their names. The graph reads it, so no expression may compute it."""
+"""For each step type, the configuration field that contains steps or the names of steps.
+
+The graph is built from this field, so no expression may compute it.
+"""
 
 
 class DefinitionValidator:
@@ -145,7 +148,7 @@ class DefinitionValidator:
 
 
 def inner_steps(step: Json) -> Iterator[tuple[str, Json]]:
-    """Yield the steps inside a loop or a parallel step with their pointers, which are relative to the configuration."""
+    """Yield the steps inside a loop or a parallel step, each with its JSON pointer relative to the configuration."""
     config = step["config"]
     if step["step_type"] == "loop":
         yield from ((f"/body/{n}", inner) for n, inner in enumerate(config.get("body") or ()))
@@ -155,7 +158,7 @@ def inner_steps(step: Json) -> Iterator[tuple[str, Json]]:
 
 
 def all_steps(steps: Sequence[Json], pointer: str = "/steps") -> Iterator[tuple[str, Json]]:
-    """Yield all steps of a definition with their pointers, including steps inside other steps."""
+    """Yield all steps of a definition, including steps inside other steps, each with its JSON pointer."""
     for n, step in enumerate(steps):
         here = f"{pointer}/{n}"
         yield here, step
@@ -193,7 +196,7 @@ def with_steps(faults: Sequence[FieldError], steps: Sequence[Json]) -> list[Step
 
 
 def plan_of(graph: Graph) -> list[PlannedStep]:
-    """Return the steps of the root scope in the order of execution."""
+    """Return the steps of a workflow in the order of execution, without the steps inside loops and parallel steps."""
     stages: dict[str, int] = {}
     for step in graph.root.steps:
         stages[step.name] = 1 + max((stages[name] for name in step.predecessors), default=0)

@@ -71,7 +71,7 @@ def queue_due_runs(limit: int) -> int:
 
 
 def wake_queued_runs(workflow_id: str, limit: int = 1) -> None:
-    """Queue jobs that try to start queued runs of this workflow or of any workflow.
+    """Queue jobs that try to start queued runs.
 
     A job is queued for up to `limit` of the oldest queued runs of the workflow, and for the oldest queued run across
     all workflows.

@@ -80,7 +80,7 @@ class McpConnections:
     async def list_tools(self, name: str, url: str, headers_secret: str | None) -> Sequence[McpTool]:
         """List the tools of a stored server.
 
-        Raise `McpFailure`, or the problem that occurred when the secret was read.
+        Raise `McpFailure` if the tools cannot be listed, or another `Problem` if the secret cannot be read.
         """
         client = self._client()
         if client is None:
@@ -151,7 +151,7 @@ def breaker_name(server: str) -> str:
 
 
 def parse_headers(value: str) -> dict[str, str]:
-    """Return the HTTP headers in a secret.
+    """Return the HTTP headers that a secret contains.
 
     The secret is either a JSON object of headers or a bearer token. Raise `McpFailure` if a header value cannot be
     sent.

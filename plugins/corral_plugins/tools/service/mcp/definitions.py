@@ -1,4 +1,7 @@
-"""Converts the tools of MCP servers for the registry. All information from a server about its tools is untrusted."""
+"""Converts the tools of MCP servers into tool definitions.
+
+All information from a server about its tools is untrusted.
+"""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _enabled_servers() -> list[str]:
 
 
 def _named(server: str, tools: Sequence[McpTool]) -> tuple[ListedTools, dict[str, dict[str, Any]]]:
-    """Return a server's tools under their names in Corral, and their database rows keyed by name.
+    """Return a server's tools with the names that Corral gives them, and their database rows, keyed by these names.
 
     Called in a thread, because definitions may be large.
     """

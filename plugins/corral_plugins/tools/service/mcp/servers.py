@@ -215,9 +215,10 @@ def _tools_of(servers: list[str]) -> dict[str, list[McpToolRow]]:
 
 
 def _refuse_moved_secret(by: Principal) -> None:
-    """Raise `Forbidden` if the caller may not reveal secrets.
+    """Raise `Forbidden` unless the caller may send the server's stored secret to a new address.
 
-    The operator of the server's new address could read the stored secret.
+    The operator of the new address could read the secret. The caller must therefore have re-authenticated, or use an
+    API key with the scope `secrets.reveal`.
     """
     if by.has_stepped_up or REVEAL in by.named_scopes:
         return

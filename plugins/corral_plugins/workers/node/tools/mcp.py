@@ -1,7 +1,7 @@
-"""The MCP servers that this worker starts as commands, and their tools.
+"""The MCP servers that this worker starts as child processes, and their tools.
 
-These commands come only from the worker's configuration, never from the Corral server. The library that implements MCP
-is found through the entry point group `corral.worker_mcp`.
+The commands that start the servers come only from the worker's configuration, never from the Corral server. The library
+that implements MCP is found through the entry point group `corral.worker_mcp`.
 """
 
 from __future__ import annotations
@@ -69,9 +69,10 @@ class McpSession(Protocol):
 
 
 Connector = Callable[[str, Sequence[str], Mapping[str, str]], AbstractAsyncContextManager[McpSession]]
-"""Starts a command with arguments and environment variables, and opens an MCP session with it.
+"""A function that starts an MCP server and opens a session with it.
 
-The command is stopped when the context manager exits.
+Its arguments are the program to start, the arguments of the program, and its environment variables. The program is
+stopped when the context manager exits.
 """
 
 

@@ -1,7 +1,7 @@
 """The workspace of a task: a folder that belongs to this task only.
 
-Paths are opened one component at a time, and links are never followed. A path can therefore never lead out of the
-folder.
+Paths are opened one component at a time, and symbolic links are never followed. A path can therefore never lead out of
+the folder.
 """
 
 from __future__ import annotations
