@@ -15,8 +15,8 @@ import psycopg
 import pytest
 import valkey
 
-from corral.testing import database_server
-from corral.testing.database_server import DatabaseServerError, database_servers_folder, reap
+from corral.testing import database_server_base
+from corral.testing.database_server_base import DatabaseServerError, database_servers_folder, reap
 from corral.testing.database_servers import PostgresServer, ValkeyServer
 
 OWNER = """
@@ -171,11 +171,11 @@ def test_servers_that_need_not_last_live_in_memory_where_there_is_room(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tmp_path.chmod(0o755)
-    monkeypatch.setattr(database_server, "_MEMORY", tmp_path)
-    monkeypatch.setattr(database_server, "_is_open_to_all", lambda folder: True)
-    monkeypatch.setattr(database_server, "_SOCKET_LIMIT", 200)
-    monkeypatch.setattr(database_server, "_ROOM", 1)
+    monkeypatch.setattr(database_server_base, "_MEMORY", tmp_path)
+    monkeypatch.setattr(database_server_base, "_is_open_to_all", lambda folder: True)
+    monkeypatch.setattr(database_server_base, "_SOCKET_LIMIT", 200)
+    monkeypatch.setattr(database_server_base, "_ROOM", 1)
     assert database_servers_folder(in_memory=True).parent == tmp_path
     assert database_servers_folder().parent != tmp_path
-    monkeypatch.setattr(database_server, "_ROOM", 2**62)
+    monkeypatch.setattr(database_server_base, "_ROOM", 2**62)
     assert database_servers_folder(in_memory=True) == database_servers_folder()

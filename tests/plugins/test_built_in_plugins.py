@@ -13,7 +13,7 @@ import pytest
 from corral.auth.permissions import Permissions
 from corral.testing.contribution_rules import contribution_rules
 from corral.testing.kit import Kit
-from corral.testing.live_rules import schema_differences
+from corral.testing.lifecycle_rules import schema_differences
 from corral.testing.manifest_rules import manifest_rules
 from corral.testing.source_rules import Package, source_rules
 

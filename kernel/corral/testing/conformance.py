@@ -1,8 +1,8 @@
 """Conformance checks. The line `assert check_plugin(EchoPlugin).ok` verifies that a plugin complies with the contract.
 
 `manifest_rules` checks the plugin class, and `source_rules` checks the files of its package. `contribution_rules` and
-`live_rules` check the plugin in a real kernel in a temporary folder. This kernel also runs the plugins that the plugin
-requires, and a second kernel also runs the plugins in `wants`.
+`lifecycle_rules` check the plugin in a real kernel in a temporary folder. This kernel also runs the plugins that the
+plugin requires, and a second kernel also runs the plugins in `wants`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from corral.plugin import Plugin
 from corral.plugins.discovery import discover
 from corral.testing.database_templates import is_empty
 from corral.testing.findings import Finding, Report, rule_findings
-from corral.testing.live_rules import inspect_running, start_with_wants
+from corral.testing.lifecycle_rules import inspect_running, start_with_wants
 from corral.testing.manifest_rules import manifest_rules
 from corral.testing.source_rules import Package, source_rules
 

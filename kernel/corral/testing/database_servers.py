@@ -1,8 +1,8 @@
 """Real PostgreSQL and Valkey servers for tests. The programs come from Python wheels; nothing else has to be installed.
 
 `with PostgresServer() as server:` starts a server on a Unix socket, and removes the server and its data afterwards.
-`corral.testing.database_server` implements `start`, `stop`, `kill`, `restart`, and the clean-up after a killed test
-run.
+`corral.testing.database_server_base` implements `start`, `stop`, `kill`, `restart`, and the clean-up after a killed
+test run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from corral.testing.database_server import (
+from corral.testing.database_server_base import (
     DatabaseServer,
     DatabaseServerError,
     database_servers_folder,

@@ -15,7 +15,7 @@ from corral_plugins.admin.api import KillSwitch
 from corral_plugins.admin.models import KillSwitchRow
 from corral_plugins.admin.routes import kill_switch, users
 from corral_plugins.admin.service.kill_switch import KillSwitchService
-from corral_plugins.admin.service.people import UserAdministration
+from corral_plugins.admin.service.users import UserAdministration
 
 if TYPE_CHECKING:
     import click

@@ -33,8 +33,8 @@ from corral_plugins.notifications.service.metrics import NotificationMetrics
 from corral_plugins.notifications.service.notify_action_and_step import NotifyActionAndStep
 from corral_plugins.notifications.service.outcomes import DeliveryOutcomes
 from corral_plugins.notifications.service.outgoing_messages import OutgoingMessages
-from corral_plugins.notifications.service.people import People
 from corral_plugins.notifications.service.preferences import PreferenceManagement
+from corral_plugins.notifications.service.recipients import People
 from corral_plugins.notifications.service.redactor_values import ChannelRedactorValues
 from corral_plugins.notifications.service.rule_previews import RulePreviews
 from corral_plugins.notifications.service.rules import RuleManagement

@@ -24,7 +24,7 @@ from corral_core.accounts.api import (
     UserPatch,
     UserQuery,
 )
-from corral_plugins.admin.service.people import UserAdministration
+from corral_plugins.admin.service.users import UserAdministration
 from corral_plugins.admin.shapes import (
     AdminUserView,
     CreatedUser,

@@ -16,8 +16,8 @@ from corral.http.answers import Request, Stream
 from corral.storage.blobs import BlobMissing
 from corral_plugins.files.api import FileDamaged, FileMissing
 from corral_plugins.files.models import File
-from corral_plugins.files.service.detection import served_type
 from corral_plugins.files.service.display_names import content_disposition
+from corral_plugins.files.service.media_type_detection import served_type
 from corral_plugins.files.service.registry import FileRegistry
 from corral_plugins.files.service.storage import RETRY_SECONDS, FileStorage
 

@@ -12,8 +12,8 @@ from corral.http.answers import Request
 from corral.http.routes import API_PREFIX
 from corral.plugin import InstallationConfig
 from corral_plugins.files.models import File
-from corral_plugins.files.service.detection import served_type
 from corral_plugins.files.service.display_names import content_disposition
+from corral_plugins.files.service.media_type_detection import served_type
 from corral_plugins.files.service.registry import FileRegistry
 from corral_plugins.files.service.storage import FileStorage
 from corral_plugins.files.shapes import FileLink, LinkQuery

@@ -24,8 +24,8 @@ from corral.http.page import Page, newest_first, paginate
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.files.api import FileDeleted, FileFacts, FileSource, FileUpdated, FileUploaded
 from corral_plugins.files.models import File
-from corral_plugins.files.service.detection import MARKUP, TEXT, UNKNOWN
 from corral_plugins.files.service.display_names import clean_name
+from corral_plugins.files.service.media_type_detection import MARKUP, TEXT, UNKNOWN
 from corral_plugins.files.service.quota import FileQuota
 from corral_plugins.files.shapes import FilePatch, FileQuery, FileView
 from corral_plugins.tasks.api import Tasks

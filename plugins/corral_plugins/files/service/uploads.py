@@ -24,8 +24,8 @@ from corral.redact.redactor import Redactor, RedactorStream, redacting_machine_t
 from corral.storage.blobs import Blob
 from corral_plugins.files.api import FileSource, FileVisibility
 from corral_plugins.files.models import File
-from corral_plugins.files.service.detection import TypeDetector
 from corral_plugins.files.service.display_names import clean_name
+from corral_plugins.files.service.media_type_detection import TypeDetector
 from corral_plugins.files.service.metrics import FileMetrics
 from corral_plugins.files.service.quota import FileQuota
 from corral_plugins.files.service.registry import FileRegistry

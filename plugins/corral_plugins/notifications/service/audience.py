@@ -18,7 +18,7 @@ from corral_plugins.notifications.service.event_catalogue import (
 from corral_plugins.notifications.service.grouping import group_key_of
 from corral_plugins.notifications.service.inbox import NewNotification
 from corral_plugins.notifications.service.mentions import MENTION
-from corral_plugins.notifications.service.people import People, Person
+from corral_plugins.notifications.service.recipients import People, Person
 
 
 class Audience:

@@ -33,8 +33,8 @@ from corral_plugins.notifications.service.grouping import (
     join_or_begin,
     next_of,
 )
-from corral_plugins.notifications.service.people import People, Person
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
+from corral_plugins.notifications.service.recipients import People, Person
 
 LEASE_SECONDS = 60  # the process renews it as long as the attempt runs
 MAX_DUE, MAX_CHANNELS, AT_ONCE = 1000, 100, 500

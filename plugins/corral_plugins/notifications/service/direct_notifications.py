@@ -16,8 +16,8 @@ from corral_plugins.notifications.models import Channel, Delivery
 from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.event_catalogue import MAX_BODY, MAX_TITLE, href_of
 from corral_plugins.notifications.service.inbox import Inbox, NewNotification
-from corral_plugins.notifications.service.people import People, receivers_of
 from corral_plugins.notifications.service.plain_text import one_line, without_control_characters
+from corral_plugins.notifications.service.recipients import People, receivers_of
 
 ID: Json = {"type": "string", "format": "uuid"}
 SENT_EVENT = "notification.sent"

@@ -48,7 +48,6 @@ from corral_plugins.notifications.service.grouping import (
 )
 from corral_plugins.notifications.service.inbox import Inbox, NewNotification
 from corral_plugins.notifications.service.mentions import MENTION, MENTIONING, Mentions, names_in
-from corral_plugins.notifications.service.people import MAX_PEOPLE, People, Person, receivers_of
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
 from corral_plugins.notifications.service.recipient_chunks import (
     ROWS_AT_ONCE,
@@ -56,6 +55,7 @@ from corral_plugins.notifications.service.recipient_chunks import (
     progress_of,
     store_progress,
 )
+from corral_plugins.notifications.service.recipients import MAX_PEOPLE, People, Person, receivers_of
 from corral_plugins.notifications.settings import DEFAULT_NOTIFICATIONS
 
 log = logging.getLogger("corral.notifications")

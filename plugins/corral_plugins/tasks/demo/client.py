@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker
-from corral_plugins.tasks.demo.flow import DemoFlow
 from corral_plugins.tasks.demo.model_choice import NEW_TOKENS, WITHOUT_MODEL, ModelChoice
 from corral_plugins.tasks.demo.progress import DemoFailed, ProgressPrinter
 from corral_plugins.tasks.demo.template import DemoTemplate
+from corral_plugins.tasks.demo.workflow import DemoFlow
 
 TERMINAL = ("task.completed", "task.failed", "task.cancelled")
 

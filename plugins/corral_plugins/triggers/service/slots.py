@@ -1,6 +1,7 @@
-"""Records the slots of triggers. For each slot, a pending history row and a job that fires the slot are inserted.
+"""Records slots, which are the times, events and deliveries on which triggers fire.
 
-The row also acts as a lock, because a slot can have only one row.
+For each slot, a pending history row and a job that fires the slot are inserted. The row also acts as a lock, because a
+slot can have only one row.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rules that need a running kernel. They check that a plugin starts and that it can be disabled, enabled and purged."""
+"""Rules about the life of a plugin in a running kernel: that it starts and can be disabled, enabled and purged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The workflow of `corral demo`.
+"""The workflow that `corral demo` creates and runs.
 
 A trigger starts the workflow when the task is completed. The workflow asks a person for approval.
 """
