@@ -40,7 +40,7 @@ def system_time_s() -> float:
 
 
 def continue_from(instant: str) -> None:
-    """Continue from an instant that is stored in the database, if it is later than the system clock.
+    """Make the clock continue from an instant stored in the database, if it is later than the system time.
 
     The clock then behaves as if the system clock had just been set back.
     """

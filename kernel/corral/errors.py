@@ -15,7 +15,7 @@ import msgspec
 
 
 class Code(NamedTuple):
-    """A problem code: its HTTP status, its title, and the remedy that readers of the problem can try."""
+    """A problem code: its HTTP status, its title, and its remedy, which is a sentence that says what to do."""
 
     status: int
     title: str
@@ -49,8 +49,7 @@ def declare_codes(codes: Mapping[str, tuple[int, str] | tuple[int, str, str]], *
 class FieldError(msgspec.Struct, frozen=True, omit_defaults=True):
     """An item of `errors[]` in a problem document.
 
-    `pointer` is a JSON pointer, `/query/<name>` or `/header/<name>`. `code` is stable, and `detail` describes the
-    fault.
+    `pointer` is a JSON pointer, `/query/<name>` or `/header/<name>`. `code` is stable, and `detail` says what is wrong.
     """
 
     pointer: str
@@ -150,13 +149,13 @@ class TooLarge(Problem):
 
 
 class Invalid(Problem):
-    """422: the request is well-formed but not valid. `errors` lists the faults."""
+    """422: the request is well-formed but not valid. `errors` lists what is wrong."""
 
     default = "validation_error"
 
     @classmethod
     def at(cls, pointer: str, code: str, detail: str, *, problem: str | None = None) -> Invalid:
-        """Return a problem with a single fault at the given JSON pointer.
+        """Return a problem with a single field error, at the given JSON pointer.
 
         For example: `Invalid.at("/name", "not_unique", "…")`.
         """

@@ -163,9 +163,9 @@ class Kernel:
         }
 
     def _are_settings_shown(self, plugin: str) -> bool:
-        """Return whether a plugin's settings are shown.
+        """Return whether users can see the settings of a plugin.
 
-        If a plugin is out of service, its settings are kept but hidden.
+        The stored settings of a plugin that is out of service are kept, but they are hidden.
         """
         record = self.registry.get(plugin)
         return plugin == KERNEL or (record is not None and record.serves)
@@ -204,7 +204,7 @@ class Kernel:
         """Start the event feed and the plugins on the running event loop.
 
         If `jobs` is true, this process also runs jobs, schedules and consumers. If the installation has a shared job
-        queue, this process announces new jobs through the queue, unless it runs jobs itself and `share` is not set.
+        queue, this process announces new jobs through the queue if `jobs` is false or `share` is true.
         """
         asyncio.get_running_loop().set_default_executor(self.threads)
         self.loop_watch.start()

@@ -419,7 +419,7 @@ class RateLimiter(Protocol):
         ...
 
     def enter(self, caller: Principal, route: Route, client_ip: str) -> RateLimitQuota | None:
-        """Count a request from a known caller.
+        """Count a request from an authenticated caller.
 
         If this method returns without an error, `leave` is called when the response is ready.
         """

@@ -1,4 +1,4 @@
-"""The `corral github` commands, which connect repositories and show their deliveries and posts."""
+"""The `corral github` commands, which connect repositories and show their webhook deliveries and posts."""
 
 from __future__ import annotations
 
@@ -112,7 +112,10 @@ def add_repository(
 def edit_repository(
     client: ApiClient, *, repository: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
-    """Change a repository, for example with -f enabled:=false. From then on, Corral acts with your permissions."""
+    """Change a repository, for example with -f enabled:=false.
+
+    From then on, Corral performs all work for the repository with your permissions.
+    """
     found = _find(client, repository)
     changed = client.send("PATCH", f"{REPOSITORIES}/{found['id']}", body=read_body(input_path, fields))
     _print(client, changed, as_json=as_json)
@@ -155,7 +158,7 @@ def list_posts(client: ApiClient, *, repository: str, limit: int, as_json: bool)
 @repository_argument
 @client_command
 def retry_repository(client: ApiClient, *, repository: str, as_json: bool) -> None:
-    """Retry failed deliveries and posts immediately, even if GitHub has asked for a pause."""
+    """Retry failed deliveries and posts immediately, even if GitHub has asked Corral to wait."""
     found = client.post(f"{REPOSITORIES}/{_find(client, repository)['id']}/retry", None)
     text = f"{found['deliveries']} deliveries and {found['posts']} posts will be tried again."
     print_value(found, as_json=as_json, text=text)

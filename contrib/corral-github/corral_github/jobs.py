@@ -23,7 +23,7 @@ async def work_on_thread(thread_id: str, worker: ThreadWorker) -> None:
 
 
 def resume_threads() -> None:
-    """Requeue idle threads whose work is due, for example after a process was killed or a job was lost."""
+    """Queue jobs for pull requests and issues whose due work no process is handling, for example after a crash."""
     work_queue.enqueue_due()
 
 

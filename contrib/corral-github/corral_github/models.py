@@ -11,7 +11,7 @@ class Repository(Model):
     """A connected repository. `name` is in lower case, because the code host ignores case.
 
     Corral works with the permissions of `owner_id`, the admin who connected the repository or last changed it.
-    `paused_until` is the end of a pause that the code host asked for. Until then, Corral sends it no requests.
+    `paused_until` is the time until which the code host has asked Corral to send it no requests.
     """
 
     visibility = SHARED

@@ -77,7 +77,7 @@ def disconnect_github_repository(id: str, match: IfMatch, repositories: Reposito
 
 @routes.post("/repositories/{id}/retry", needs=MANAGE)
 def retry_github_repository(id: str, repositories: Repositories, caller: Principal) -> GitHubRetry:
-    """Retry failed deliveries and posts immediately, even if GitHub has asked for a pause."""
+    """Retry failed deliveries and posts immediately, even if GitHub has asked Corral to wait."""
     return repositories.retry(id, by=caller)
 
 

@@ -16,7 +16,7 @@ from corral.schema.fields import Name
 
 
 class Greeting(Model):
-    """A greeted name, and the number of times it has been greeted."""
+    """A name, and the number of times that it has been greeted."""
 
     visibility = SHARED
 

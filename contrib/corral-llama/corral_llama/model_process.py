@@ -155,7 +155,7 @@ class ModelProcesses:
     async def _loaded_process(self, model: LocalModel, context_tokens: int) -> ModelProcess:
         """Return the child process after it has loaded the model.
 
-        If the caller disconnects while the model is loading, loading continues for the next caller.
+        If the call is cancelled while the model is loading, loading continues, and the next call uses the model.
         """
         loading = asyncio.ensure_future(self._load_model(model, context_tokens))
         self._loading.add(loading)

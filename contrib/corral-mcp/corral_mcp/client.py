@@ -34,7 +34,7 @@ class SdkClient:
 
 
 class GuardedRelay(httpx2.AsyncBaseTransport):
-    """Sends the SDK's requests through the guarded client, and stores why the last request failed.
+    """Sends the SDK's requests through the guarded client, and stores the reason why the last request failed.
 
     GET requests, which open a stream for unsolicited server messages, are answered with 405, as the protocol allows.
     Such a stream would occupy a connection during every call, and Corral reads none of these messages.
@@ -107,7 +107,7 @@ def result_of(result: CallToolResult) -> McpResult:
 
 
 def _failure_of(error: BaseException, relay: GuardedRelay) -> McpFailure:
-    """Return the reason why a session failed, without text from the server.
+    """Return an error that states why a session failed. The error contains no text from the server.
 
     An error of the HTTP connection takes precedence over an SDK error, because it is more informative.
     """

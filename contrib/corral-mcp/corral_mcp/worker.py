@@ -1,4 +1,7 @@
-"""Starts MCP servers by running commands, for `corral worker --mcp`. Only workers and their tasks load this module."""
+"""Starts MCP servers by running commands, for `corral worker --mcp`.
+
+Only worker processes and the processes of their tasks load this module.
+"""
 
 from __future__ import annotations
 

@@ -103,8 +103,8 @@ class Endpoint:
     def _is_open_to_restricted(self, principal: Principal) -> bool:
         """Return whether a principal with restricted access may call this route.
 
-        Such principals may call only routes that are marked `limited`. Users who must change a password or set up MFA
-        may call the `limited` routes that need `SIGNED_IN`, which manage the user's own account. Machines, such as
+        Such principals may call only routes that are marked `limited`. Some `limited` routes need `SIGNED_IN` and
+        manage the user's own account; users who must change a password or set up MFA may call these. Machines, such as
         workers awaiting approval, may call all other `limited` routes.
         """
         return self.route.limited and (SIGNED_IN in self.route.needs) is (principal.kind in PEOPLE)
@@ -112,7 +112,8 @@ class Endpoint:
     def parse_query(self, raw: bytes) -> Any:
         """Parse the query string and convert it to the type that the handler declares.
 
-        Raise `Malformed` or `Invalid`. The pointers in `Invalid` have the form `/query/<name>`.
+        Raise `Malformed` if the query string cannot be parsed, or `Invalid` if a parameter is unknown or invalid. The
+        pointers in `Invalid` have the form `/query/<name>`.
         """
         try:
             given = parse_qs(
@@ -156,8 +157,8 @@ class Endpoint:
     def _subject(self, request: IncomingRequest) -> tuple[str, str]:
         """Return the type and id of the object that a request concerns.
 
-        If the path names an object, such as the task in `/tasks/{id}/…`, that object is returned. For other paths, the
-        caller is returned, or the route if there is no caller.
+        If the path names an object, such as the task in `/tasks/{id}/…`, the request concerns that object. For other
+        paths, it concerns the caller, or the route if there is no caller.
         """
         kind, _, rest = self.route.path[1:].partition("/")
         if rest.startswith("{id}") and "id" in request.path_names:
@@ -185,11 +186,11 @@ class Endpoint:
         return converted
 
     def run_read(self, read: Callable[[], Any]) -> Any:
-        """Run a read and measure its duration, which determines where the next reads run (docs/adr/0004).
+        """Run a read-only handler and measure its duration.
 
-        After enough short reads in a thread, reads run on the event loop; after a long read, they run in a thread
-        again. The time that a read waits for a thread is not measured, because it would make every read seem long when
-        many requests arrive at once.
+        The duration determines where the next calls of the handler run (docs/adr/0004): on the event loop after enough
+        short calls in a thread, and in a thread again after a long call. The time that a call waits for a thread is not
+        measured, because it would make every call seem long when many requests arrive together.
         """
         began = time.perf_counter()
         try:
@@ -248,13 +249,16 @@ def _default_of(query: Any) -> Any:
 
 @functools.lru_cache(maxsize=2048)  # reading the fields of all shapes at boot takes a tenth of a start
 def _marked_fields(shape: Any, mark: Any) -> frozenset[str]:
-    """Return the names of the fields whose type has the given mark. A union type has the marks of all its members."""
+    """Return the names of the fields whose type carries `mark`: a generic origin such as `list`, or an annotation.
+
+    A union type carries the marks of all its members.
+    """
     kinds = hints(shape) if isinstance(shape, type) else {}
     return frozenset(name for name, kind in kinds.items() if any(mark in _marks(part) for part in union_parts(kind)))
 
 
 def _marks(kind: Any) -> tuple[Any, ...]:
-    """Return everything that counts as a mark of the type `kind`.
+    """Return the marks that the type `kind` carries.
 
     Marks are the generic origin of the type, the generic origin of the type inside `Annotated`, and the annotations.
     """

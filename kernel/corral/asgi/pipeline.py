@@ -369,7 +369,7 @@ class Pipeline:
     ) -> None:
         """Wait until `notified` is set or the time `until` (in epoch seconds) is reached.
 
-        At least once per `KEEP_SECONDS`, check again whether the caller may call the endpoint.
+        Every `KEEP_SECONDS`, check again whether the caller may call the endpoint.
         """
         notification = asyncio.ensure_future(notified.wait())
         try:

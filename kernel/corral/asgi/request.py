@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 LINGER_SECONDS = 0.5
 RECEIVED = "corral.received"
-"""The key of an ASGI scope extension. Its value is a function that returns whether `receive` would return at once.
+"""The key of an ASGI scope extension.
 
-If `receive` returns at once, the pipeline does not start the timer that limits the wait for the body. The timer
-accounts for 2 % of the time that a small write request takes, and most bodies arrive together with the request head.
+Its value is a function that returns whether `receive` would return without waiting.
+
+If so, the pipeline does not start the timer that limits the wait for the body. The timer accounts for 2 % of the time
+that a small write request takes, and most bodies arrive together with the request head.
 """
 WHOLE_RESPONSE = "corral.response"
 """The key of the ASGI scope extension that a server sets if it accepts a whole response as a single message.
@@ -93,7 +95,7 @@ class IncomingRequest(Request):
             self.quota = quota
 
     def refuse_repeated(self, *headers: bytes) -> None:
-        """Raise `malformed_request` if one of these headers occurs twice, because its value would be ambiguous."""
+        """Raise `malformed_request` if one of the headers is repeated, because its value would be ambiguous."""
         if len(self.headers) < len(self.scope["headers"]):
             names = [name for name, _ in self.scope["headers"]]
             if repeated := [name.decode() for name in headers if names.count(name) > 1]:
@@ -138,7 +140,7 @@ class IncomingRequest(Request):
     async def discard_body(self) -> None:
         """Read and discard the rest of a refused body, for at most `LINGER_SECONDS`.
 
-        If the server closed the connection at once, the connection would be reset, and the client would lose the
+        If the server closed the connection immediately, the connection would be reset, and the client would lose the
         response.
         """
         with contextlib.suppress(TimeoutError):

@@ -37,9 +37,9 @@ CROSS_ORIGIN_RESPONSE_HEADERS = (
 def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response:
     """Return the response for a value that a handler returned.
 
-    Response bodies are encoded as JSON. If the body has a version, the response gets an `ETag` header; if the client
-    already has this version, the status is 304. The response to a request that created a resource gets a `Location`
-    header.
+    Response bodies are encoded as JSON. If the body has a `version` field, the response gets an `ETag` header; if the
+    client already has this version, the status is 304. The response to a request that created a resource gets a
+    `Location` header.
     """
     status = endpoint.route.status
     headers: dict[str, str] = {}

@@ -18,7 +18,10 @@ CredentialHeaders = tuple[bytes | None, bytes | None]
 The pair is the cache key, so the headers of a request whose principal is cached need not be parsed.
 """
 RECHECK_LABEL = "long poll"
-"""The label of units that re-check the caller of a long-lived request. Such a unit does not count as a new request."""
+"""The label of units of work that re-check the caller of a long-lived request.
+
+Such a unit of work does not count as a new request.
+"""
 CHALLENGE = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
 
 
@@ -63,7 +66,7 @@ class Credentials:
         return self._delegations.keys()
 
     def act_as(self, caller: Principal, named: Mapping[str, str]) -> Principal:
-        """Return the principal that `caller` acts as. Call this method in a read-only unit.
+        """Return the principal that `caller` acts as. Call this method in a read-only unit of work.
 
         `named` maps the request's delegation headers to their values. Each value names a principal to act as.
         """
@@ -80,7 +83,7 @@ class Credentials:
         return None if kept is None or time.monotonic() - kept[1] > seconds else kept[0]
 
     def authenticate(self, credential: str) -> Principal:
-        """Authenticate a credential and return its principal. Call this method in a read-only unit.
+        """Authenticate a credential and return its principal. Call this method in a read-only unit of work.
 
         Raise `Unauthorized` if no authenticator accepts the credential, and `Unavailable` if a plugin that might
         accept it is out of service.
@@ -105,7 +108,9 @@ class Credentials:
         )
 
     def reload_principal(self, caller: Principal) -> Principal:
-        """Return the current principal of a long-lived connection's caller. Call this method in a read-only unit.
+        """Return the current principal of the caller that opened a long-lived connection.
+
+        Call this method in a read-only unit of work.
 
         Raise `Unauthorized` if the caller lost access, or if no authenticator recognises the caller.
         """
@@ -125,7 +130,7 @@ class Credentials:
             self._headers_of_lease[principal.lease_id].add(headers)
 
     def forget_lease(self, lease_id: str) -> None:
-        """Remove the principals that belong to a lease from the cache.
+        """Remove from the cache all principals that belong to the lease.
 
         Leases end very often, so this method looks only at the entries of this lease instead of searching the whole
         cache.

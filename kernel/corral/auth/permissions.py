@@ -1,4 +1,4 @@
-"""The declared permissions, and the roles and machine kinds that hold them."""
+"""The declared permissions, and the roles and kinds of machine (such as `worker`) that hold them."""
 
 from __future__ import annotations
 

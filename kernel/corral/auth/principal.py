@@ -116,7 +116,7 @@ class Authenticator(Protocol):
     def authenticate(self, credential: str) -> Principal:
         """Return the principal that the credential identifies, or raise `Unauthorized`.
 
-        Runs in a read-only unit; the result is cached for 1 s.
+        Runs in a read-only unit of work; the result is cached for 1 s.
         """
         ...
 
@@ -128,7 +128,7 @@ class RecheckingAuthenticator(Protocol):
     def reread(self, caller: Principal) -> Principal | None:
         """Return the caller's current principal, or None if the caller signed in through another authenticator.
 
-        Runs in a read-only unit. Raise `Unauthorized` if the caller lost access.
+        Runs in a read-only unit of work. Raise `Unauthorized` if the caller lost access.
         """
         ...
 
@@ -142,15 +142,15 @@ class Delegation(Protocol):
     def act_as(self, caller: Principal, named: str) -> Principal:
         """Return the principal that the header names, or `caller` itself if this kind of caller cannot delegate.
 
-        `named` is the value of the delegation header. Runs in a read-only unit. Raises a `Problem` when the caller may
-        not act as that principal.
+        `named` is the value of the delegation header. Runs in a read-only unit of work. Raises a `Problem` when the
+        caller may not act as that principal.
         """
         ...
 
 
 @functools.lru_cache(maxsize=4096)
 def is_in_networks(address: str, networks: tuple[str, ...]) -> bool:
-    """Return whether an address, in the form that `ClientAddress` returns, lies in one of the networks."""
+    """Return whether an IP address in canonical form, or "" for a Unix socket, lies in one of the networks."""
     return bool(address) and any(ipaddress.ip_address(address) in ipaddress.ip_network(each) for each in networks)
 
 

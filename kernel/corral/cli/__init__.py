@@ -1,4 +1,4 @@
-"""The command-line program `corral`. The module of a command is imported only when that command is called."""
+"""The command-line program `corral`. The module of a command is imported only when that command is run."""
 
 from __future__ import annotations
 

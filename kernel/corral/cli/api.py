@@ -69,7 +69,7 @@ def api_command(
 def shorten_data(value: Any) -> Any:
     """Return the value with long `data:` URLs shortened.
 
-    Such URLs contain images, for example, which are unreadable as text.
+    A `data:` URL contains, for example, an image, which is unreadable as text.
     """
     if isinstance(value, dict):
         return {name: shorten_data(item) for name, item in value.items()}

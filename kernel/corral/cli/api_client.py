@@ -280,7 +280,7 @@ class ApiClient:
         raise ApiClientError("timed out before the expected event occurred")
 
     def absolute(self, address: str) -> str:
-        """Return `address` as a URL with a host.
+        """Return `address` as an absolute URL.
 
         A server without a public URL returns URLs without a host. This method adds the host of the server.
         """
@@ -338,7 +338,10 @@ def _plural(noun: str) -> str:
 
 
 class TextDeltaTracker:
-    """Finds the new part of a growing text, such as a model's reply, if the server sends only the end of the text."""
+    """Finds the new part of a growing text, such as a model's reply.
+
+    The server does not send the whole text each time, but only the end of it.
+    """
 
     def __init__(self) -> None:
         self._shown = ""
@@ -361,7 +364,8 @@ class TextDeltaTracker:
 def _refusal(path: str, status: int, content: bytes) -> ApiClientError:
     """Return the error for a problem document.
 
-    The message has one line for each fault. If an object was not found, the message names its path.
+    The message has one line for each item in the problem's `errors`. If an object was not found, the message names its
+    path.
     """
     try:
         problem = msgspec.json.decode(content)
@@ -377,9 +381,10 @@ def _refusal(path: str, status: int, content: bytes) -> ApiClientError:
 
 
 def lines_of_faults(detail: str, title: str, faults: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the lines of an error message: a summary, followed by the pointer and the text of each fault.
+    """Return the lines of an error message: a summary, followed by one line for each item of `faults`.
 
-    If `detail` already contains the text of a fault, the message does not repeat it.
+    An item contains the JSON pointer to an invalid value, and a text that says what is wrong with the value. A text
+    that `detail` already contains is not repeated.
     """
     faults = [(pointer, text.rstrip(".")) for pointer, text in faults]
     repeats = any(text in detail for _, text in faults)

@@ -57,7 +57,7 @@ class Shutdown:
         self.seconds = 25.0
 
     def close(self, seconds: float) -> None:
-        """Begin both steps of the shutdown. Open requests are given `seconds` to finish."""
+        """Begin both steps of the shutdown. Open requests have `seconds` seconds to finish."""
         self.seconds = seconds
         self.refusing.set()
         self.closing.set()

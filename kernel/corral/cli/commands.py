@@ -36,7 +36,7 @@ COMMAND_GROUP, STATUS_GROUP = "corral.commands", "corral.status"  # entry points
 
 
 class LazyGroup(click.Group):
-    """A click group that imports a command's module only when the command is called."""
+    """A click group that imports a command's module only when the command is run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*COMMANDS, *sorted(set(_plugin_commands()) - set(COMMANDS))]

@@ -139,7 +139,7 @@ _EXAMPLES: dict[str, Any] = {
     "bootstrap_admin_email": "me@example.org",
     "local_model": "/srv/model.gguf",
 }
-"""Example values that the sample shows for keys whose defaults do not show how the keys are used."""
+"""Example values in the sample file, for keys whose default values do not make clear how to use them."""
 
 
 def sample() -> str:

@@ -86,8 +86,8 @@ def open_snapshot(database: Database) -> Iterator[Snapshot]:
 def insert_rows(engine: peewee.Database, table: str, rows: Iterator[list[Any]]) -> None:
     """Fill a table with rows from an archive, replacing any rows that migrations have inserted.
 
-    `rows` first yields the column names, as `Archive.read_table` does. SQLite stores booleans as numbers, so they are
-    converted for PostgreSQL.
+    The first item of `rows` contains the column names. An archive of an SQLite database contains booleans as numbers,
+    which are converted for PostgreSQL.
     """
     is_sqlite = isinstance(engine, peewee.SqliteDatabase)
     columns, cursor = next(rows), engine.cursor()

@@ -12,7 +12,10 @@ import os
 from pathlib import Path
 
 RESERVE_BYTES = 3 * 2**20
-"""The size of the file. At startup, the server writes about a quarter of this amount to the database's log."""
+"""The size, in bytes, of the file that reserves disk space.
+
+At startup, the server writes about a quarter of this amount to the database's log.
+"""
 PLENTY_BYTES = 4 * RESERVE_BYTES
 CHUNK = b"\xff" * 65536
 

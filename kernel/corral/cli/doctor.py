@@ -467,7 +467,10 @@ def has_redis_plugin(config: Config) -> bool:
 
 
 def ping_storage(config: Config) -> str | None:
-    """Ping the storage. Return None if it answers, or an error if it does not or if no plugin supports its URL."""
+    """Ping the storage.
+
+    Return None if it answers, otherwise an error. A URL that no plugin supports is also an error.
+    """
     import asyncio
 
     from corral.cli.file_stores import find_file_store

@@ -55,8 +55,8 @@ MISSED_PINGS = 2.5  # ping intervals without data after which a peer is consider
 class IdleTimer:
     """Closes a connection that has been idle for too long. Replaces Hypercorn's timer `AsyncioSingleTask`.
 
-    Each request moves the connection's deadline. Hypercorn's own timer cancels and creates a task for every request,
-    which accounts for a sixth of the time spent on a short request.
+    Each request postpones the deadline after which the connection counts as idle for too long. Hypercorn's own timer
+    cancels and creates a task for every request, which accounts for a sixth of the time spent on a short request.
     """
 
     def __init__(self) -> None:

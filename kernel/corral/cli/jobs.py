@@ -47,8 +47,8 @@ def jobs_command(concurrency: int | None, config_path: Path | None) -> None:
     """Run background jobs, schedules and event consumers, without the API.
 
     Any number of processes can share the work. On SIGTERM, the process waits up to 25 s for running jobs to finish and
-    returns unfinished jobs to the queue; a second SIGTERM ends the process at once. On SIGHUP, the process stops in the
-    same way and then starts again with the current configuration and plugins.
+    returns unfinished jobs to the queue; a second SIGTERM ends the process immediately. On SIGHUP, the process stops in
+    the same way and then starts again with the current configuration and plugins.
     """
     config = load_config(path=config_path, overrides={"settings.jobs.concurrency": concurrency})
     logging_setup.configure(config.log_level, config.log_format)
@@ -119,7 +119,7 @@ async def _drain_and_stop(kernel: Kernel) -> None:
 
 
 class JobsProcess:
-    """Runs jobs that a shared queue announces. The kernel's event loop runs in a second thread.
+    """Runs the jobs whose ids a shared queue delivers. The kernel's event loop runs in a second thread.
 
     The main thread, which receives the signals, reads job ids from the queue and passes them to the kernel. It stops
     reading ids while the kernel is running its maximum number of jobs.

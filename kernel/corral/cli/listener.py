@@ -76,7 +76,8 @@ async def refuse_connections(listener: socket.socket, stop_accepting: Callable[[
 def _ignore_new_connections(listener: socket.socket) -> None:
     """Accept only connections that are already pending. Clients that try to connect now will retry.
 
-    On systems other than Linux, there is no packet filter, and one connection at a time may still be accepted.
+    On Linux, a packet filter drops the packets of new connections. On other systems, one connection at a time may still
+    be accepted.
     """
     if sys.platform == "linux":
         program = ctypes.create_string_buffer(DROP_ALL)

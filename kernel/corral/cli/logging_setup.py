@@ -39,7 +39,7 @@ class LogRateLimit(logging.Filter):
     """A filter for log handlers that limits each plugin to `LINES_PER_SECOND` lines per second.
 
     A line counts towards a plugin's limit if the plugin's code wrote the line or called the code that wrote it, or if
-    the line's field `plugin` names the plugin. `find_plugins` is called when the filter first needs the plugins,
+    the line's field `plugin` names the plugin. The filter looks up the installed plugins when it first needs them,
     possibly while they are being imported. The number of dropped lines is logged after `report_seconds`.
     """
 

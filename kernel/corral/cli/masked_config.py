@@ -1,4 +1,4 @@
-"""The configuration as commands and the API show it: every value with its source, and credentials masked."""
+"""Formats the configuration for commands and the API: every value with its source, and credentials masked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from corral.config.model import CREDENTIAL_IN_URL, MASK, SECRET_NAME, Config, Ro
 
 
 def masked_rows(config: Config) -> list[Row]:
-    """Return every key, pinned setting, variable and plugin table with its value as JSON. Credentials are masked."""
+    """Return the rows of `Config.rows`, with values as JSON and with credentials masked."""
     return [row._replace(value=masked(row.value, secret=row.secret)) for row in config.rows()]
 
 

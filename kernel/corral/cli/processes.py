@@ -143,7 +143,7 @@ class ChildProcess:
         raise NotReady(await self.process.wait(), text)
 
     async def wait_until_drained(self) -> None:
-        """Wait until the process has ended, or has reported that it is ready to drain."""
+        """Wait until the process has ended, or has reported that it no longer needs to accept connections."""
         self._control.setblocking(False)
         received = b""
         with contextlib.suppress(OSError):
@@ -171,7 +171,7 @@ class ChildProcess:
     def replace(self) -> None:
         """Tell the process to drain and exit, because other processes serve the socket.
 
-        A process that is still starting ends at once.
+        A process that is still starting ends immediately.
         """
         self.drain()
         self.terminate()
@@ -259,7 +259,7 @@ class ProcessGroup:
         await ending
 
     async def replace(self) -> None:
-        """Stop all processes, because other processes serve the address."""
+        """Stop all processes of this group, because the processes of another group now serve the address."""
         await self._stop_restarting()
         await self._end(ChildProcess.replace)
 
@@ -313,7 +313,8 @@ class ParentProcess:
     async def start(self) -> str:
         """Start new processes and return the text that the first one announces.
 
-        When the new processes are ready, the old ones drain. Raise `NotReady` and the errors that `plan` raises.
+        When the new processes are ready, the old ones drain. Raise `NotReady` if a new process exits before it is
+        ready. Errors that `plan` raises propagate to the caller.
         """
         before, group = self._group, ProcessGroup(self._arguments, self._listener, self._plan())
         try:
@@ -423,14 +424,14 @@ class ParentConnection:
             self._control.send(json.dumps([ready, text]).encode() + b"\n")
 
     def report_drained(self) -> None:
-        """Report to the parent that this process is ready to drain: it no longer needs to accept connections."""
+        """Report to the parent that this process no longer needs to accept connections."""
         with contextlib.suppress(OSError):
             self._control.send(DRAINED_MESSAGE)
 
     async def drain_on_request(self, drain: Callable[[], None]) -> None:
         """Call `drain` when the parent requests it.
 
-        If the parent ends, this process exits at once, so that the next server can listen on the same address.
+        If the parent ends, this process exits immediately, so that the next server can listen on the same address.
         """
         while True:
             try:

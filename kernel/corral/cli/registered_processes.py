@@ -120,7 +120,8 @@ def _next_load(data_dir: Path, process: int, before: LoadResult | None, end: flo
 def _is_running(process: int) -> bool:
     """Return whether a process is running.
 
-    The check uses the pid, because `corral jobs` keeps its pid when it restarts, but releases its lock.
+    The check uses the pid instead of the lock on the process's registration file, because `corral jobs` keeps its pid
+    but releases the lock when it restarts.
     """
     try:
         os.kill(process, 0)
@@ -139,7 +140,7 @@ def running_server_url(data_dir: Path) -> str | None:
 
 
 def _running_processes(data_dir: Path) -> Iterator[int]:
-    """Yield the pids of registered processes that are running. Remove the files of processes that have ended."""
+    """Yield the pids of registered processes that are running. Remove the files of ended processes."""
     for path in _registration_folder(data_dir).glob("*"):
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             try:

@@ -56,9 +56,9 @@ CLOSING_SECONDS = 1.5  # busy connections close after their next response, befor
 def serve_command(**options: Any) -> None:
     """Start the server with the API, `/ws`, background jobs, schedules and an embedded worker.
 
-    On SIGTERM, the server answers the open requests and exits; a second SIGTERM ends it at once. On SIGHUP, it reads
-    the configuration again and starts new processes on the same address. When they are ready, the old processes exit;
-    if the new processes fail, the old ones keep running.
+    On SIGTERM, the server answers the open requests and exits; a second SIGTERM ends it immediately. On SIGHUP, it
+    reads the configuration again and starts new processes on the same address. When they are ready, the old processes
+    exit; if the new processes fail, the old ones keep running.
     """
     config = _configure(options)
     logging_setup.configure(config.log_level, config.log_format)

@@ -82,10 +82,11 @@ def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
 
 
 def open_client(server: str | None = None) -> ApiClient:
-    """Return a client for the server that the command line, the environment, the folder or the last sign-in selects.
+    """Return a client for the selected server.
 
-    `server` is a name or a URL. If it is None, `CORRAL_URL` selects the server, and `CORRAL_TOKEN` replaces the token
-    of a saved session.
+    `server` is the name or the URL of a server. If it is None, `CORRAL_URL` selects the server, and `CORRAL_TOKEN`
+    replaces the token of a saved session. If `CORRAL_URL` is not set, the server that runs in the current folder is
+    used or, if there is none, the server of the last sign-in.
     """
     sessions = user_sessions()
     url, token = os.environ.get("CORRAL_URL") or None, _token_of_environment()
@@ -124,7 +125,10 @@ def selected_session(sessions: SavedSessions, server: str | None = None) -> tupl
 
 
 def session_at(sessions: SavedSessions, here: str) -> tuple[str, SavedSession] | None:
-    """Return the name and the session of the server at `here`, or at the same URL with `localhost` for `127.0.0.1`."""
+    """Return the name and the session of the server at the URL `here`.
+
+    If there is no session for a URL with the host `127.0.0.1`, look for the same URL with the host `localhost`.
+    """
     return sessions.find(here) or sessions.find(here.replace("//127.0.0.1:", "//localhost:"))
 
 
@@ -136,8 +140,8 @@ def default_url() -> str:
 def running_url() -> str | None:
     """Return the URL of the server that runs in the current folder, or None.
 
-    This is the address of its listener. If the server uses TLS, it is the public URL, if there is one, because
-    certificates are seldom valid for an address of this machine.
+    For a server that uses TLS, return its public URL if it has one, because certificates are seldom valid for an
+    address of this machine. Otherwise, return a URL with the address on which the server listens.
     """
     from corral.cli.listener import loopback_url
     from corral.cli.registered_processes import running_server_url
@@ -293,7 +297,7 @@ def _session_ended(client: ApiClient) -> ApiClientError:
 def _confirm_identity(client: ApiClient, session: SavedSession) -> bool:
     """Ask for the password or a one-time code, because the server requires re-authentication for this action.
 
-    Return False if the user cannot be asked.
+    Return False if the command cannot prompt the user.
     """
     if session.email is None or not sys.stdin.isatty():
         return False

@@ -25,7 +25,7 @@ from corral.config.model import Config
 
 
 class Response(RequestResponseCycle):
-    """A response that can be sent as one message and is then written in one piece.
+    """A response that the application may send as a single message, which is then written to the socket in one piece.
 
     uvicorn's own class writes the head and the body separately, and each write is a system call and a packet.
     """

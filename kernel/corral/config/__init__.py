@@ -1,1 +1,1 @@
-"""The configuration of a process: the model, and the reader of the file, the environment and the command line."""
+"""The configuration of a process: its keys and types, and the code that reads and validates the values."""

@@ -120,7 +120,7 @@ class Keys(_Part, frozen=True):
 
 
 class Egress(_Part, frozen=True):
-    """Section `[egress]`: exceptions to the egress guard, and the proxy for outgoing connections."""
+    """Section `[egress]`: exemptions from the egress guard, and the proxy for outgoing connections."""
 
     allow: tuple[Exemption, ...] = ()
     proxy: ProxyUrl | None = None
@@ -185,7 +185,7 @@ class Config(_Part, frozen=True):
         return {name: text for row in self.rows() for name, text in _secrets(row.key, row.value, row.secret)}
 
     def rows(self) -> Iterator[Row]:
-        """Yield every key, pinned setting, variable and plugin table with its value and source."""
+        """Yield a row for each configuration key, pinned setting, environment variable and plugin table."""
         for name, entry in TABLE.items():
             section, _, field = name.rpartition(".")
             value = getattr(getattr(self, section) if section else self, field)

@@ -1,4 +1,4 @@
-"""Reads `corral.toml` and the environment into a `Config`, and reports all faults at once."""
+"""Reads `corral.toml` and the environment into a `Config`, and reports all errors together."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load(
 
     The configuration file is `path`. If `path` is None, the variable `CORRAL_CONFIG` names the file. If the variable is
     not set, `./corral.toml` is read or, if it does not exist, `/etc/corral/corral.toml`. With `path=Path(os.devnull)`,
-    no file is read. Raises `StartupError` with all faults.
+    no file is read. Raises a `StartupError` that lists all errors.
     """
     reader = _Reader(os.environ if environ is None else environ)
     reader.read_file(path)

@@ -19,7 +19,7 @@ from corral.database.unit import current
 
 
 def on_sqlite(database: peewee.Database | None = None) -> bool:
-    """Return whether the given database, by default the database of the current unit, is SQLite.
+    """Return whether the given database, by default the database of the current unit of work, is SQLite.
 
     Only modules of this package may call this function.
     """
@@ -40,7 +40,9 @@ def _with_native_placeholders(sql: str) -> str:
 
 
 def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
-    """Execute raw SQL in the current unit and return the driver's cursor. `?` marks a parameter on both engines.
+    """Execute raw SQL in the current unit of work and return the driver's cursor.
+
+    `?` marks a parameter on both engines.
 
     Raises peewee's exceptions.
     """
@@ -56,8 +58,8 @@ def sql_fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
 def savepoint() -> Iterator[None]:
     """Run a block of statements in a savepoint. If the block raises an exception, its effects are undone.
 
-    The effects on the unit include rows, events, jobs, audit rows and callbacks. On PostgreSQL, a failed statement
-    aborts the whole transaction unless the statement is inside a savepoint.
+    All rows, events, jobs, audit rows and callbacks that the block has added to the unit of work are discarded. On
+    PostgreSQL, a failed statement aborts the whole transaction unless the statement is inside a savepoint.
     """
     unit = current()
     buffers: tuple[list[Any], ...] = (unit.collected, unit.jobs, unit.audit, unit.after, unit.before)
@@ -76,7 +78,7 @@ def savepoint() -> Iterator[None]:
 
 
 def advisory_lock(name: str) -> None:
-    """Acquire a named lock, which only one unit at a time can hold, until the end of the transaction.
+    """Acquire a named lock, which only one unit of work at a time can hold, until the end of the transaction.
 
     If a unit counts rows while it holds the lock, it can rely on the count. Does nothing on SQLite, where only one unit
     writes at a time.
@@ -88,8 +90,8 @@ def advisory_lock(name: str) -> None:
 def counter_shard(shards: int) -> int:
     """Return the number of the counter shard that this thread should update.
 
-    Threads update different shards, so parallel units do not block each other. The number is always 0 on SQLite, which
-    has only one writer.
+    Threads update different shards, so parallel units of work do not block each other. The number is always 0 on
+    SQLite, which has only one writer.
     """
     return 0 if current().database.kind == "sqlite" else threading.get_native_id() % shards
 
@@ -126,7 +128,10 @@ def by_code_point(field: Any) -> Any:
 
 
 def transaction_is_open() -> bool:
-    """Return whether the unit's transaction is still open. A lost connection or a full disk ends the transaction."""
+    """Return whether the transaction of the current unit of work is still open.
+
+    A lost connection or a full disk ends the transaction.
+    """
     connection = current().connection
     return bool(connection.in_transaction if on_sqlite() else not (connection.closed or connection.broken))
 

@@ -37,7 +37,10 @@ class Work(Protocol):
 
 
 class InlineReadTimeout(Exception):
-    """Raised when a read on the event loop exceeds its time limit. The caller should then run the read in the pool."""
+    """Raised when a read-only unit of work on the event loop exceeds its time limit.
+
+    The caller should then run it in the pool.
+    """
 
 
 class Database(abc.ABC):
@@ -84,14 +87,14 @@ class Database(abc.ABC):
         return future.result()
 
     def read_now(self, fn: Callable[[], T], entry: UnitContext) -> T:
-        """Run a short read in the calling thread.
+        """Run a short read-only unit of work in the calling thread.
 
-        Raise `InlineReadTimeout` if the read takes too long or the engine does not support such reads.
+        Raise `InlineReadTimeout` if it takes too long, or if the engine cannot run units of work in this way.
         """
         raise InlineReadTimeout
 
     async def read(self, fn: Callable[[], T], entry: UnitContext) -> T:
-        """Run a short read on the event loop if the engine supports it, otherwise in the pool."""
+        """Run a short read-only unit of work on the event loop if the engine supports this, otherwise in the pool."""
         with contextlib.suppress(InlineReadTimeout):
             return self.read_now(fn, entry)
         return await self.work(fn, entry=entry, read=True)
@@ -101,7 +104,7 @@ class Database(abc.ABC):
         """Execute a trivial query on a new connection. Raises an exception if the database is unavailable."""
 
     def waiting(self) -> int:
-        """Return the number of units that are waiting for a connection."""
+        """Return the number of units of work that are waiting for a connection."""
         return sum(pool.queue.qsize() for pool in self.pools)
 
     def connection_usage(self) -> tuple[int, int]:
@@ -117,7 +120,7 @@ class Database(abc.ABC):
         self.engine.close()
 
     def close(self) -> None:
-        """Finish queued units, and close the connections of the pools and of the calling thread."""
+        """Finish queued units of work, and close the connections of the pools and of the calling thread."""
         with self._closing:  # units that are already queued still run
             if self._is_closed:
                 return
@@ -134,7 +137,7 @@ class Database(abc.ABC):
             self.pools[-1 if queued.read else 0].submit(queued)
 
     def deliver(self, ended: list[QueuedUnit]) -> None:
-        """Resolve the futures of a batch of units, run the units' callbacks, and announce new events.
+        """Resolve the futures of a batch of units of work, run the units' callbacks, and announce new events.
 
         A thread of the pool calls this method after COMMIT.
         """

@@ -1,4 +1,7 @@
-"""Full-text search: an index of words by document number, using FTS5 on SQLite and a GIN index on PostgreSQL."""
+"""Full-text search with an index that maps words to document numbers.
+
+SQLite uses FTS5, and PostgreSQL uses a GIN index.
+"""
 
 from __future__ import annotations
 

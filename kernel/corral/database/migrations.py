@@ -78,7 +78,10 @@ def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
 
 
 def existing_tables(engine: peewee.Database) -> list[str]:
-    """Return the tables of the current schema, which can be selected by the `search_path` in the URL."""
+    """Return the tables of the current schema.
+
+    On PostgreSQL, the `search_path` in the URL can select another schema.
+    """
     is_sqlite = isinstance(engine, peewee.SqliteDatabase)
     return list(engine.get_tables(None if is_sqlite else engine.execute_sql("SELECT current_schema()").fetchone()[0]))
 

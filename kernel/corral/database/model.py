@@ -12,7 +12,7 @@ from corral.database.unit import current
 
 
 class _UnitProxy(peewee.DatabaseProxy):
-    """A proxy for the engine of the current unit. A query outside a unit raises `NoUnit`."""
+    """A proxy for the engine of the current unit of work. A query outside a unit raises `NoUnit`."""
 
     __slots__ = ()
 
@@ -35,8 +35,8 @@ PRIVATE, SHARED, ADMIN, PRIVATE_AND_ADMIN = VISIBILITIES = ("private", "shared",
 class Model(peewee.Model):
     """Base class of all models.
 
-    `visibility` applies to the objects stored in the table. A table of private or shared objects must name its owner
-    column in `owner_field`.
+    `visibility` determines who may read the objects that are stored in the table. A table of private or shared objects
+    must name its owner column in `owner_field`.
     """
 
     visibility = ADMIN

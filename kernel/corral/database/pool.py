@@ -57,7 +57,7 @@ class QueuedUnit:
         self.error: BaseException | None = None
 
     def resolve(self) -> None:
-        """Resolve the future, unless its caller stopped waiting, or the caller's event loop has ended."""
+        """Resolve the future, unless the code that awaits it has stopped waiting or its event loop has ended."""
         if not self.future.done():
             with contextlib.suppress(RuntimeError):
                 if self.error is None:
@@ -67,7 +67,7 @@ class QueuedUnit:
 
 
 class DatabaseThread(threading.Thread, abc.ABC):
-    """A thread with its own connection. Subclasses implement the execution of units."""
+    """A thread with its own connection. Subclasses implement the execution of units of work."""
 
     def __init__(self, pool: DatabasePool) -> None:
         super().__init__(name=f"corral-{pool.name}", daemon=True)
@@ -109,13 +109,13 @@ class DatabaseThread(threading.Thread, abc.ABC):
         self.close()
 
     def record_unit_start(self, queued: QueuedUnit) -> None:
-        """Record that the unit has started."""
+        """Record that a unit of work has started."""
         self.began, self.checks = time.monotonic(), 0
         self.running = queued
         self.database.timings.waits.observe(self.began - queued.queued_at)
 
     def record_unit_end(self) -> None:
-        """Record that the unit has ended. Raise `ThreadAbandoned` if the watchdog abandoned this thread."""
+        """Record that the unit of work has ended. Raise `ThreadAbandoned` if the watchdog abandoned this thread."""
         with self.lock:
             queued, self.running = self.running, None
             if self.lost:
@@ -126,7 +126,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
             log.warning("slow unit", extra={"unit": queued.entry.label, "duration_ms": round(took * 1000)})
 
     def run_unit(self, unit: Unit, queued: QueuedUnit) -> Any:
-        """Run the unit's function, and write everything that the unit must write before COMMIT."""
+        """Run the function of a unit of work, and write everything that the unit must write before COMMIT."""
 
         def run() -> Any:
             value = queued.fn()
@@ -141,14 +141,14 @@ class DatabaseThread(threading.Thread, abc.ABC):
         return run_in_unit(unit, run)
 
     def stack(self) -> str:
-        """Return the current stack of the thread, innermost frame first, for logging a unit that ran too long."""
+        """Return the stack of the thread, innermost frame first, for logging a unit of work that ran too long."""
         walk = traceback.walk_stack(frame_of(self.ident or 0))
         frames = traceback.StackSummary.extract(walk, limit=STACK_FRAMES, lookup_lines=False)
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
     @abc.abstractmethod
     def run_units(self, queued: QueuedUnit) -> list[QueuedUnit]:
-        """Run the unit, and possibly further units from the queue, and return those that have ended."""
+        """Run the unit of work, and possibly further units from the queue, and return those that have ended."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -160,7 +160,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
 
 
 class Timings:
-    """Histograms of the run times and waiting times of units, and a counter of errors, keyed by problem code."""
+    """Histograms of the run times and waiting times of units of work, and counts of errors by problem code."""
 
     def __init__(self) -> None:
         self.units, self.waits = Histogram(), Histogram()
@@ -168,14 +168,14 @@ class Timings:
 
 
 class RouteQuarantine:
-    """Refuses the units of a route for `QUARANTINE_SECONDS` after two of them ran too long within that period."""
+    """Refuses a route's units of work for `QUARANTINE_SECONDS` after two of them ran too long within that time."""
 
     def __init__(self) -> None:
         self.last_loss: dict[str, float] = {}
         self._quarantined: dict[str, tuple[float, dict[str, str]]] = {}
 
     def problem(self, label: str) -> Unavailable | None:
-        """Return the error for units of this route while the route is quarantined, otherwise None."""
+        """Return the error for units of work of this route while the route is quarantined, otherwise None."""
         until, plugin = self._quarantined.get(label, (0.0, {}))
         if not until or (wait := until - time.monotonic()) <= 0:
             return None
@@ -183,7 +183,11 @@ class RouteQuarantine:
         return Unavailable(detail, code="plugin_failed", retry_after=math.ceil(wait), **plugin)
 
     def count(self, label: str, began: float, lost: float, plugin: dict[str, str]) -> None:
-        """Count a unit that ran too long and was rolled back. `plugin` identifies the plugin whose code was running."""
+        """Count a unit of work that ran too long and was rolled back.
+
+        `began` and `lost` are the monotonic times at which the unit of work began and was abandoned. `plugin`
+        identifies the plugin whose code was running.
+        """
         last = self.last_loss.get(label, -math.inf)
         if began < last:  # units that are lost at the same time count once
             return
@@ -193,7 +197,7 @@ class RouteQuarantine:
 
 
 class DatabasePool:
-    """A pool of `size` threads that share one queue of at most `QUEUE_LIMIT` units.
+    """A pool of `size` threads that share one queue of at most `QUEUE_LIMIT` units of work.
 
     The pool starts another thread, which opens its own connection, when there are more unfinished units than threads.
     """
@@ -210,7 +214,7 @@ class DatabasePool:
         self.database.watchdog.checks.append(self._abandon_overdue_units)
 
     def submit(self, queued: QueuedUnit) -> None:
-        """Queue the unit. Raise `Unavailable` (`overloaded`) when the queue is full."""
+        """Queue the unit of work. Raise `Unavailable` (`overloaded`) when the queue is full."""
         if self.queue.qsize() >= QUEUE_LIMIT:
             raise Unavailable("Too many requests are waiting for the database; try again.", code="overloaded")
         plugin = self.plugin_by_label.get(queued.entry.label)
@@ -228,7 +232,7 @@ class DatabasePool:
                 self._started += 1
 
     def refuse_quarantined(self, queued: QueuedUnit) -> bool:
-        """Refuse the unit if its route is quarantined, and return whether it was refused."""
+        """Refuse the unit of work if its route is quarantined, and return whether it was refused."""
         if (problem := self.quarantine.problem(queued.entry.label)) is not None:
             queued.error = problem
             self.database.deliver([queued])
@@ -236,7 +240,7 @@ class DatabasePool:
         return problem is not None
 
     def release(self, queued: QueuedUnit) -> None:
-        """Record that the unit has ended, and queue the next waiting unit of the same plugin."""
+        """Record that the unit of work has ended, and queue the next waiting unit of the same plugin."""
         with self._starting:
             self._unfinished -= 1
         plugin = self.plugin_by_label.get(queued.entry.label)
@@ -244,7 +248,7 @@ class DatabasePool:
             self._put(waiting)
 
     def close(self) -> None:
-        """Finish all units and stop the threads.
+        """Finish all units of work and stop the threads.
 
         Units that are not queued yet because their plugin already uses its whole share of the threads are also
         finished.

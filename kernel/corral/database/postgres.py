@@ -1,4 +1,4 @@
-"""PostgreSQL: a pool of threads, each with its own connection, and one transaction per unit.
+"""PostgreSQL: a pool of threads, each with its own connection, and one transaction per unit of work.
 
 After a serialisation failure, a deadlock or a connection lost before COMMIT, a unit is retried, up to 3 attempts in
 total. If the connection is lost during COMMIT, the unit is not retried, because it may have taken effect.

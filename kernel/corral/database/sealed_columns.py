@@ -41,7 +41,7 @@ class SealedColumn:
         self.key_ids = _KEY_IDS.format(table=model._meta.table_name, column=field.column_name)
 
     def counts_by_key(self) -> dict[str, int]:
-        """Return how many values in this column each master key has sealed, keyed by key id."""
+        """Return the number of values in this column that each master key has sealed, keyed by key id."""
         found: Any = self.model.select(self.key_id, peewee.fn.COUNT(self.primary_key)).where(self.is_sealed)
         return {str(key): int(count) for key, count in found.group_by(peewee.SQL("1")).tuples()}
 
@@ -70,7 +70,7 @@ class SealedColumns:
         return {row[0] for row in used or engine.execute_sql(every.replace("UNION ALL", "UNION")).fetchall()}
 
     def counts_by_key(self) -> dict[str, int]:
-        """Return how many values in all columns each master key has sealed, keyed by key id."""
+        """Return the number of values in all columns that each master key has sealed, keyed by key id."""
         found: Counter[str] = Counter()
         for column in self.columns:
             found.update(column.counts_by_key())

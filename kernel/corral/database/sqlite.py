@@ -1,11 +1,11 @@
 """SQLite: one writer thread with group commit, a few reader threads, and short reads on the event loop itself.
 
-Every write transaction begins with BEGIN IMMEDIATE. Waiting units are committed together, and return after COMMIT.
-Sharing a COMMIT makes `synchronous=FULL` affordable. The items that the units of a batch have collected are also
-written together, and the units have no savepoints, because a unit that fails before it has changed a row (as most
-refused requests do) leaves nothing to undo. If a batch fails in any other way, it is rolled back, and its units run
-again, each with its own savepoint and its own writes. A unit therefore runs at most twice because of another
-(docs/adr/0028).
+Every write transaction begins with BEGIN IMMEDIATE. Waiting units of work are committed together, and each one's result
+is delivered after COMMIT. Sharing a COMMIT makes `synchronous=FULL` affordable. The items that the units of a batch
+have collected are also written together, and the units have no savepoints, because a unit that fails before it has
+changed a row (as most refused requests do) leaves nothing to undo. If a batch fails in any other way, it is rolled
+back, and its units run again, each with its own savepoint and its own writes. The failure of one unit therefore makes
+another unit run at most one more time (docs/adr/0028).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class SqliteDatabase(Database):
             self._arrived.append(queued)
 
     def _queue_arrived(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
-        """Queue the units that the event loop has submitted, if there are as many as in the last batch.
+        """Queue the units of work that the event loop has submitted, if there are as many as in the last batch.
 
         If there are fewer, wait until an iteration of the event loop in which no unit arrives, or until the first
         iteration after 10 ms. `seen` is the number of units before this iteration. A large batch is cheaper, because
@@ -163,7 +163,7 @@ class _SqliteThread(DatabaseThread):
             self.database.engine.close()
 
     def release_cursors(self, error: BaseException) -> BaseException:
-        """Release the cursors of an abandoned unit, and return the error that the unit raised.
+        """Release the cursors of an abandoned unit of work, and return the error that the unit raised.
 
         The traceback keeps the cursors alive, and open cursors would keep the database locked.
         """
@@ -250,7 +250,7 @@ class _WriterThread(_SqliteThread):
                 time.sleep(BUSY_POLL_SECONDS)
 
     def _next_of_batch(self, began: float) -> QueuedUnit | None:
-        """Return the next unit of the batch, or None if the batch is complete."""
+        """Return the next unit of work of the batch, or None if the batch is complete."""
         if len(self.batch) >= BATCH_UNITS or time.perf_counter() - began >= BATCH_SECONDS or self.pool.queue.empty():
             return None
         queued = self.pool.queue.get()  # which no other thread does, so it does not block
@@ -259,7 +259,7 @@ class _WriterThread(_SqliteThread):
         return None if queued is not None and self.pool.refuse_quarantined(queued) else queued
 
     def _run_in_batch(self, queued: QueuedUnit) -> bool:
-        """Run one unit. Return False if its failure ended the transaction of the whole batch."""
+        """Run one unit of work. Return False if its failure ended the transaction of the whole batch."""
         if queued.future.cancelled():
             return True
         changes = self.connection.total_changes
@@ -275,7 +275,10 @@ class _WriterThread(_SqliteThread):
         return False
 
     def _execute(self, queued: QueuedUnit) -> None:
-        """Run one unit, in a savepoint unless the batch shares its writes, and store its value or its error."""
+        """Run one unit of work and store its value or its error.
+
+        The unit of work runs in a savepoint if it belongs to a batch that is being run again after a failure.
+        """
         queued.tries += 1
         queued.unit, queued.error = Unit(self.database, self.connection, queued.entry, read_only=False), None
         self.record_unit_start(queued)
@@ -290,7 +293,7 @@ class _WriterThread(_SqliteThread):
         self.record_unit_end()
 
     def _undo(self, changes: int) -> bool:
-        """Undo the changes of the failed unit alone, and return whether this was possible.
+        """Undo the changes of the failed unit of work alone, and return whether this was possible.
 
         `changes` is the number of rows that the connection had changed before the unit.
         """
@@ -327,7 +330,7 @@ class _WriterThread(_SqliteThread):
         return batch
 
     def _run_again(self, units: list[QueuedUnit]) -> None:
-        """Roll back the transaction, and queue these units again."""
+        """Roll back the transaction, and queue these units of work again."""
         self.connection.rollback()
         if self._has_open_statement():
             self.close()

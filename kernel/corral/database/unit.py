@@ -94,7 +94,7 @@ _local = _Local()
 
 
 def current() -> Unit:
-    """Return the unit of this thread. Raise `NoUnit` when there is none."""
+    """Return the unit of work of this thread. Raise `NoUnit` when there is none."""
     unit = _local.unit
     if unit is None:
         raise NoUnit("no unit of work is running: enter one through a handler, a job or `await work(fn)`")
@@ -102,7 +102,7 @@ def current() -> Unit:
 
 
 def locked(query: Any, *, share: bool = False, skip_locked: bool = False) -> Any:
-    """Return the query with a clause that locks the selected rows until the unit ends.
+    """Return the query with a clause that locks the selected rows until the unit of work ends.
 
     No other unit can change the locked rows. With `share`, other units may take the same shared lock. With
     `skip_locked`, rows that other units have locked are left out. SQLite has only one writer, so no row needs a lock
@@ -114,18 +114,18 @@ def locked(query: Any, *, share: bool = False, skip_locked: bool = False) -> Any
 
 
 def in_unit() -> bool:
-    """Return whether this thread is inside a unit."""
+    """Return whether this thread is inside a unit of work."""
     return _local.unit is not None
 
 
 def refuse_nesting() -> None:
-    """Raise `NestedUnit` if this thread is inside a unit."""
+    """Raise `NestedUnit` if this thread is inside a unit of work."""
     if _local.unit is not None:
         raise NestedUnit("already inside a unit of work: call the function directly, so that it joins the unit")
 
 
 def run_in_unit(unit: Unit, fn: Callable[[], Any]) -> Any:
-    """Run `fn` with `unit` as the current unit of this thread."""
+    """Run `fn` with `unit` as the current unit of work of this thread."""
     refuse_nesting()
     _local.unit = unit
     try:
@@ -137,12 +137,15 @@ def run_in_unit(unit: Unit, fn: Callable[[], Any]) -> Any:
 
 
 def after_commit(fn: Callable[[], None]) -> None:
-    """Call `fn` on the event loop after the current unit has committed. Change caches only in such functions."""
+    """Call `fn` on the event loop after the current unit of work has committed.
+
+    Change caches only in such functions.
+    """
     current().after.append(fn)
 
 
 def before_commit(fn: Callable[[], None]) -> None:
-    """Call `fn` at the end of the current unit.
+    """Call `fn` at the end of the current unit of work.
 
     Use this function to write rows that must be locked only briefly, such as counters.
     """
@@ -150,7 +153,9 @@ def before_commit(fn: Callable[[], None]) -> None:
 
 
 def collect(write: Callable[[list[Any]], None], item: Any) -> None:
-    """Collect an item. Before COMMIT, `write` is called once with the items of all units that are committed together.
+    """Collect an item for `write`, which is called once before COMMIT.
+
+    It is called with the items of all units of work that are committed together.
 
     On SQLite, up to 64 units are committed together, so a counter, for example, is updated once for all of them. Until
     then, later units of the transaction see this unit's rows, but not the items that it has collected. `write` runs

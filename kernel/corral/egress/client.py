@@ -188,7 +188,7 @@ class Egress:
         self.guard.children.discard((host, port))
 
     def count(self, sink: str, outcome: str, host: str) -> None:
-        """Count a request by sink and outcome. If the egress guard blocked the request, also report the refusal."""
+        """Count a request by sink and outcome. If the guard blocked the request, call `on_refusal`."""
         self.requests[sink, outcome] += 1
         if outcome == "blocked":
             self.on_refusal(sink, host[:253])

@@ -63,9 +63,9 @@ class Destination(NamedTuple):
 
 
 class Exemption(NamedTuple):
-    """An exception that the operator configured for a host name or a network.
+    """An exemption from the checks, which the operator configured for a host name or a network.
 
-    The exception applies to one port, or to all ports if `port` is None.
+    The exemption applies to one port, or to all ports if `port` is None.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Exemption(NamedTuple):
     port: int | None
 
     def covers(self, host: str, port: int, address: Address | None) -> bool:
-        """Return whether the exception applies to this port of the host or, if an address is given, of the address."""
+        """Return whether the exemption applies to this port of the host or, if an address is given, of the address."""
         if self.port not in (None, port):
             return False
         if self.network is None:

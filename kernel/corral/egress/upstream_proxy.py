@@ -17,7 +17,9 @@ _REFUSED = "the egress proxy did not open a tunnel"
 
 
 class EgressProxy:
-    """Opens tunnels with `CONNECT`. The proxy resolves no names, because it receives the checked address.
+    """Opens tunnels with `CONNECT`.
+
+    Corral sends the proxy the checked address instead of the name, so the proxy resolves no names.
 
     Connections to loopback addresses bypass the proxy, because the proxy may run on another machine.
     """

@@ -1,4 +1,4 @@
-"""Alerts raised by the kernel, at most one per hour for the same kind and object."""
+"""Alerts raised by the kernel, at most one per hour for each combination of alert and object."""
 
 from __future__ import annotations
 

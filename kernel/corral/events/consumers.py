@@ -58,8 +58,8 @@ _MOVE = Statement(
 class Subscriber(msgspec.Struct, frozen=True):
     """A durable consumer declared by a plugin.
 
-    `handle(event: LoggedEvent, …services)` runs in the unit that advances the cursor. `events` contains event names,
-    prefixes such as `task.*`, or `*`.
+    `handle(event: LoggedEvent, …services)` runs in the unit of work that advances the cursor. `events` contains event
+    names, prefixes such as `task.*`, or `*`.
     """
 
     name: str  # <plugin>.<name>
@@ -181,10 +181,10 @@ class Consumer:
 
 
 def poison_alert(who: str, event: Any, reason: str, about: dict[str, str] | None = None) -> SystemAlert:
-    """Return the alert about an event that is skipped because `who` failed to handle it `POISON_TRIES` times.
+    """Return the alert about an event that is skipped after `POISON_TRIES` failures.
 
-    `reason` is the error from the last attempt. `about` contains the `type` and `id` of the object that the alert
-    concerns, by default the event.
+    `who` names the consumer that failed to handle the event, and `reason` is the error from the last attempt. `about`
+    contains the `type` and `id` of the object that the alert concerns, by default the event.
     """
     detail = f"Event {event.id} ({event.type}) failed {POISON_TRIES} times: {reason[:500]}"
     title, about = f"{who} could not handle an event", about or {"type": "event", "id": event.id}

@@ -45,10 +45,10 @@ def emit(
     visibility: str | None = None,
     cause: tuple[str, ...] | None = None,
 ) -> str:
-    """Emit the event in the current unit and return its id. `object` is `(type, id)`, and `owner` is a user id.
+    """Emit the event in the current unit of work and return its id. `object` is `(type, id)`, and `owner` is a user id.
 
-    The event becomes visible to subscribers, `/ws` and the event log after the unit has committed. A private event
-    needs an `owner`.
+    The event becomes visible to subscribers, `/ws` and the event log after the unit of work has committed. A private
+    event needs an `owner`.
 
     `visibility` overrides the visibility of the class, for objects that may be private or shared.
     """
@@ -92,7 +92,7 @@ class SystemAlert(Event, kw_only=True):
 
 
 class EventType(msgspec.Struct, frozen=True):
-    """A declared event type."""
+    """An event type that a plugin has declared. `payload` is the event's class."""
 
     event: str
     title: str

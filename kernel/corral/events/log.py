@@ -114,7 +114,8 @@ _FIRST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MIN(Ev
 def write_events(events: Sequence[Mapping[str, Any]]) -> None:
     """Insert the events of a transaction.
 
-    This function is called at the end of the transaction, after its units have written their rows, audit rows and jobs.
+    This function is called at the end of the transaction, after its units of work have written their rows, audit rows
+    and jobs.
     """
     # On SQLite, the writer holds the only write lock, so the insertion order is the order of the log.
     numbers = itertools.count(last_seq() + 1) if current().database.kind == "sqlite" else itertools.repeat(None)

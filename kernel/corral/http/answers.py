@@ -125,4 +125,7 @@ class Request(Protocol):
         """Return the value of a header, or None if it is missing. `name` is in lower case."""
 
     def unit_context(self, caller: Principal | None = None) -> UnitContext:
-        """Return the context (actor and origin) for units of work that an `async def` handler opens."""
+        """Return the context for units of work that an `async def` handler opens.
+
+        The context contains the actor, the route, and the id, IP address and user agent of the request.
+        """

@@ -52,7 +52,7 @@ def _resolved(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]
 
 
 def _all_hints(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]]]:
-    """Return the annotations of a function twice: in the form of `hints`, and in the form of `optional_hints`."""
+    """Return the annotations of a function in two forms: as `hints` returns them, and as `optional_hints` does."""
     function = getattr(function, "__func__", function)
     plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
     try:  # the cache would keep a closure alive with everything it refers to

@@ -29,7 +29,7 @@ Whole = tuple[int, dict[str, str], bytes, bytes]  # a response, and the hash of 
 
 
 class IdempotencyRow(Model):
-    """A request that was sent with an idempotency key. `state` is in_flight or done. The row expires at `until`.
+    """A request that was sent with an idempotency key. `state` is `in_flight` or `done`. The row expires at `until`.
 
     If a request was sent on behalf of a task, its response is kept until `KEEP_SECONDS` after the task ends.
     """

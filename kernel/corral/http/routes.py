@@ -170,8 +170,8 @@ class Routes:
 class ServedRoutes:
     """The routes that the application serves, and the ASGI application itself, for plugins that describe the API.
 
-    Requests to `app` pass through the whole pipeline, like those of other clients. The application sets both
-    attributes.
+    Requests to `app` pass through the whole pipeline, like those of other clients. The application sets `routes` and
+    `app`.
     """
 
     routes: Sequence[Route] = ()

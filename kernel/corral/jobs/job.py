@@ -30,10 +30,10 @@ class Job(msgspec.Struct, frozen=True):
     its own units with `Work`. Either may run more than once. Another process may claim the job after `lease_seconds`.
 
     If `run` raises an exception, it is called again after 2 s, 4 s, 8 s and so on, with a delay of at most 10 minutes,
-    until `max_attempts` attempts have failed. The job is then marked as failed: its row keeps the error, and no other
-    function is called. `run` cannot tell whether an attempt is the last one. A failure that is a
+    until `max_attempts` attempts have failed. The job is then marked as failed, and its row keeps the error. There is
+    no callback for failed jobs. `run` cannot tell whether an attempt is the last one. A failure that is a
     `corral.errors.ExpectedFailure` is also retried, but does not count as a plugin error. If a process stops during an
-    attempt, the attempt is repeated at once and does not count; if the process was killed, the attempt counts.
+    attempt, the attempt is repeated immediately and does not count; if the process was killed, the attempt counts.
     """
 
     name: ItemName
@@ -81,13 +81,13 @@ class TimeOfDay(msgspec.Struct, frozen=True):
 class Schedule(msgspec.Struct, frozen=True):
     """A periodic task: one of the processes calls `run` at a fixed interval, or at a time of day.
 
-    The first run of a schedule with an interval starts at once. If the interval is a whole number of seconds and at
+    The first run of a schedule with an interval starts immediately. If the interval is a whole number of seconds and at
     most a minute, the later runs are due at multiples of the interval. Many schedules are then due at the same time,
     and can be claimed together.
 
     Each run belongs to one due time. If the process is killed during a run, the run is repeated. If no process ran
-    schedules for some time, a single run makes up for all due times that were missed. Like the function of a job, `run`
-    receives a service for each parameter that is annotated with the service's type.
+    schedules for some time, there is only one run for all the due times that were missed. Like the function of a job,
+    `run` receives a service for each parameter that is annotated with the service's type.
     """
 
     name: ItemName
@@ -103,7 +103,10 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class JobRow(Model):
-    """A job in the database. `state` is queued, running, done or failed. A process claims a job by updating its row."""
+    """A job in the database.
+
+    `state` is `queued`, `running`, `done` or `failed`. A process claims a job by updating its row.
+    """
 
     id = IdField(primary_key=True)
     name = peewee.CharField(max_length=100)
@@ -139,7 +142,7 @@ class ScheduleRow(Model):
 
 
 def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
-    """Queue a job with JSON arguments when the current unit commits. Return the job's id.
+    """Queue a job with JSON arguments when the current unit of work commits. Return the job's id.
 
     The job runs as soon as a process has a free slot, but not before `delay_seconds` have passed.
 

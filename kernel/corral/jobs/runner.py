@@ -146,8 +146,8 @@ class JobRunner:
     def claim_schedules(self, names: Sequence[str], *, due: bool = False) -> list[tuple[ScheduleRow, bool]]:
         """Claim the named schedules that are due and not running.
 
-        With `due`, schedules that are not due are also claimed. Return the row of each schedule, and whether this call
-        claimed the schedule. Runs in the caller's unit of work.
+        If `due` is true, schedules that are not due are claimed as well. Return the row of each schedule, and whether
+        this call claimed the schedule. Runs in the caller's unit of work.
         """
         now, lease, is_named = clock.time_s(), new_id(), ScheduleRow.name.in_(names)
         following = {name: self.schedules[name].next_after(now) for name in names}
@@ -233,9 +233,9 @@ class JobRunner:
     def _lease_job(self, row: JobRow) -> bool:
         """Claim the job by setting a lease in its row, and return whether this process may run the job.
 
-        The claim fails if another process was faster. For a running job, `run_at` is the end of its lease; after that
-        time, the job may be claimed again. If the process died in every attempt, the job is marked as failed instead,
-        so that it cannot terminate more processes.
+        The claim fails if another process has already claimed the job. For a running job, `run_at` is the end of its
+        lease; after that time, the job may be claimed again. If the process was killed in every attempt, the job is
+        marked as failed instead, so that it cannot terminate more processes.
         """
         job, row.lease = self._jobs[row.name], new_id()
         changes: dict[str, Any]
@@ -318,7 +318,7 @@ class JobRunner:
     async def _write(self, end: Callable[[], None], entry: UnitContext = SYSTEM_CONTEXT) -> None:
         """Record a result by running `end` as a unit of work. Retry while the database is unavailable.
 
-        `end` must check that this process still owns the row.
+        `end` must check that this process still holds the lease in the row of the job or schedule.
         """
         while True:
             try:

@@ -34,7 +34,7 @@ RAISE: Any = object()
 REFUSE: Any = object()
 """A value for `Guard.default`. If a call fails, the guard raises `Unavailable`."""
 WORK = (("corral_jobs", "run", None), ("corral_schedules", "run", None), ("corral_subscribers", "handle", 0.0))
-"""The hooks for background work, each with the field that contains the function and the value of `Guard.limit`."""
+"""The hooks for background work, each with the value of `Guard.limit`, and the field that contains the function."""
 HEALTH_SECONDS = 2.0
 LOOP_SECONDS = 1.0  # third-party plugins get less time on the event loop, which all share
 
@@ -46,10 +46,11 @@ class Guard:
 
     `calls` is the number of calls, and `seconds` is their total duration.
 
-    `expected` describes the return value. If a call fails, the guard returns `default`, or raises an error if `default`
-    is `RAISE` or `REFUSE`. `limit` is the time limit, in seconds, for a call in a thread. If it is 0, the time limit
-    that the settings define for all plugins applies; if it is None, the caller limits the time. `counts` is true if
-    failures count towards quarantine. Calls are allowed while the state of the plugin is one of `states`.
+    `expected` states what kind of value a call must return. If a call fails, the guard returns `default`, or raises an
+    error if `default` is `RAISE` or `REFUSE`. `limit` is the time limit, in seconds, for a call in a thread. If it is
+    0, the time limit that the settings define for all plugins applies; if it is None, the caller limits the time.
+    `counts` is true if failures count towards quarantine. Calls are allowed while the state of the plugin is one of
+    `states`.
     """
 
     def __init__(
@@ -231,7 +232,7 @@ class Guards:
         self.all: list[Guard] = []
 
     def wrap_route(self, record: PluginRecord, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the handler of a route or socket. The handler of a third-party plugin is guarded."""
+        """Return the handler of a route or WebSocket, wrapped in a guard if a third-party plugin contributed it."""
         if record.found.built_in:
             return handler
         states: tuple[State, ...] = ("active", "quarantined", "disabled")  # the last for requests admitted before

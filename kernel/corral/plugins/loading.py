@@ -33,7 +33,7 @@ _RANKS = {"essential": 0, True: 1, False: 2}
 def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[PluginRecord]:
     """Import and check plugins, order them by `requires`, and collect their contributions.
 
-    `off` maps the name of each plugin that an admin disabled to the reason.
+    `off` contains the plugins that an admin has disabled: it maps each plugin's name to the reason.
     """
     records = [_create_record(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
     for record in records:

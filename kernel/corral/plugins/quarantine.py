@@ -1,6 +1,6 @@
 """Counts the errors and abandoned calls of plugins, and quarantines plugins that fail too often.
 
-Any thread may report errors and abandoned calls. The quarantine takes effect in this process at once. The plugin
+Any thread may report errors and abandoned calls. The quarantine takes effect in this process immediately. The plugin
 `plugin_admin` stores it, notifies the other processes, and later puts the quarantined plugin back into service
 (`corral_core.plugin_admin.service.quarantine`).
 """
@@ -52,7 +52,7 @@ class FailureTracker:
     def count_since(self, moment: float) -> tuple[int, int]:
         """Return the number of failures since `moment`, and the number of abandoned calls among them.
 
-        Earlier failures are forgotten.
+        Earlier failures are discarded.
         """
         while self.failures and self.failures[0][0] < moment:
             self.failures.popleft()

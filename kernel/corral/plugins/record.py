@@ -88,7 +88,8 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
     def contributions_to(self, hook: str) -> list[Any]:
         """Return the list of the plugin's contributions to one hook.
 
-        During boot, the list is filled and its items are replaced.
+        During boot, the list is filled, and its items are replaced by items whose functions are bound to services and
+        guarded.
         """
         return self.contributed[hook]
 

@@ -34,7 +34,10 @@ class ExpectedReturn(typing.NamedTuple):
         return tuple(kind for kind in kinds if not any(hasattr(kind, name) for name in wrapped))
 
     def fits(self, value: Any) -> bool:
-        """Return whether a value has one of the expected classes. An int is accepted where a float is expected."""
+        """Return whether a value is an instance of one of the expected classes.
+
+        An int is accepted where a float is expected.
+        """
         return self.kinds is None or isinstance(value, self.kinds) or (float in self.kinds and type(value) is int)
 
     def class_names(self) -> str:

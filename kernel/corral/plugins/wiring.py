@@ -21,7 +21,7 @@ from corral.plugins.record import PluginRecord, block_dependants
 from corral.settings.registry import SettingsRegistry
 
 INJECTED = {hook: field for hook, field, _ in WORK} | {"corral_metrics": "collect"}
-"""The hooks whose contributions contain a function that takes services, mapped to the field with that function."""
+"""The hooks whose contributions contain a function that takes services, and the field that contains it."""
 
 
 @dataclasses.dataclass(eq=False)

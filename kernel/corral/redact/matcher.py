@@ -73,10 +73,11 @@ class Matcher:
         return bool(self._detector.find_matches_as_indexes(text.encode("utf-8", "replace")))
 
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:
-        """Return the spans to replace, and the length of the leading part of the text whose result is final.
+        """Return the spans to replace, and the position in the text up to which the result is final.
 
-        The spans are sorted and do not overlap. Text that arrives later cannot change the result for the leading part.
-        If `final` is set, no more text follows, and the whole text is final. The text must not contain `MARK`.
+        The spans are sorted and do not overlap. Text that arrives later cannot change the result before this position.
+        If `final` is set, no more text follows, and the result for the whole text is final. The text must not contain
+        `MARK`.
         """
         settled = len(text) if final else self._partial_anchor_start(text)
         try:

@@ -87,7 +87,7 @@ class Redactor:
         return json.isascii() and b"\\" not in json and not self._matcher.may_hold(json.decode())
 
     def stream(self, *, patterns: bool = True) -> RedactorStream:
-        """Return a stream that redacts text arriving in pieces as if all of it had arrived at once."""
+        """Return a stream that redacts text arriving in pieces, with the same result as for the whole text."""
         return RedactorStream(self, patterns)
 
     def set_values(self, source: str, values: Mapping[str, str]) -> list[str]:
@@ -164,10 +164,10 @@ class RedactorStream:
         return self._settle(self._pending, final=True)
 
     def _settle(self, text: str, *, final: bool) -> str:
-        """Return the redacted text up to a position before which later text can change nothing, and keep the rest.
+        """Return the part of the redacted text that later text cannot change, and keep the rest.
 
-        A credential that begins before this position and ends after it is returned as `[redacted]` at once. Its rest is
-        dropped later.
+        If a credential begins in this part and ends after it, it is replaced by `[redacted]` in this part, and the rest
+        of the credential is removed later.
         """
         spans, cut = self._redactor._matcher.scan(text, patterns=self._patterns, final=final)
         while open_spans := [span.since for span in spans if span.since < cut <= span.start]:

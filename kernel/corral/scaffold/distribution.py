@@ -1,4 +1,7 @@
-"""Writes the distribution package of a new plugin. Unchanged, it passes linting, type checks, tests and conformance."""
+"""Writes the distribution package of a new plugin.
+
+It passes linting, type checks, tests and conformance checks without changes.
+"""
 
 from __future__ import annotations
 

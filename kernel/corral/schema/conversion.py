@@ -1,4 +1,4 @@
-"""Conversion between JSON and Python types. An invalid value raises one `Invalid` that lists every fault."""
+"""Conversion between JSON and Python types. An invalid value raises one `Invalid` that lists every error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def convert(kind: type[T], value: Any, *, strings: bool = False, pointer_prefix:
 @overload
 def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any: ...
 def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any:
-    """Convert the value to the type `kind`, or raise `Invalid` with every fault.
+    """Convert the value to the type `kind`, or raise an `Invalid` that lists every error.
 
     Set `strings` for a parsed query string, whose values are all strings.
     """
@@ -55,7 +55,10 @@ def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str
 
 
 def _fault_of(message: str, prefix: str) -> FieldError:
-    """Return the fault for a msgspec error that JSON Schema cannot express, such as an error in `__post_init__`."""
+    """Return the field error for an error that msgspec finds but JSON Schema cannot express.
+
+    An error that `__post_init__` raises is an example.
+    """
     message, _, place = message.partition(" - at `")
     path = re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", place)
     if message.startswith("Expected"):

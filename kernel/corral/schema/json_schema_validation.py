@@ -1,4 +1,4 @@
-"""Validation against JSON Schemas that users store, and translation of validation errors into faults.
+"""Validation against JSON Schemas that users store, and conversion of validation errors to `FieldError` objects.
 
 Importing `jsonschema` takes 0.1 s, so it is imported on first use.
 """
@@ -36,14 +36,14 @@ _ACCEPTED = {LINE: "one line of text without control characters", UUID: "a UUID"
 _ACCEPTED[SLUG] = "1 to 64 characters of a-z, 0-9, - and _, beginning with a letter or digit"
 _FORMATS = {"date-time": "a date and time with a zone, such as 2026-01-31T12:00:00Z", "uuid": "a UUID"}
 _BY_KEYWORD = json.loads(Path(__file__).with_name("faults.json").read_bytes())
-"""The fault for each JSON Schema keyword that a value can violate.
+"""The code and the text of the error for each JSON Schema keyword that a value can violate.
 
 In `detail`, `{}` stands for the keyword's value and unit.
 """
 
 
 def json_schema_errors(schema: dict[str, Any], value: Any, *, pointer_prefix: str = "") -> list[FieldError]:
-    """Validate a value against a stored schema, and return at most 100 faults."""
+    """Validate a value against a stored schema, and return at most 100 errors."""
     from referencing.exceptions import Unresolvable
 
     _refs_left.set([20_000])  # limits recursive schemas, which could otherwise run forever
@@ -169,7 +169,7 @@ def all_faults(validator: Any, value: Any, prefix: str) -> Iterator[FieldError]:
 
 
 def _faults(error: Any, prefix: str) -> Iterator[FieldError]:
-    """Translate a `jsonschema` error into faults.
+    """Convert a `jsonschema` error to field errors.
 
     The message of the error is not used, because it contains the value, which may be a secret.
     """
@@ -214,10 +214,10 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
 
 
 def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[FieldError]:
-    """Yield the faults of the `anyOf` or `oneOf` alternative that the client most likely meant.
+    """Yield the errors for the `anyOf` or `oneOf` alternative that the client most likely meant.
 
     Only alternatives that allow the type of the value are considered. Alternatives whose tag field has the right value
-    are preferred. If several remain, the alternative with the fewest faults is chosen.
+    are preferred. If several remain, the alternative with the fewest errors is chosen.
     """
     value, branches = error.instance, _branches(error)
     tags = error.schema.get("discriminator", {}).get("mapping", {})

@@ -20,7 +20,7 @@ _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 
 
 class RefusedText(Exception):
-    """Raised if a value contains invalid text or numbers. A slower second pass then finds every fault."""
+    """Raised if a value contains invalid text or numbers. A slower second pass then finds every error."""
 
 
 def is_deeper(data: bytes, limit: int = MAX_DEPTH) -> bool:
@@ -130,7 +130,7 @@ def map_strings(value: Any, fix: Callable[[str], str]) -> Any:
 
 
 def unstorable_faults(value: Any, pointer: str) -> Iterator[FieldError]:
-    """Yield a fault for each string and number that the databases cannot store."""
+    """Yield a field error for each string and number that the databases cannot store."""
     if isinstance(value, str):
         if _UNSTORABLE.search(value):
             yield FieldError(pointer, "bad_format", "must not contain U+0000 or lone surrogates")
@@ -159,7 +159,7 @@ def pointer_of(path: Iterable[Any]) -> str:
 
 
 def invalid_problem(faults: Iterable[FieldError]) -> Invalid:
-    """Return the 422 problem that lists the faults, up to `MAX_FAULTS` of them."""
+    """Return the 422 problem that lists the field errors, up to `MAX_FAULTS` of them."""
     found = tuple(islice(dict.fromkeys(faults), MAX_FAULTS + 1))
     if len(found) > MAX_FAULTS:
         return Invalid(f"More than {MAX_FAULTS} fields are not valid", errors=found[:MAX_FAULTS])

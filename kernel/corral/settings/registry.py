@@ -41,7 +41,10 @@ class SettingValues:
 
 
 class SettingsRegistry(SettingValues):
-    """All declared settings with their current values. `is_shown` returns whether a plugin's settings are shown."""
+    """All declared settings with their current values.
+
+    `is_shown` returns whether users can see the settings of a plugin.
+    """
 
     def __init__(
         self,

@@ -49,8 +49,8 @@ class SettingsStore(Protocol):
 
         The change takes effect within 2 s in every process. `if_match` is compared with the common version of the
         settings in `version_of`, or of the settings in `values` if `version_of` is empty. `pointer` returns the JSON
-        pointer of a setting in the request body. Raise `Invalid` with every fault, `Conflict(setting_locked)` or
-        `PreconditionFailed`.
+        pointer of a setting in the request body. Raise an `Invalid` that lists every error, `Conflict(setting_locked)`
+        or `PreconditionFailed`.
         """
         ...
 

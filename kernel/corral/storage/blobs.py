@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 
 class Blob(NamedTuple):
-    """A stored blob: its size in bytes and its SHA-256 in hex."""
+    """A stored blob: its size in bytes and its SHA-256 hash in hex."""
 
     size: int
     sha256: str

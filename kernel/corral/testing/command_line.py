@@ -17,8 +17,8 @@ from corral.cli.commands import run
 def run_corral(*arguments: str, environ: Mapping[str, str], folder: Path) -> Result:
     """Run `corral` with these arguments in a folder, and return its `exit_code`, `stdout`, `stderr` and `output`.
 
-    Use this function only for commands that open no session, such as those that call a server. `environ` is added to
-    the environment. Exceptions that the program itself does not handle propagate to the caller.
+    Use this function only for commands that boot no kernel, such as those that call a server. `environ` is added to the
+    environment. Exceptions that the program itself does not handle propagate to the caller.
     """
     with patch.object(sys, "argv", ["corral", *arguments]), contextlib.chdir(folder):
         return CliRunner().invoke(click.command()(run), [], env=environ, catch_exceptions=False)

@@ -35,7 +35,9 @@ _loaded: dict[tuple[tuple[str, ...], str], tuple[list[PluginRecord], Scripts]] =
 
 
 def create_from_template(url: str, found: Sequence[Found], config: Config) -> bool:
-    """Create the database at `url` as a copy of a template if it does not exist or, on PostgreSQL, is empty.
+    """Create the database at `url` as a copy of a template.
+
+    Nothing is created if the database already exists, unless it is an empty PostgreSQL database.
 
     The template contains the migrations of the built-in plugins in `found`. Return whether the database was created.
     """
@@ -110,7 +112,7 @@ def _creation(name: str, template: str | None) -> str:
 
 
 def _nearest_template(place: str, scripts: Scripts) -> str | None:
-    """Return the template in `place` that contains the most of these migration scripts and no others, or None."""
+    """Return the template in `place` with the largest number of these scripts and no other scripts, or None."""
     parts = [made for where, made in _made if where == place and made < scripts]
     return _made[place, max(parts, key=len)] if parts else None
 

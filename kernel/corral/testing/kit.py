@@ -223,8 +223,8 @@ class Kit:
     async def run_command(self, command: click.Command, *arguments: str) -> Result:
         """Run a command of a plugin on this kernel, and return its `exit_code`, `stdout` and `stderr`.
 
-        Use this method only for commands that open a session. Exceptions other than `ClickException` propagate to the
-        caller.
+        Use this method only for commands that open a `CommandSession`. Exceptions other than `ClickException` propagate
+        to the caller.
         """
         from click.testing import CliRunner
 

@@ -61,7 +61,7 @@ async def serving(kit: Kit, server: str = "uvicorn") -> AsyncIterator[int]:
 
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
-    """Return the TLS settings that all HTTP clients share, so that the system's certificates are read only once."""
+    """Return the TLS context that all HTTP clients share, so that the system's certificates are read only once."""
     return ssl.create_default_context()
 
 

@@ -153,7 +153,7 @@ def _source(package: str, root: Path, path: Path) -> Source:
 
 
 def _classes(source: Source) -> Iterator[tuple[ast.ClassDef, list[str]]]:
-    """Yield every class with the full names of its base classes, as far as the file's imports reveal them."""
+    """Yield every class with the full names of its base classes, where the file's imports determine these names."""
     known: dict[str, str] = {}
     for node in source.nodes:
         if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -224,7 +224,7 @@ def private_kernel_imports(package: Package) -> Iterator[str]:
 def network_imports(package: Package) -> Iterator[str]:
     """Yield a message for each import of a module that can open network connections without the egress guard.
 
-    Code that uses such a module may also access the network inside a unit of work.
+    Such imports are errors: requests through these modules bypass the guard, and may run inside a unit of work.
     """
     for source in package.sources:
         for name, line in source.imports():

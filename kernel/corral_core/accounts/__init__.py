@@ -1,1 +1,1 @@
-"""The `accounts` plugin: user accounts, sign-in, sessions, second factors, invitations, links and emails."""
+"""The `accounts` plugin: user accounts, sign-in, sessions, second factors, invitations, single-use links and emails."""

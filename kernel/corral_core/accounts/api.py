@@ -1,4 +1,8 @@
-"""The public interface of the `accounts` plugin: accounts, sessions, emails, links, invitations, tickets and events."""
+"""The public interface of the `accounts` plugin.
+
+It consists of services for accounts, sessions, emails, password links, invitations and WebSocket tickets, and of the
+plugin's events.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Jobs and schedules that send emails and delete expired rows. Each unit of work deletes at most `AT_ONCE` rows."""
+"""Jobs and schedules that send emails and delete expired rows.
+
+Rows are deleted in batches of at most `AT_ONCE` rows.
+"""
 
 from __future__ import annotations
 

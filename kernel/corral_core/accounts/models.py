@@ -75,7 +75,7 @@ SessionRow.add_index(SessionRow.user_id, SessionRow.created_at, where=SessionRow
 
 
 class RefreshRow(Model):
-    """A refresh token, identified by its SHA-256.
+    """A refresh token, identified by its SHA-256 hash.
 
     `successor` is the encrypted next token. It is kept during the grace period, so that a repeated request receives the
     same token again.
@@ -111,7 +111,7 @@ class SigningKeyRow(Model):
 
 
 class TicketRow(Model):
-    """A single-use ticket, identified by its SHA-256.
+    """A single-use ticket, identified by its SHA-256 hash.
 
     It opens one WebSocket for the caller that requested the ticket.
     """
@@ -127,8 +127,8 @@ class TicketRow(Model):
 class LockoutRow(Model):
     """The sign-in attempts for one address. The address need not belong to an account.
 
-    `key` is the SHA-256 of the address in normal form. `failed` contains the times of the last failures as one string,
-    newest first. `in_flight` is the number of reserved attempts; it is ignored after `reserved_until`, so the
+    `key` is the SHA-256 hash of the address in normal form. `failed` contains the times of the last failures as one
+    string, newest first. `in_flight` is the number of reserved attempts; it is ignored after `reserved_until`, so the
     reservations of a crashed process expire. `locks` is the number of consecutive lockouts.
     """
 
@@ -160,7 +160,7 @@ class SecondFactorRow(Model):
 
 
 class RecoveryCodeRow(Model):
-    """An unused recovery code, identified by its SHA-256."""
+    """An unused recovery code, identified by its SHA-256 hash."""
 
     hash = peewee.CharField(primary_key=True, max_length=64)
     user_id = IdField(index=True)
@@ -170,7 +170,7 @@ class RecoveryCodeRow(Model):
 
 
 class ChallengeRow(Model):
-    """A sign-in whose second factor is pending, identified by the SHA-256 of its `mfa_token`."""
+    """A sign-in whose second factor is pending, identified by the SHA-256 hash of its `mfa_token`."""
 
     hash = peewee.CharField(primary_key=True, max_length=64)
     user_id = IdField(index=True)
@@ -195,7 +195,7 @@ class FormerPasswordRow(Model):
 class LinkRow(Model):
     """A single-use link that resets a password, verifies an address or accepts an invitation.
 
-    `hash` is the SHA-256 of the token, or null until the email with the link is sent. `subject_id` identifies the
+    `hash` is the SHA-256 hash of the token, or null until the email with the link is sent. `subject_id` identifies the
     account or the invitation. `email` is the address that the link verifies. `used_at` is the time at which the link
     was used or invalidated.
     """
@@ -248,7 +248,10 @@ InvitationRow.add_index(
 
 
 class InstallationValueRow(Model):
-    """A named value of the installation. The first process to insert the row determines the value."""
+    """A value that is set once for the whole installation, such as the installation's id.
+
+    The first process that inserts the row determines the value.
+    """
 
     name = peewee.CharField(primary_key=True, max_length=40)
     value = peewee.TextField()
@@ -258,7 +261,7 @@ class InstallationValueRow(Model):
 
 
 def set_installation_value_once(name: str, value: str) -> bool:
-    """Set a named value of the installation unless it is already set. Return whether this call set it."""
+    """Set a value of the installation, such as its id, unless it is already set. Return whether this call set it."""
     insert = InstallationValueRow.insert(name=name, value=value).on_conflict_ignore()
     return bool(insert.as_rowcount().execute())
 

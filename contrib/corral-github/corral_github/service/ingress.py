@@ -1,6 +1,6 @@
 """Receives webhook deliveries: verifies the signature over the raw bytes, and stores the data that the handlers need.
 
-The response is sent only after the row is committed. A job calls the code host later.
+The response is sent only after the delivery's row has been committed. A job calls the code host later.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ NO_SIGNATURE = "The signature is missing or wrong."
 
 
 class ReceivedDelivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified delivery. If `number` is not set, the delivery requires no work, and `detail` contains the reason."""
+    """A verified delivery.
+
+    `number` is the number of the pull request or issue. If it is not set, the delivery requires no work, and `detail`
+    contains the reason.
+    """
 
     delivery_id: str
     sha256: str

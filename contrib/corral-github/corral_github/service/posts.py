@@ -77,7 +77,7 @@ def _queue(thread: Thread, kind: str, content: Json, source: str) -> None:
 
 
 def _comment(facts: CommentFacts, revision: int) -> Json:
-    """Return the fields to post for a comment.
+    """Return a review comment in the form in which a post stores it.
 
     The field `line` is set only if the comment is on a line of the given revision and is not a reply.
     """

@@ -43,9 +43,9 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, found: dict[str, Any]) -> Pull:
-        """Build the pull request from the code host's response.
+        """Build a `Pull` from the code host's response.
 
-        Text fields are cleaned, because they are used in titles and in single-line texts.
+        All text fields except `body` are converted to single lines, because they are used in titles and short messages.
         """
         base, head, author = [
             each if isinstance(each := found.get(name), dict) else {} for name in ("base", "head", "user")
@@ -190,7 +190,7 @@ class PullRequests:
     def _refuse(self, item: WorkItem, pull: Pull, reason: str) -> None:
         """Record that the diff cannot be reviewed, and give the reason in a comment on the pull request.
 
-        An existing review does not change.
+        An existing review is not changed.
         """
         thread = hold(item.claimed)
         text = f"Corral cannot review the commit {pull.head_sha[:12]}. {reason}"

@@ -130,7 +130,10 @@ class Repositories:
         self._record("disconnect", row, {})
 
     def retry(self, repository_id: str, *, by: Principal) -> GitHubRetry:
-        """Requeue the most recent failed deliveries and posts, and end a pause that the code host asked for."""
+        """Requeue the newest failed deliveries and posts, at most `BATCH_SIZE` of each.
+
+        If the code host has asked Corral to wait, the wait ends, so that they are processed immediately.
+        """
         row = _find(repository_id, by)
         counts, woken = {}, set()
         models: tuple[Any, ...] = (Delivery, Post)
@@ -193,9 +196,10 @@ def _find(repository_id: str, by: Principal) -> Repository:
 
 
 def _end_pauses(repository_id: str, thread_ids: set[str]) -> None:
-    """Wake the given threads, and all waiting threads of the repository, before their pauses end.
+    """Make the given threads, and up to `BATCH_SIZE` waiting threads of the repository, due immediately.
 
-    To avoid deadlocks, every unit of work locks the thread rows before the repository row.
+    A thread is a pull request or an issue. To avoid deadlocks, every unit of work locks the thread rows before the
+    repository row.
     """
     waiting = (Thread.repository_id == repository_id) & Thread.run_at.is_null(False)
     woken = thread_ids | {each.id for each in Thread.select(Thread.id).where(waiting).limit(BATCH_SIZE)}
@@ -207,7 +211,7 @@ def _end_pauses(repository_id: str, thread_ids: set[str]) -> None:
 
 
 def _count_waiting_threads(repository_ids: list[str]) -> dict[str, int]:
-    """Return the number of threads with pending work, keyed by repository id. Sends a single query."""
+    """Return the number of pull requests and issues with pending work, keyed by repository id. Sends a single query."""
     from peewee import fn
 
     waits = Thread.repository_id.in_(repository_ids) & Thread.run_at.is_null(False)
@@ -234,7 +238,7 @@ def _view(row: Repository, waiting: int, is_tried: bool) -> GitHubRepositoryView
 
 
 def _with_threads(model: Any, mine: Any, query: PageQuery, by: Principal, make: Any) -> Page[Any]:
-    """Return a page of rows together with their threads. The threads are read with a single query."""
+    """Return a page of deliveries or posts, each with its thread. All threads are read with a single query."""
     rows = model.select().where(mine & visible(model, by))
     page = paginate(rows, query, by, scope=model._meta.table_name, order=newest_first(model), make=lambda row: row)
     ids = [row.thread_id for row in page.items if row.thread_id is not None]

@@ -66,7 +66,10 @@ class RepositoryClients:
         self._egress, self._work, self._secrets, self._redactor = egress, work, secrets, redactor
 
     async def open(self, repository: Repository) -> RepositoryClient:
-        """Return a client for a repository. The caller must close it. Raise `HostFailure` if no token is usable."""
+        """Return a client for a repository.
+
+        The caller must close it. Raise `HostFailure` if the repository has no usable token.
+        """
         try:
             token = await self._work(lambda: self._secrets.token(repository), read=True)
         except Problem as problem:

@@ -1,8 +1,9 @@
 """The work queue, which assigns pull requests and issues (threads) to processes, and selects the next delivery or post.
 
 The holder of a thread's lease processes the thread's deliveries and posts in order. A unit of work that stores a new
-delivery or post also wakes the thread. The holder checks for more work while it holds a lock on the thread's row.
-Therefore, work that arrives at the last moment is either found by the holder or wakes the thread again.
+delivery or post also queues a job for the thread (`wake`). The holder checks for more work while it holds a lock on the
+thread's row. If work arrives just before the holder releases the thread, either the holder finds the work, or the job
+that was queued with the work processes it.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ The limit is well below the duration of a lease, so that two attempts never over
 LEASE_SECONDS = ATTEMPT_SECONDS + 30
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 900.0
 HELD_SECONDS = 60.0
-"""The interval, in seconds, at which a thread with held posts checks whether the kill switch is still engaged."""
+"""The number of seconds after which posts that wait because the kill switch is engaged are tried again."""
 ALARMING_FAILURES = 3
 GIVE_UP_SECONDS = 7 * 86_400.0
 BATCH_SIZE = 200
 
 
 class LeaseLost(ExpectedFailure):
-    """Raised if another process has taken the lease on the thread."""
+    """Raised if another process has taken the lease on the thread (a pull request or an issue)."""
 
 
 class ThreadLease(msgspec.Struct, frozen=True):
-    """A lease on a thread."""
+    """A lease on a thread (a pull request or an issue), whose holder alone processes the thread."""
 
     thread_id: str
     lease: str
@@ -58,7 +59,7 @@ class WorkItem(msgspec.Struct, frozen=True):
 
 
 def wake(thread_id: str) -> bool:
-    """Make a process work on a thread soon, unless the thread is waiting for the code host.
+    """Queue a job for a thread (a pull request or an issue), and make it due unless its due time is set.
 
     Runs in the caller's unit of work. Return False if the thread was deleted. Otherwise, the thread cannot be deleted
     before the unit of work ends.
@@ -144,7 +145,7 @@ def finish(item: WorkItem, status: str, detail: str | None, **changes: Any) -> N
 def fail(item: WorkItem, detail: str) -> None:
     """Record the permanent failure of a delivery or a post. Runs in the caller's unit of work.
 
-    The facts of a delivery are kept, so that the delivery can be retried.
+    The `facts` of a delivery are not cleared, so that the delivery can be retried.
     """
     hold(item.claimed)
     ended = {"status": "failed", "detail": detail, "finished_at": clock.now()}
@@ -180,9 +181,9 @@ def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
 
 
 def enqueue_due() -> int:
-    """Wake threads whose work is due but that no process is working on, such as the threads of a killed process.
+    """Queue jobs for pull requests and issues whose due work no process is handling, for example after a crash.
 
-    Return the number of these threads.
+    Return the number of queued jobs.
     """
     now = clock.now()
     is_free = Thread.lease_until.is_null() | (Thread.lease_until < now)

@@ -91,7 +91,7 @@ class ThreadWorker:
         return True
 
     def _check_rights(self, item: WorkItem) -> None:
-        """Raise `RightsLost` if the admin who owns the repository may no longer manage repositories."""
+        """Raise `RightsLost` if the admin who owns the repository is no longer permitted to manage repositories."""
         self._accounts.principal_of(item.repository.owner_id, "github.manage")
 
     def _handler(self, item: WorkItem) -> Callable[[WorkItem], Awaitable[None]]:
@@ -168,5 +168,5 @@ def _record_posted(item: WorkItem, url: str) -> None:
 
 
 def _earlier(instant: str) -> str:
-    """Return a time slightly before `instant`, because the code host's clock may be slow."""
+    """Return a time slightly before `instant`, because the code host's clock may be behind."""
     return clock.format_instant(clock.parse_instant(instant) - CLOCK_SECONDS)[:19] + "Z"

@@ -10,10 +10,10 @@ from corral_core.accounts.service.mail import JOB
 
 
 class AccountsAfterRestore:
-    """Ends sessions and abandons queued emails after a restore, because they belong to the original installation."""
+    """Ends sessions and abandons queued emails after a restore, because both belong to the original installation."""
 
     def after_restore(self, by: Principal) -> None:
-        """End all sessions, and abandon queued emails, because the original installation sends them."""
+        """End all sessions, and abandon the queued emails, which the original installation sends."""
         now = clock.now()
         SessionRow.update(ended_at=now, end_reason="restored").where(SessionRow.ended_at.is_null()).execute()
         queued = (JobRow.name == JOB) & JobRow.state.in_(("queued", "running"))

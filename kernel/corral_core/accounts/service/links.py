@@ -51,7 +51,7 @@ class SingleUseLinks:
     def serve_at(self, address: str) -> None:
         """Set the address at which the server accepts connections.
 
-        Its port differs from `server.bind` if the operating system chooses the port.
+        The port of this address differs from the port in `server.bind` if the operating system chooses the port.
         """
         self._port = urlsplit(address).port
 

@@ -184,7 +184,7 @@ class Lockout:
     def _raise_if_locked(self, row: LockoutRow, now: str, threshold: int) -> bool:
         """Raise `TooMany` if the address is locked.
 
-        Otherwise, return False, because the attempt must wait for other attempts to end.
+        If it is not locked, return False: the attempt cannot start before other attempts have ended.
         """
         if row.locked_until is not None and row.locked_until > now:
             raise _locked(row.locked_until)
