@@ -96,7 +96,7 @@ def corral_gates() -> Iterable[Gate | RateLimiter]:  # type: ignore[empty-body]
 
 @hookspec
 def corral_health_checks() -> Iterable[HealthCheck]:  # type: ignore[empty-body]
-    """Return health checks of dependencies, which are shown at `/settings/health`.
+    """Return health checks of dependencies. Their results are shown at `/settings/health`.
 
     A check accesses services through the plugin, which obtains them in `start` with `runtime.service`.
     """

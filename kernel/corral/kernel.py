@@ -177,8 +177,8 @@ class Kernel:
     def block_dependants(self, before: list[PluginRecord]) -> None:
         """Block the plugins that require a failed plugin.
 
-        `before` contains the plugins that were active before the failure. Listeners are notified of each of these
-        plugins that is no longer active.
+        `before` contains the plugins that were active before the failure. Listeners are notified about those of them
+        that are no longer active.
         """
         block_dependants(self.plugins)
         for record in before:

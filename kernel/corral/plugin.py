@@ -270,7 +270,9 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the audit log, written in the same transaction as the change. Its actor is the unit's actor.
+    """One row of the audit log, written in the same transaction as the change.
+
+    Its actor is the actor of the unit of work.
 
     `action` has the form `<area>.<noun>.<verb>`. `changes` maps a field to `(from, to)`; use `SECRET_CHANGE` for a
     secret field. `details` contains further facts for auditors, but never request bodies. `changes` and `details` are
@@ -333,7 +335,7 @@ class FirstAccount(Protocol):
     """Tells the operator how to create the first account. The `accounts` plugin provides this service."""
 
     async def instructions(self) -> str | None:
-        """Return the instructions for creating the first account, which the server prints at startup.
+        """Return the instructions for creating the first account. The server prints them at startup.
 
         Return None if an admin exists.
         """

@@ -35,7 +35,8 @@ def log_request(request: IncomingRequest, status: int, seconds: float) -> None:
 class RequestAudit:
     """Writes audit entries about requests, each in its own unit of work.
 
-    Denied privileged operations are always recorded. All other requests are recorded only in verbose mode.
+    Denied privileged operations are always recorded. All other requests are recorded only if the audit log is in
+    verbose mode.
     """
 
     def __init__(self, kernel: Kernel) -> None:

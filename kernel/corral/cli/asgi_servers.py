@@ -49,7 +49,7 @@ class Shutdown:
     """The two steps in which an ASGI server shuts down.
 
     When `refusing` is set, the server stops accepting connections. When `closing` is set, it closes idle connections,
-    and stops as soon as all open requests have been answered, or after `seconds` at the latest.
+    and stops as soon as all open requests have been answered, or after `seconds` seconds at the latest.
     """
 
     def __init__(self) -> None:

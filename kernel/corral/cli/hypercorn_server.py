@@ -152,8 +152,8 @@ class Http2(H2Protocol):
     async def _handle_events(self, events: list[Any]) -> None:
         """Serve the requests in the received data, or close the connection if the client resets too many streams.
 
-        The server does the work for a request even if the client resets its stream at once. Without a limit on resets,
-        a client could cause an unlimited amount of work despite the limit on concurrent streams.
+        The server does the work for a request even if the client resets its stream immediately. Without a limit on
+        resets, a client could cause an unlimited amount of work despite the limit on concurrent streams.
         """
         if resets := sum(isinstance(event, StreamReset) for event in events):
             now = time.monotonic()

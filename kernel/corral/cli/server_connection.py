@@ -257,7 +257,9 @@ def _client_of_session(sessions: SavedSessions, name: str, session: SavedSession
 
 
 def renew_session(sessions: SavedSessions, name: str, client: ApiClient) -> bool:
-    """Give the client a new token for its session, and store the token. Always return True.
+    """Give the client a new token for its session, and store the token.
+
+    Always return True, so that the refused request is sent again.
 
     A refresh token can be used only once. If several commands need a new token at the same time, the first one renews
     the session, and the others read the new token from the file. Raise `ApiClientError` if the session has ended.

@@ -71,7 +71,7 @@ class StartHistory:
     def remove_crashes(self, since: float = 0.0) -> None:
         """Remove the records of crashed starts that began at or after the time `since` (in epoch seconds).
 
-        The removed starts no longer count as crashes.
+        These starts no longer count as crashes.
         """
         for path in list(self._interrupted_starts()):
             with contextlib.suppress(FileNotFoundError):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """The caller that started a unit of work. `type` is user, api_key, worker, agent, system or anonymous.
+    """The caller that started a unit of work. `type` is `user`, `api_key`, `worker`, `agent`, `system` or `anonymous`.
 
     `on_behalf_of` is the id of the person whose permissions apply, if the actor is not that person.
     """

@@ -217,7 +217,7 @@ def read_host(text: str) -> str:
 def read_exempt(text: str) -> Exemption:
     """Parse an entry of `CORRAL_EGRESS_ALLOW`: host, host:port, cidr or cidr:port.
 
-    Raise `StartupError` if the entry has another form.
+    Raise `StartupError` if the entry does not have one of these forms.
     """
     match = re.fullmatch(r"(?:\[([\da-f:.]+)\]|([^\[\]/]+?))(/\d+)?(?::(\d+))?", text.strip().lower())
     bare = match is not None and match[1] is None and text.count(":") > 1 and "/" not in text  # IPv6 without brackets

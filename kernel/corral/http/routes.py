@@ -30,7 +30,7 @@ from corral.http.answers import Request, Response
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 Explain = Callable[[Problem, Request | None], Response | None]
-"""A function that completes a problem and returns None, or returns the response to send instead of the problem.
+"""A function that adds information to a problem and returns None, or returns a response to send instead.
 
 If the request is None, the function is called to find out how the API documentation should describe the problem.
 """

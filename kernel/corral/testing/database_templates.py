@@ -1,7 +1,8 @@
 """Creates databases for tests as copies of migrated templates, because copying is much faster than migrating.
 
 `make_kernel` uses templates for the built-in plugins. The migrations of other plugins are applied to the copy. A new
-template is created from the existing template that already contains most of its plugins.
+template is created from the existing template that already contains the largest number of the required migrations and
+no others.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class TicketRow(Model):
 
 
 class LockoutRow(Model):
-    """The sign-in attempts for one address. The address need not belong to an account.
+    """The sign-in attempts for one email address. The address need not belong to an account.
 
     `key` is the SHA-256 hash of the address in normal form. `failed` contains the times of the last failures as one
     string, newest first. `in_flight` is the number of reserved attempts; it is ignored after `reserved_until`, so the
@@ -193,7 +193,7 @@ class FormerPasswordRow(Model):
 
 
 class LinkRow(Model):
-    """A single-use link that resets a password, verifies an address or accepts an invitation.
+    """A single-use link that resets a password, verifies an email address or accepts an invitation.
 
     `hash` is the SHA-256 hash of the token, or null until the email with the link is sent. `subject_id` identifies the
     account or the invitation. `email` is the address that the link verifies. `used_at` is the time at which the link

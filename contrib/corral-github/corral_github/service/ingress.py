@@ -166,10 +166,10 @@ def _text(found: Json, name: str, *, limit: int) -> str:
 
 
 def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
-    """Insert the row of a delivery, unless a delivery with the same id or the same body was received before.
+    """Insert the row of a delivery and return its receipt, or the receipt of an earlier delivery with the same body.
 
-    Retry if another unit of work deletes old rows, or the rows of a disconnected repository, at the same time. Raise
-    `Unavailable` after too many attempts.
+    Raise `Conflict` if an earlier delivery has the same id but another body. Retry if another unit of work deletes old
+    rows, or the rows of a disconnected repository, at the same time. Raise `Unavailable` after too many attempts.
     """
     for _ in range(TRIES):
         receipt = _insert(repository_id, received) or _duplicate(repository_id, received)
@@ -222,9 +222,10 @@ def _thread_of(repository_id: str, kind: str, number: int) -> str | None:
 
 
 def _duplicate(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
-    """Return the receipt of the earlier, identical delivery, or None if there is no longer a conflicting delivery.
+    """Return the receipt of an earlier delivery with the same body, or None if there is none.
 
-    Deliveries with equal bodies count as identical, because the signature covers only the body.
+    Deliveries with equal bodies count as identical, because the signature covers only the body. Raise `Conflict` if an
+    earlier delivery has the same id but another body.
     """
     mine = Delivery.repository_id == repository_id
     first: Delivery | None = Delivery.get_or_none(mine & (Delivery.body_sha256 == received.sha256))

@@ -1,4 +1,4 @@
-"""Web pages on which people who open a link choose a password, verify an address or accept an invitation.
+"""Web pages on which people who open a link set a password, verify an email address or accept an invitation.
 
 The token is in the fragment of the link. Browsers do not send fragments, so the token appears in no log and in no
 `Referer` header. A script copies the token into the form; without scripts, the person pastes the link. The forms use
@@ -140,7 +140,7 @@ async def submit_password_reset(
 
 @routes.get("/verify-email", needs=PUBLIC)
 async def show_verification() -> Text:
-    """Show the form on which a person who opened a link verifies an address."""
+    """Show the form on which a person who opened a link verifies an email address."""
     return _form(VERIFY)
 
 
@@ -148,7 +148,7 @@ async def show_verification() -> Text:
 async def submit_verification(
     body: TokenForm, request: Request, registrations: AccountRegistration, links: SingleUseLinks, work: Work
 ) -> Text:
-    """Verify an address with the token from a link, and show the result as a page."""
+    """Verify an email address with the token from a link, and show the result as a page."""
     token = _token_of(body.token)
     entry = request.unit_context()
     return await _result(

@@ -1,4 +1,4 @@
-"""Routes under `/auth` that require no session: registration, address verification, and password reset."""
+"""Routes under `/auth` that require no session: registration, email verification, and password reset."""
 
 from __future__ import annotations
 
@@ -37,13 +37,19 @@ class NewRegistration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class VerificationSent(msgspec.Struct, kw_only=True):
-    """The response if registration requires verification. It does not reveal whether the address is already taken."""
+    """The response if registration requires verification.
+
+    It does not reveal whether an account already uses the email address.
+    """
 
     status: Literal["verification_sent"] = "verification_sent"
 
 
 class MailRequested(msgspec.Struct, kw_only=True):
-    """The response to a request for an email. It is the same for every address, whether or not it has an account."""
+    """The response to a request for an email.
+
+    It is the same for every email address, whether or not an account uses the address.
+    """
 
     status: Literal["accepted"] = "accepted"
 
@@ -80,7 +86,7 @@ async def register_account(
 ) -> Answer[UserView] | Answer[VerificationSent]:
     """Create an account. The first account becomes the admin, regardless of the registration settings.
 
-    If addresses must be verified, the response has status 202, and an email with a link is sent.
+    If email addresses must be verified, the response has status 202, and an email with a link is sent.
     """
     new = NewUser(email=body.email, full_name=body.full_name)
     made = await registrations.register(
@@ -121,7 +127,7 @@ async def reset_password(
 
 @routes.post("/verify-email", needs=PUBLIC, raises=("link_expired", "duplicate", "invalid_state"))
 def verify_email(body: TokenOnly, registrations: AccountRegistration) -> UserView:
-    """Verify an address with the token from an emailed link.
+    """Verify an email address with the token from an emailed link.
 
     If the user is changing their address, the new address takes effect.
     """

@@ -453,13 +453,13 @@ def update_row(row: UserRow, changes: Mapping[str, Any]) -> None:
 
 
 def address_taken_error() -> Conflict:
-    """Return the problem to raise if another account already uses the address."""
+    """Return the problem to raise if another account already uses the email address."""
     return Conflict("Another account already has this email address.", code="duplicate")
 
 
 @contextlib.contextmanager
 def translate_duplicate_address() -> Iterator[None]:
-    """Convert a violation of the unique index on addresses to the problem that `address_taken_error` returns."""
+    """Convert a violation of the unique index on email addresses to the problem that `address_taken_error` returns."""
     try:
         yield
     except peewee.IntegrityError:

@@ -1,6 +1,6 @@
-"""Single-use links that reset a password, verify an address or accept an invitation.
+"""Single-use links that reset a password, verify an email address or accept an invitation.
 
-Every function runs in the caller's unit of work. The token of a link has 256 random bits, and only its SHA-256 is
+Every function runs in the caller's unit of work. The token of a link has 256 random bits, and only its SHA-256 hash is
 stored. The token is in the fragment of the URL, which browsers do not send to servers, so servers cannot log it.
 """
 
@@ -65,7 +65,7 @@ class SingleUseLinks:
     def create_link(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
         """Create a link whose token is generated later, when the link is emailed. Return the id of the link.
 
-        Return None if the account or invitation already has `MOST_LIVE` live links of this kind.
+        Return None if the account or invitation already has `MOST_LIVE` valid links of this kind.
         """
         # The update locks the row of the account, so that the count stays correct until the commit.
         UserRow.update(version=UserRow.version).where(UserRow.id == subject_id).execute()
@@ -106,7 +106,7 @@ class SingleUseLinks:
     def issue_url(self, kind: str, subject_id: str, email: str | None = None) -> str:
         """Create a link and return its URL, which is shown only once.
 
-        If the account or invitation already has `MOST_LIVE` live links of this kind, invalidate the oldest one.
+        If the account or invitation already has `MOST_LIVE` valid links of this kind, invalidate the oldest one.
         """
         link_id = self.create_link(kind, subject_id, email)
         if link_id is None:
@@ -120,7 +120,7 @@ class SingleUseLinks:
         return self.link_url(kind, token)
 
     def find_link(self, kinds: tuple[str, ...], token: str) -> LinkRow:
-        """Return the live link with this token. Raise `Gone` (`link_expired`) if there is none."""
+        """Return the valid link with this token. Raise `Gone` (`link_expired`) if there is none."""
         row: LinkRow | None = LinkRow.get_or_none(_redeemable_links(kinds, token))
         if row is None:
             raise self.link_expired_error()
@@ -138,7 +138,7 @@ class SingleUseLinks:
         return found[0]
 
     def end_links(self, subject_id: str, kinds: tuple[str, ...]) -> None:
-        """Invalidate the live links of these kinds for an account or invitation."""
+        """Invalidate the valid links of these kinds for an account or invitation."""
         mine = (LinkRow.subject_id == subject_id) & LinkRow.kind.in_(kinds) & LinkRow.used_at.is_null()
         LinkRow.update(used_at=clock.now()).where(mine).execute()
 

@@ -1,4 +1,4 @@
-"""Account lockout: after too many failed sign-ins with one address, the address is locked for some time.
+"""Account lockout: after too many failed sign-ins with one email address, the address is locked for some time.
 
 Before a password or code is verified, a single conditional UPDATE reserves the attempt. The reservation succeeds only
 if the number of recent failures plus the number of attempts in flight is below the threshold. An attacker therefore
@@ -38,7 +38,7 @@ INSTANT, KEPT = 24, 20  # characters of an instant; number of failures that are 
 
 
 class _AddressGate(msgspec.Struct):
-    """Limits the number of concurrent sign-in attempts for one address in this process.
+    """Limits the number of concurrent sign-in attempts for one email address in this process.
 
     Excess attempts wait here without querying the database. `users` is the number of attempts that use this object.
     """
@@ -48,7 +48,7 @@ class _AddressGate(msgspec.Struct):
 
 
 class Lockout:
-    """Counts sign-in attempts and locks addresses. Only this class writes lockouts.
+    """Counts sign-in attempts and locks email addresses. Only this class writes lockouts.
 
     Every function except `reserve_attempt` runs in the caller's unit of work.
     """
@@ -98,7 +98,7 @@ class Lockout:
         self._clear_locked_until(user_id)
 
     def settle_failure(self, key: str, user_id: str | None) -> None:
-        """Record that an attempt failed. If the number of failures reaches the threshold, lock the address.
+        """Record that an attempt failed. If the number of failures reaches the threshold, lock the email address.
 
         Each lockout lasts twice as long as the previous one, but at most an hour. If the previous lockout ended at
         least a day ago, the duration is reset to `security.lockout_seconds`.
@@ -166,7 +166,7 @@ class Lockout:
     def _reserve(self, key: str) -> bool:
         """Reserve an attempt with a single conditional UPDATE. Return False if too many attempts are in flight.
 
-        Raise `TooMany` (`account_locked`) if the address is locked.
+        Raise `TooMany` (`account_locked`) if the email address is locked.
         """
         now, threshold, window = clock.now(), self._settings.get(LOCKOUT_THRESHOLD), self._settings.get(LOCKOUT_WINDOW)
         row, held = LockoutRow, clock.now(HELD_SECONDS)
@@ -182,7 +182,7 @@ class Lockout:
         return bool(insert.as_rowcount().execute()) or self._raise_if_locked(row.get_by_id(key), now, threshold)
 
     def _raise_if_locked(self, row: LockoutRow, now: str, threshold: int) -> bool:
-        """Raise `TooMany` if the address is locked.
+        """Raise `TooMany` if the email address is locked.
 
         If it is not locked, return False: the attempt cannot start before other attempts have ended.
         """
@@ -214,7 +214,7 @@ class Lockout:
 
 
 def delete_old_lockouts(at_once: int = 500) -> int:
-    """Delete at most `at_once` lockouts of addresses without an attempt in the last two days.
+    """Delete at most `at_once` lockouts of email addresses without an attempt in the last two days.
 
     Return the number of deleted rows.
     """

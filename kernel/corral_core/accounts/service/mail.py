@@ -184,8 +184,8 @@ class MailService:
     def send_link(self, to: str, kind: str, subject_id: str, **facts: str | int) -> bool:
         """Enqueue an email with a single-use link. Runs in the caller's unit of work.
 
-        Return False if no mail server is configured, or if the account or invitation has too many live links of this
-        kind.
+        Return False if no mail server is configured, or if the account or invitation already has the maximum number of
+        valid links of this kind.
         """
         if not self.is_configured:
             return False

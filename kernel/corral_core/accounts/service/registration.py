@@ -1,4 +1,4 @@
-"""Registers accounts, with or without an invitation, and verifies addresses."""
+"""Registers accounts, with or without an invitation, and verifies email addresses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESEND = "accounts.resend_verification"
 
 
 class AccountRegistration:
-    """Registers accounts and verifies addresses. Passwords are never hashed inside a unit of work."""
+    """Registers accounts and verifies email addresses. Passwords are never hashed inside a unit of work."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class AccountRegistration:
         return await self._work(unit, entry=entry)
 
     def verify_address(self, token: str) -> UserView:
-        """Verify an address with the token from an emailed link. Runs in the caller's unit of work.
+        """Verify an email address with the token from an emailed link. Runs in the caller's unit of work.
 
         Raise `Gone` (`link_expired`) for an invalid link, or `Conflict` (`duplicate`) if another account has the
         address.
@@ -170,5 +170,5 @@ class AccountRegistration:
 
 
 def send_verification(row: UserRow, mail: MailService) -> None:
-    """Email a link that verifies the address or, if the account has no password, a link that sets a password."""
+    """Email a link that verifies the user's address or, if the account has no password, a link that sets a password."""
     mail.send_link(row.email, VERIFY if row.password_hash is not None else RESET, row.id)
