@@ -38,7 +38,7 @@ declare_codes(
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A model of a provider.
+    """A language model that a provider offers.
 
     `capabilities` has the keys `tools`, `json`, `images`, `stream`, `embeddings` and `reasoning`. The value of `json`
     is `none`, `grammar` or `schema`; the other values are booleans.
@@ -65,12 +65,12 @@ class ProviderTimeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class ProviderConnection(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of a provider.
 
-    The gateway passes this object to the provider kind's code with every call.
+    The gateway passes this object to the methods of `LLMProvider`.
 
     `config` contains the fields specific to this kind of provider, validated against the kind's `config_schema`. If
-    `operator` is true, the provider's address comes from the operator's configuration file and may be private. `models`
-    contains the configured models, and the models that the provider itself listed most recently. `version` changes
-    whenever the configuration changes.
+    `operator` is true, the provider's address comes from the operator's configuration file and is allowed to be a
+    private address. `models` contains the configured models and the models that the provider itself listed most
+    recently. `version` changes whenever the configuration changes.
     """
 
     name: str
@@ -119,9 +119,9 @@ class ProviderError(ExpectedFailure):
 class DemoModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model for `corral demo` that needs no network and no API key. `name` is `provider/model`.
 
-    The demo writes `file`, the path of the model's file, to its corral.toml as `local_model`, and `configuration` as
-    the configuration section of the plugin. `problem` explains why the model cannot be used on this machine; if it is
-    set, the other fields are meaningless.
+    The demo writes `file`, the path of the model's file, to its corral.toml as `local_model`, and writes
+    `configuration` to the section of the plugin that contributes the model. `problem` explains why the model cannot be
+    used on this machine; if it is set, the other fields are meaningless.
     """
 
     name: str
@@ -135,16 +135,17 @@ class LLMProvider(Protocol):
     """A kind of provider. Requests and responses are JSON in OpenAI's format; `model` has no provider prefix.
 
     All methods are called on the event loop and must not block it. Errors are raised as `ProviderError`; any other
-    exception is treated as a bug, and its message is not shown to the caller. Fields that OpenAI does not define are
+    exception is treated as a bug, and its message is not shown to the client. Fields that OpenAI does not define are
     dropped from responses. The gateway applies all timeouts except the connection timeout: it cancels the call or
-    closes the iterator, which must end the upstream request immediately.
+    closes the iterator. Both must end the upstream request immediately.
 
     A kind may also define these members:
 
     - `free: bool`: whether calls cost nothing (default False).
     - `concurrency: int | None`: the maximum number of concurrent calls (default 8); None means unlimited. The
       configuration of a provider can set another maximum.
-    - `implicit: bool`: whether a provider with the name of the kind exists without configuration (default False).
+    - `implicit: bool`: whether a provider with the same name as the kind exists even if none is configured (default
+      False).
     - `async fetch_models(connection) -> Sequence[ModelInfo]`: fetch the list of models from the provider.
     - `supported_fields_of(connection) -> frozenset[str]`: the supported fields of one provider, which replace
       `supported_fields`.
@@ -197,7 +198,7 @@ class AgentModel(msgspec.Struct, frozen=True, kw_only=True):
     that makes the model's provider ready, or None if the agent needs another model. `listed` is false if the provider's
     list of models is known and does not contain the model. `is_provider_ready` is false if the provider does not exist,
     is disabled or is not configured. `blocked_until` is the instant until which the provider's open circuit breaker
-    rejects calls, or None if a call may be admitted. `breaker` is the name of this circuit breaker. `is_forced_open` is
+    rejects calls, or None if it might admit a call. `breaker` is the name of this circuit breaker. `is_forced_open` is
     true if an admin has forced the circuit breaker open; it then rejects calls until an admin closes it, and
     `blocked_until` is None. `free` is true if calls to the provider cost nothing.
     """
@@ -214,7 +215,7 @@ class AgentModel(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_callable(self) -> bool:
-        """Whether the gateway may call the model now."""
+        """Whether the gateway can call the model now."""
         return self.problem is None and self.blocked_until is None and not self.is_forced_open
 
 
@@ -246,7 +247,7 @@ class LLM(Protocol):
         `run_id` is the id of the workflow run to which the cost belongs. If a call might cost more than `max_cost_usd`,
         raise `BudgetRefused` with the scope `task`.
 
-        This method opens its own units of work. It raises the same problems as `POST /llm/chat/completions`.
+        This method opens its own units of work. It raises the errors that `POST /llm/chat/completions` returns.
         """
         ...
 

@@ -17,7 +17,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
 def fail_abandoned_calls(settings: Settings) -> None:
-    """Mark calls as failed if their process has died, and delete expired concurrency slots."""
+    """Mark calls as failed if the process that made them has died, and delete expired concurrency slots."""
     calls.fail_abandoned(settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
     slots.delete_expired()
 

@@ -1,4 +1,4 @@
-"""The tables for the LLM gateway: calls, payloads, providers, provider states and concurrency slots."""
+"""The database tables of the LLM gateway: calls, payloads, providers, provider states and concurrency slots."""
 
 from __future__ import annotations
 

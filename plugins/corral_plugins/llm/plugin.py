@@ -113,7 +113,7 @@ class LlmPlugin(Plugin):
         loop = asyncio.get_running_loop()
 
         def open_providers() -> list[str]:
-            """Return the providers whose circuit breakers are open. Runs outside the event loop.
+            """Return the names of the providers whose circuit breakers are open. Runs outside the event loop.
 
             Returns an empty list if the database is unreachable, because another health check reports this.
             """

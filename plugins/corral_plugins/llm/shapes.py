@@ -60,8 +60,8 @@ class RequestedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One message of a conversation.
 
-    Clients may send back the fields declared after `refusal`, as they appeared in an earlier response. The gateway
-    ignores these fields.
+    Clients may send back the fields `annotations`, `audio`, `function_call` and `parsed`, and the fields for reasoning,
+    as they appeared in an earlier response. The gateway ignores these fields.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -116,8 +116,9 @@ class FunctionToolSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 class ChatRequest(OpenShape, kw_only=True, omit_defaults=True):
     """A chat completion request.
 
-    `model` is `provider/model`, a model name without a provider, `default`, or `agent` for the calling agent's own
-    models. Other fields are passed on to providers with `passthrough`.
+    `model` is `provider/model`, a model name without a provider, `default` for the default model, or `agent` for the
+    calling agent's own models. Fields that are not listed here are accepted only if the provider's `passthrough` option
+    is on, and are then passed on to the provider.
     """
 
     model: RequestedModel
@@ -308,7 +309,7 @@ class ModelSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
     capabilities: Capabilities = Capabilities()
 
     def info(self) -> ModelInfo:
-        """Return the model as a `ModelInfo`, the class that provider kinds and callers use."""
+        """Convert the model to a `ModelInfo`."""
         return ModelInfo(
             id=self.id,
             capabilities=msgspec.structs.asdict(self.capabilities),
@@ -324,7 +325,7 @@ def _all_models() -> list[ModelSpec | Literal["*"]]:
 class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The part of a provider's configuration that all kinds of providers share.
 
-    With `passthrough`, the provider also receives request fields that are not part of OpenAI's API.
+    If `passthrough` is true, the provider also receives request fields that are not part of OpenAI's API.
     """
 
     kind: str | None = None
@@ -388,7 +389,8 @@ class ProviderPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
 class ProviderItem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A provider in a list.
 
-    Only admins receive the fields after `models`. `source` is file, api, preset or implicit.
+    Only admins receive `source`, `base_url`, `last_error`, `last_ok_at` and `models_refreshed_at`. `source` is file,
+    api, preset or implicit.
     """
 
     name: str
@@ -407,7 +409,7 @@ class ProviderItem(msgspec.Struct, kw_only=True, omit_defaults=True):
 class ProviderView(ProviderFields, kw_only=True):
     """A provider with all fields that admins see. API keys are never shown.
 
-    `models` contains the configured entries, one of which may stand for all models that the provider lists.
+    `models` contains the configured entries. An entry with the id `*` stands for all models that the provider lists.
     `listed_models` contains the names of all available models.
     """
 

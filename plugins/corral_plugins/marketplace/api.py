@@ -31,8 +31,9 @@ class InstalledObject(msgspec.Struct, frozen=True, kw_only=True):
     """An object that an installer created.
 
     `once` contains values that are returned only when the template is installed, such as the URL of a webhook.
-    `refused_tools` lists tools in the template that the caller may not grant to an agent. The object was created
-    without these tools. `warnings` contains sentences about what the object still needs in order to work.
+    `refused_tools` lists the tools that the template gives to an agent but that the user is not allowed to grant. The
+    object was created without these tools. `warnings` contains sentences about what the object still needs in order to
+    work.
     """
 
     id: str
@@ -55,8 +56,9 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
     Plugins contribute installers with the hook `corral_template_installers`. A spec is the description of an object in
     a template, in which parameters are replaced by their values and references by ids.
 
-    `schema` is the JSON Schema of a spec. Its defaults are the values of fields that a template omits. Users need the
-    permission `write` to install and `read` to export. `name_length` is the maximum length of an object's name.
+    `schema` is the JSON Schema of a spec. Its defaults are the values of fields that a template omits. `write` and
+    `read` are the permissions that users need to install and to export such an object. `name_length` is the maximum
+    length of an object's name.
 
     `check_spec(spec)` raises `Invalid`, with pointers relative to the spec, if no object with this spec could be
     created. It runs in a thread, outside units of work, and receives placeholder ids. All other functions run in the

@@ -343,7 +343,7 @@ BOUNDS = {
 def _parameter_text(name: str, schema: Json, required: Collection[str]) -> str:
     """Describe a parameter in one line.
 
-    Example: `retries: integer, at least 0, default 3 (How often to try)`.
+    Example: `retries: integer, at least 0, default 3 (Number of retries)`.
     """
     kind = schema.get("type", "any value")
     facts = ["required"] if name in required and "default" not in schema else []
@@ -393,7 +393,10 @@ SHOWN_VALUE = 200  # characters of a value in a list of kept fields
 
 
 def _conflict_lines(kept: Json) -> list[str]:
-    """Return lines that show the values of a field that people have edited and that the new template changes."""
+    """Return lines that show the installed, new and current values of a field that an upgrade does not change.
+
+    People have edited this field, and the new template changes it too.
+    """
     values = (("installed", kept["installed"]), ("new", kept["new"]), ("current, kept", kept["current"]))
     return [f"  {kept['field']}:", *(f"    {name + ':':<15}{_short_text(value)}" for name, value in values)]
 
@@ -415,13 +418,13 @@ REASONS = {
     "plugin_required": "the plugin for this kind of object is not active",
 }
 REPEATABLE = {"running", "in_use", "plugin_required"}
-"""Temporary reasons for keeping an object. When they no longer apply, the same command can be repeated."""
+"""Temporary reasons for keeping an object. When they no longer apply, the uninstall command can be repeated."""
 ENDS = {
     "agent": "Stop it: corral agents stop",
     "workflow": "See what runs: corral workflows runs",
     "trigger": "See what it does: corral triggers history",
 }
-"""For each kind of object, the command that ends or shows its running work. The object's name is appended."""
+"""For each kind of object, the command that stops the object or shows its activity. The object's name is appended."""
 
 
 BEGINNINGS = {

@@ -15,7 +15,8 @@ hookspec = pluggy.HookspecMarker("corral")
 def corral_template_sources() -> Iterable[TemplateSource]:  # type: ignore[empty-body]
     """Contribute template sources.
 
-    A template is ignored if another template has the same slug and version.
+    A template is ignored if another plugin already contributes a template with the same slug. The templates of the
+    `marketplace` plugin are read first, then those of the other plugins in alphabetical order.
     """
 
 

@@ -163,9 +163,10 @@ async def uninstall_installation(
 async def delete_installation(
     id: str, installations: Installations, caller: Principal, request: Request
 ) -> Answer[None]:
-    """Uninstall an installation without `force`.
+    """Remove the objects of an installation, except objects that were edited, are running or are in use.
 
-    The `Corral-Affected` header contains the numbers of removed and kept objects.
+    This is equivalent to uninstalling the installation without `force`. The `Corral-Affected` header contains the
+    numbers of removed and kept objects, for example `removed=3,kept=1`.
     """
     found = await installations.delete(id, by=caller, entry=request.unit_context(caller))
     affected = f"removed={len(found.removed)},kept={len(found.kept)}"

@@ -89,7 +89,10 @@ class TemplateProblem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TemplatePermissions(msgspec.Struct, kw_only=True):
-    """The maximum permissions that a template's resources may use. The egress value `*` stands for any public host."""
+    """The tools, secrets and hosts that a template's resources may use.
+
+    In `egress`, the value `*` stands for any public host.
+    """
 
     tools: list[str]
     secrets: list[str]
@@ -182,8 +185,9 @@ class InstallTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The options for installing a template.
 
     `secrets_map` maps the secret names in the template to names in the vault. `on_conflict` determines what happens if
-    an object with the same name as a resource exists: the new object gets another name, the installation fails, or the
-    existing object is used. With `dry_run`, nothing is created, and the response is the plan.
+    an object with the same name as a resource exists: with `rename`, the new object gets another name; with `fail`, the
+    installation fails; and with `skip`, the existing object is used. With `dry_run`, nothing is created, and the
+    response is the plan.
     """
 
     version: Version | UnsetType = UNSET

@@ -61,7 +61,11 @@ class NewMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SentMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of sending a message. `warnings` may contain `recipient_offline` and `no_subscribers`."""
+    """The result of sending a message.
+
+    `warnings` contains `recipient_offline` if the recipient agent cannot currently claim tasks, and `no_subscribers` if
+    no agent other than the sender subscribes to the channel.
+    """
 
     id: str
     thread_id: str
@@ -90,7 +94,7 @@ class Messages(Protocol):
         """Send a message. The caller must have redacted its subject and body.
 
         `trusted` states whether a person wrote the message. By default, it is true if `by` is a person. `cause` is the
-        cause chain of the message, by default that of the caller's task. Raise a `Problem` with the code
+        chain of causes that led to the message, by default that of the caller's task. Raise a `Problem` with the code
         `unknown_reference`, `hop_limit` or `rate_limited`, or `Forbidden` if the caller may not send on behalf of the
         sender.
         """

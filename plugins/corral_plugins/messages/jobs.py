@@ -20,7 +20,7 @@ BATCH_SIZE = 500
 
 
 async def expire_messages(work: Work, receipts: MessageReceipts) -> None:
-    """Expire overdue messages, and requests that nobody acknowledged after the last redelivery."""
+    """Expire messages past their expiry time, and requests that nobody acknowledged after the last redelivery."""
     entry = UnitContext(label="job messages.sweep", actor=SYSTEM)
     for _ in range(ROUNDS):
         if not await work(receipts.expire_batch, entry=entry):

@@ -36,8 +36,9 @@ class ReceiptView(msgspec.Struct, kw_only=True):
 class MessageItem(msgspec.Struct, kw_only=True):
     """A message in a list.
 
-    `status` is the least advanced status among the recipients. `trust` is `trusted` if a person wrote the message.
-    `hops` is the number of replies that precede the message in its chain.
+    `status` is the least advanced status among the recipients, in the order `sent`, `delivered`, `read`, `acked`,
+    `expired`. `trust` is `trusted` if a person wrote the message. `hops` is the number of replies that precede the
+    message in its chain.
     """
 
     id: str
@@ -70,8 +71,8 @@ class MessageView(MessageItem, kw_only=True):
 class SentMessageView(MessageView, kw_only=True):
     """A message that has just been sent.
 
-    `warnings` contains `recipient_offline` if the recipient agent is not started, and `no_subscribers` if no agent
-    other than the sender subscribes to the channel.
+    `warnings` contains `recipient_offline` if the recipient agent cannot currently claim tasks, and `no_subscribers` if
+    no agent other than the sender subscribes to the channel.
     """
 
     warnings: list[str]

@@ -34,9 +34,9 @@ class OutgoingNotification(msgspec.Struct, frozen=True, kw_only=True):
 
     `items` contains at most 10 of the `count` events. The texts are plain text with values from people and agents, so a
     channel type must escape them for its service. `url` leads to the object that the notification is about, and
-    `preferences_url` to the preferences. `to` is the recipient's address, if the channel has `to_recipients`. `served`
-    lists the receivers that an earlier attempt has reached. A channel type with several receivers adds each receiver
-    that it reaches.
+    `preferences_url` to the preferences. `to` is the recipient's address if the channel notifies each recipient
+    separately. `served` lists the addresses that an earlier attempt has reached. A channel type with several addresses
+    adds each address that it reaches.
     """
 
     id: str
@@ -57,8 +57,8 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of an attempt to send a notification. `error` is null if the service accepted the notification.
 
     A `permanent` failure is not retried. `retry_after` is the number of seconds that the service asked to wait. A
-    failure with `says_nothing` is not counted by the circuit breaker. If the channel has several receivers, `served`
-    lists the receivers that now have the notification.
+    failure with `says_nothing` does not show whether the service works, so the circuit breaker ignores it. If the
+    channel has several addresses, `served` lists the addresses that now have the notification.
     """
 
     error: str | None = None

@@ -164,7 +164,7 @@ def list_channels(client: ApiClient, *, as_json: bool) -> None:
 @notifications_command_group.command("channel-types")
 @client_command
 def list_channel_types(client: ApiClient, *, as_json: bool) -> None:
-    """List the channel types and the members of their configs."""
+    """List the channel types and the fields of their configurations."""
     print_table(
         client.get("/notifications/channel-types")["items"],
         ("type", "title", "members"),
@@ -200,7 +200,7 @@ def create_channel(
 ) -> None:
     """Create a channel, for example with --type webhook --field url=https://example.org/hook.
 
-    The fields are the members of the channel's config. To list them, use corral notifications channel-types.
+    The fields form the channel's configuration. To list the possible fields, use corral notifications channel-types.
     """
     config = {**read_body(input_path, fields), **_secrets(secret_files)}
     made = client.post(CHANNELS, {"name": name, "type": kind, "config": config})
@@ -235,7 +235,7 @@ def edit_channel(
     secret_files: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Change a channel. Absent members of the config stay unchanged."""
+    """Change a channel. Configuration fields that are not given keep their values."""
     config = {**read_body(input_path, fields), **_secrets(secret_files)}
     given = {"name": name, "is_enabled": is_enabled, "config": config or None}
     body = {key: value for key, value in given.items() if value is not None}
@@ -448,7 +448,7 @@ def list_deliveries(
 @click.argument("delivery")
 @client_command
 def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
-    """Retry a delivery that ended unsuccessfully."""
+    """Retry a delivery that failed, was cancelled or was suppressed."""
     with client.looking_for("delivery", delivery, "corral notifications deliveries"):
         row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
     print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")

@@ -36,7 +36,7 @@ ENTRY = UnitContext(label="job notifications.group", actor=SYSTEM)
 async def maintain_deliveries(
     database: Database, claims: DeliveryClaims, fan_out: NotificationFanOut, dispatcher: NotificationDispatcher
 ) -> None:
-    """Release deliveries claimed by dead processes, end deliveries that cannot be sent, and handle new events."""
+    """Release deliveries of dead processes, end undeliverable ones, and write notifications about new events."""
     if await database.read(claims.has_late, ENTRY):
         await database.work(claims.release_expired, entry=ENTRY)
         await database.work(claims.cancel_orphans, entry=ENTRY)
@@ -48,7 +48,7 @@ async def maintain_deliveries(
 async def purge(work: Work, settings: Settings, fan_out: NotificationFanOut) -> None:
     """Delete old notifications, notifications in excess of the per-user limit, and deliveries that ended long ago.
 
-    Also handle new events, and delete groups without recent messages.
+    Also write notifications about new events, and delete groups without recent messages.
     """
     await fan_out.read(pass_over=True)
     read_before = clock.now(-settings.get(RETENTION_DAYS) * DAY)

@@ -161,7 +161,7 @@ async def update_notification_channel(
     request: Request,
     work: Work,
 ) -> NotificationChannelView:
-    """Change a channel. Absent fields and members of the config stay unchanged."""
+    """Change a channel. Absent fields, and absent members of `config`, stay unchanged."""
     row = await work(lambda: channels.row(id), read=True)
     checked = await checks.changed(row, body)
     return await work(lambda: channels.update(id, body, checked, match), entry=request.unit_context(caller))
@@ -169,7 +169,10 @@ async def update_notification_channel(
 
 @routes.delete("/channels/{id}", needs=MANAGE, raises=(*CHANGES, "in_use"))
 def delete_notification_channel(id: str, match: IfMatch, channels: ChannelManagement) -> None:
-    """Delete a channel that no rule uses. Its open deliveries are cancelled when they become due."""
+    """Delete a channel that no rule uses.
+
+    A delivery that is still waiting is cancelled when it becomes due for sending.
+    """
     channels.delete(id, match)
 
 
@@ -259,6 +262,6 @@ def list_notification_deliveries(
 
 @routes.post("/deliveries/{id}/retry", needs=MANAGE, status=202, raises=("not_found", "invalid_state"))
 def retry_notification_delivery(id: str, deliveries: NotificationDeliveries) -> Answer[NotificationDeliveryView]:
-    """Retry a delivery that ended unsuccessfully, with the full number of attempts."""
+    """Retry a delivery that failed, was cancelled or was suppressed. Its attempts are counted from zero again."""
     row = deliveries.retry(id)
     return Answer(body=row, headers={"Location": f"/api/v1/notifications/deliveries?channel_id={row.channel_id}"})

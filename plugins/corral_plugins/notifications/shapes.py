@@ -78,7 +78,8 @@ class QuietHours(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, renam
 class Preferences(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The caller's notification preferences.
 
-    `mute` contains the names of muted events. If `email` is `important`, emails report only errors and critical events.
+    `mute` contains the names of muted events. If `email` is `important`, emails report only events with the severity
+    `error` or `critical`.
     """
 
     mute: Annotated[list[Pattern], Meta(max_length=100)] = []
@@ -193,8 +194,8 @@ class NewNotificationRule(RuleFields, kw_only=True, forbid_unknown_fields=True):
     """The fields for creating a rule.
 
     `events` are names of events, prefixes such as `task.*`, or `*`. `conditions` is an expression over `event`, `data`
-    and `severity`. Events with equal values of the keys in `group_by` are sent as one message; without keys, events
-    with the same name and object are grouped.
+    and `severity`. Events that have the same values for the keys in `group_by` are sent as one message; without keys,
+    events with the same name and object are grouped.
     """
 
     name: Name

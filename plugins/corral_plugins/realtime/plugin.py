@@ -65,7 +65,10 @@ class RealtimePlugin(Plugin):
         ]
 
     async def start(self, runtime: Runtime) -> None:
-        """Follow the event feed and recheck permissions. Before the server stops, clients are told to reconnect."""
+        """Start to follow the event feed and to recheck permissions.
+
+        Before the server stops, clients are asked to reconnect.
+        """
         self._hub = runtime.service(ViewerHub)
         self._hub.start()
         runtime.supervise("rights", runtime.service(ViewerRights).recheck_regularly)

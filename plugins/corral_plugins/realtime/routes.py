@@ -49,8 +49,10 @@ async def stream_events(
     """Stream events as they happen, as server-sent events.
 
     The SSE `id` is the event's `seq`. After a disconnect, send the last `id` as `Last-Event-ID` to receive the missed
-    events; this header takes precedence over `after`. The following SSE events have no id: `gap` (some events were too
-    old or too many to replay), `token_expiring`, `lagged` and `reload`.
+    events; this header takes precedence over `after`. The following SSE events have no id: `gap` (events are missing,
+    because they were too old or there were too many to replay), `token_expiring` (the credential expires soon),
+    `lagged` (the stream ends because the client reads too slowly) and `reload` (the stream ends because the server
+    restarts).
     """
     patterns = tuple(dict.fromkeys(name for part in query.types for name in part.split(",") if name)) or ("*",)
     cursor = request.header("last-event-id") or (query.after if isinstance(query.after, str) else None)

@@ -65,8 +65,8 @@ class Secrets(Protocol):
     """Gives plugins access to the values of secrets. All methods run in the caller's unit of work.
 
     Callers must request a value each time they need it, and must never store it. Methods raise `NotFound` if the secret
-    does not exist, `Forbidden` if the consumer or host is not allowed, `Gone` (`secret_expired`) if the secret has
-    expired, and `Unavailable` (`vault_sealed`) while the vault is sealed.
+    does not exist, `Forbidden` if the secret must not be used by the consumer or sent to the host, `Gone`
+    (`secret_expired`) if the secret has expired, and `Unavailable` (`vault_sealed`) while the vault is sealed.
     """
 
     def use_value(

@@ -33,7 +33,7 @@ async def remind_of_expiry(work: Work, settings: Settings) -> None:
 
 
 async def shred_deleted_secrets(work: Work, settings: Settings, audit: Audit | None) -> None:
-    """Delete the values and keys of secrets whose retention period after deletion has ended.
+    """Delete the values of deleted secrets, and the keys that encrypt them, after the retention period.
 
     This job also deletes the records of old alerts.
     """

@@ -1,4 +1,7 @@
-"""The command group `corral security`, which restores access after a lockout. It runs on the server's machine."""
+"""The command group `corral security`, which restores access after a lockout.
+
+The commands must run on the same machine as the server.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class IpRuleRow(Model):
 
 
 class IpModeRow(Model):
-    """The mode of the IP rules, in a single row with the id `ROW`.
+    """The mode of the IP rules. The table has only one row, whose id is the constant `ROW`.
 
     `version` increases with every change to the rules or the mode.
     """

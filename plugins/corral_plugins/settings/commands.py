@@ -223,6 +223,6 @@ def _value_text(value: Any, *, limit: int | None = None) -> str:
 def _person(names: ObjectNames, by: str | None) -> str:
     """Return the email address of a user.
 
-    If `by` does not identify a user (but an operator on the machine, for example), return it unchanged.
+    Return `by` unchanged if it does not identify a user, for example if it stands for an operator on the server.
     """
     return names.user(USERS_PATH, by)

@@ -42,7 +42,7 @@ class ChangeRow(Model):
 
 
 class StateRow(Model):
-    """The version of all stored settings, in a single row with the id `STATE`.
+    """The version of all stored settings. The table has only one row, whose id is the constant `STATE`.
 
     The version increases with every change. Units of work that change settings lock this row, so that only one of them
     runs at a time.
@@ -56,7 +56,10 @@ class StateRow(Model):
 
 
 class OutdatedProcessRow(Model):
-    """A process that still uses old values of settings that need a restart. The process renews the row regularly."""
+    """A process that still uses old values of settings, because new values require a restart.
+
+    The process renews the row regularly.
+    """
 
     process = IdField(primary_key=True)
     names = JSONField()

@@ -143,7 +143,7 @@ def delete_connection(client: ApiClient, *, connection: str, as_json: bool) -> N
 @connection_argument
 @client_command
 def test_connection(client: ApiClient, *, connection: str, as_json: bool) -> None:
-    """Check a machine's host key, and log in."""
+    """Test an SSH connection by checking the machine's host key and logging in."""
     found = _find(client, connection)
     result = client.post(f"{CONNECTIONS}/{found['id']}/test", None)
     text = f"ok: {result['server_version']} answered after {result['latency_ms']} ms; the login succeeded."

@@ -54,8 +54,8 @@ class Connection(Model):
 class Execution(Model):
     """A command that was run on a machine.
 
-    A running command counts as abandoned after `alive_until`, unless the Corral process that runs the command renews
-    this time.
+    The Corral process that runs the command regularly extends `alive_until`. A running command counts as abandoned
+    after this time.
     """
 
     id = IdField(primary_key=True)

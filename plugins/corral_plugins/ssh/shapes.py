@@ -206,7 +206,7 @@ class ExecutionItem(msgspec.Struct, kw_only=True):
 
 
 class CommandExecutionView(ExecutionItem, kw_only=True):
-    """The record of a command, with the first 64 KiB each of its standard output and its standard error."""
+    """The record of a command, with the first 64 KiB of its standard output and of its standard error."""
 
     stdout: str
     stderr: str

@@ -1,7 +1,6 @@
 """The public interface of the `tasks` plugin: data types, the `Tasks` service and the events.
 
-Each transition of a task has an event. The events are declared in the order in which a task can reach the corresponding
-states.
+An event is emitted for each transition of a task.
 """
 
 from __future__ import annotations
@@ -140,7 +139,7 @@ def review_policy_faults(policy: ReviewPolicy, pointer: str, *, performs_reviews
 
 
 class TaskFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a task that its owner may set, except the title."""
+    """The task fields that the owner of a task can set, except the title."""
 
     description: Annotated[str, Meta(max_length=16384)] = ""
     instructions: Annotated[str, Meta(max_length=65536)] = ""
@@ -626,7 +625,7 @@ class TaskStarted(TaskEvent, kw_only=True):
 
 
 class TaskProgressed(TaskEvent, kw_only=True):
-    """A run reported progress. At most one event is emitted per second."""
+    """A run reported progress. At most one event per second is emitted for each run."""
 
     event = "task.progress"
 

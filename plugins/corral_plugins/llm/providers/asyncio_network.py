@@ -113,7 +113,10 @@ def _time_limit(seconds: float | None) -> contextlib.AbstractAsyncContextManager
 
 @contextlib.contextmanager
 def _raised_as(on_timeout: type[Exception], otherwise: type[Exception]) -> Iterator[None]:
-    """Convert asyncio errors in the `with` block to the corresponding `httpcore2` errors."""
+    """Convert network errors in the `with` block to errors of `httpcore2`.
+
+    A timeout becomes `on_timeout`, and any other `OSError` becomes `otherwise`.
+    """
     try:
         yield
     except TimeoutError as error:  # also that of the operating system

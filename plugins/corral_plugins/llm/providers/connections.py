@@ -132,7 +132,7 @@ class ProviderConnections:
     async def _give_back(self, connection: Http1Connection) -> None:
         """Keep the connection if it can serve another request.
 
-        Also close the oldest connection if it was idle for too long.
+        Also close the oldest connection if it has been idle for too long.
         """
         if self._is_closed or len(self._idle) >= MAX_IDLE or not connection.finish():
             await connection.close()
@@ -157,7 +157,7 @@ def _raw_headers(target: Destination, headers: Mapping[str, str], content: bytes
 
 
 def _converted(error: Exception, provider: ProviderConnection) -> tuple[str, ProviderError | None]:
-    """Return the outcome to count for a failed request, and the `ProviderError` to raise.
+    """Return the outcome of a failed request for the egress metrics, and the `ProviderError` to raise.
 
     The error is None if the exception was not caused by the network or the provider.
     """
@@ -176,7 +176,7 @@ def _converted(error: Exception, provider: ProviderConnection) -> tuple[str, Pro
 
 
 def host_and_port(url: str | None) -> str:
-    """Return the `host:port` of a URL."""
+    """Return the `host:port` of a URL, with the default port of its scheme if it contains no port."""
     parts = urlsplit(url or "")
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)

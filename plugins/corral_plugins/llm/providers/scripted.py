@@ -1,4 +1,4 @@
-"""The provider kind `scripted`: deterministic responses for tests and demos, without network, API key or cost.
+"""The provider kind `scripted`: deterministic, free responses for tests and demos, without a network or an API key.
 
 The model `echo` repeats the last user message. The model `words` returns embeddings. Any other model plays a script:
 `{"turns": [...]}`. If the last message contains the `match` text of a turn, this turn is played. Otherwise, the turns
@@ -56,7 +56,8 @@ class ScriptedUsage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ScriptedTurn(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One response in a script.
 
-    In streams, `chunk` is the number of characters per chunk, and the delay is distributed over the chunks.
+    The response is sent after `delay_seconds`. In a stream, the delay is distributed over the chunks, and `chunk` is
+    the number of characters per chunk.
     """
 
     match: Annotated[str, Meta(min_length=1, max_length=1000)] | None = None
@@ -231,7 +232,7 @@ def _completion_of_turn(turn: ScriptedTurn, request: Mapping[str, Any], position
 
 
 def _text_of(message: Mapping[str, Any]) -> str:
-    """Return the text of a message. Several text parts are joined."""
+    """Return the text of a message. If it has several text parts, they are joined."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content if part.get("type") == "text")

@@ -63,11 +63,12 @@ routes = Routes("/llm", tag="LLM", explain=explain)
 async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Principal) -> Answer[Completion] | Stream:
     """Create a chat completion (OpenAI's API).
 
-    `model` is `provider/model`, a bare name that exactly one provider lists, `default`, or, for agents, `agent`. With
-    `stream: true` the response is a stream of server-sent events; `stream_options.include_usage` adds the usage and the
-    cost as the last chunk before `[DONE]`. The response has the headers `Corral-Call-Id`, `Corral-Model`, and
-    `Corral-Ignored`, which lists the fields that the provider does not support. Unless it is a stream, it also has the
-    headers `Corral-Cost-Usd` and, if a budget applies, `Corral-Budget-Remaining-Usd`.
+    `model` is `provider/model`, a bare model name that exactly one provider lists, `default` for the default model or,
+    if an agent calls, `agent` for the agent's own models. With `stream: true` the response is a stream of server-sent
+    events; `stream_options.include_usage` adds the usage and the cost as the last chunk before `[DONE]`. The response
+    has the headers `Corral-Call-Id`, `Corral-Model`, and `Corral-Ignored`, which lists the fields that the provider
+    does not support. Unless it is a stream, it also has the headers `Corral-Cost-Usd` and, if a budget applies,
+    `Corral-Budget-Remaining-Usd`.
     """
     request = {**_without_nulls(body), **body.undeclared}
     request["messages"] = [_supported_message(message) for message in request["messages"]]
@@ -160,7 +161,8 @@ class _ServerSentEvents:
     """The server-sent events of a stream. A comment is sent whenever 15 seconds pass without a chunk.
 
     The usage chunk has no choices. Many clients do not expect such a chunk, so it is sent only with `include_usage`. An
-    error is sent as the last chunk, without a `[DONE]` after it. `is_whole` is true after the whole response was sent.
+    error is sent as the last chunk, without a `[DONE]` after it. `is_whole` is true after the whole response has been
+    sent.
     """
 
     def __init__(

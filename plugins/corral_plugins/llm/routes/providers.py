@@ -122,7 +122,10 @@ async def refresh_provider(name: str, providers: ProviderAdmin, checks: Provider
 
 @routes.get("/calls", needs=("llm.read", "llm.use"))
 def list_calls(query: LlmCallQuery, caller: Principal) -> Page[LlmCallView]:
-    """List model calls, newest first. Admins see all calls; other users see their own calls and those of tasks."""
+    """List model calls, newest first.
+
+    Admins see all calls; other users see their own calls and the calls of all tasks.
+    """
     return calls.list_calls(query, caller)
 
 

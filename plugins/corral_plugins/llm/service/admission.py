@@ -1,7 +1,7 @@
 """Decides whether a call may run: checks its caller, model and length, and queues the call for a slot.
 
-A slot permits one of the concurrent calls that a provider allows. All checks happen in the first unit of work of a
-call.
+Each provider has a limited number of slots, one for each concurrent call that it allows. All checks happen in the first
+unit of work of a call.
 """
 
 from __future__ import annotations
@@ -245,7 +245,8 @@ class CallAdmission:
     ) -> CallRecord:
         """Check a call and insert its row with the status `in_flight`. `limit_micro` is the maximum cost in micro-USD.
 
-        If the call is rejected, raise the problem to return to the client.
+        `entry` identifies the caller in later units of work, and `started` is the time at which the call began. If the
+        call is rejected, raise the problem to return to the client.
         """
         if self.switch is not None:
             self.switch.refuse_if_engaged()

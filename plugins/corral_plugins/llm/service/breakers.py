@@ -47,7 +47,10 @@ class ProviderBreakers:
         return None if self.breakers is None else self.breakers.state(breaker_name(provider))
 
     def blocked_until(self, provider: str) -> str | None:
-        """Return the instant until which a provider's circuit breaker rejects calls, or None if it may admit a call."""
+        """Return the instant until which a provider's circuit breaker rejects calls.
+
+        Return None if the circuit breaker might admit a call.
+        """
         return None if self.breakers is None else self.breakers.blocked_until(breaker_name(provider))
 
     def is_forced_open(self, provider: str) -> bool:
@@ -60,7 +63,7 @@ class ProviderBreakers:
         return [name for name in usable if self.state(name) not in (None, "closed")]
 
     def admitted(self, targets: list[ModelTarget]) -> list[ModelTarget]:
-        """Return the targets whose circuit breakers may admit a call. Raise `CircuitOpen` if there are none.
+        """Return the targets whose circuit breakers might admit a call. Raise `CircuitOpen` if there are none.
 
         Calls to the other targets are not queued, because their circuit breakers are open.
         """

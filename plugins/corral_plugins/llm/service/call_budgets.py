@@ -1,7 +1,8 @@
 """Reserves the estimated cost of each call before the call is sent.
 
-A call under a lease uses money from the reservation of its attempt. Any other call has its own reservation. The
-estimate is the price of the estimated input tokens and the maximum number of output tokens.
+A call that an attempt makes under its lease uses money that is already reserved for the attempt. For any other call,
+money is reserved separately. The estimate is the price of the estimated input tokens and the maximum number of output
+tokens.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ class CallBudgets:
         return TokenCounts(input_tokens=min(call.input_tokens, MAX_TOKENS), output_tokens=min(output, MAX_TOKENS))
 
     def _expiry(self) -> str:
-        """Return the instant by which a call that begins now must have ended because of the time limit."""
+        """Return the instant at which the reservation for a call that begins now expires.
+
+        By then, the call must have ended, because the duration of calls is limited.
+        """
         return clock.now(self._settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
 
     def release(self, call: CallRecord) -> None:

@@ -161,9 +161,9 @@ class CallRecord(msgspec.Struct, kw_only=True):
     """A call in progress: the id of its row, the targets to try, in order, and its slot at the current provider.
 
     `max_tokens` limits the response if the request sets no limit. `hold` is the money reserved for the call, or None if
-    no budget applies to the call. `run_id` is the id of the workflow run if one of its steps makes the call without a
-    task.
-    `limit_micro` is the amount in micro-USD that this run may still spend, or None if the run has no limit.
+    no budget applies to the call. `run_id` is the id of the workflow run if a workflow step makes the call directly,
+    without a task. `limit_micro` is the amount in micro-USD that this run may still spend, or None if the run has no
+    limit.
     """
 
     id: str
@@ -185,7 +185,11 @@ class CallRecord(msgspec.Struct, kw_only=True):
         return CallOutcome(target=self.targets[0], input_estimate=self.input_tokens)
 
     def fields_for(self, target: ModelTarget) -> dict[str, Any]:
-        """Return the request fields that the target supports, plus vendor fields if the provider has `passthrough`."""
+        """Return the request fields to send to the target.
+
+        These are the fields that the target supports and, if the provider's `passthrough` option is on, the fields that
+        OpenAI does not define.
+        """
         supported = target.provider.supported_fields | {"messages", "input"}
         if target.provider.fields.passthrough:
             supported |= vendor_fields(self.request)
@@ -202,8 +206,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
 class CallResult(msgspec.Struct, frozen=True):
     """The response of a call and its response headers.
 
-    `cost` is an amount in USD as text, or `unpriced`. `budget_left` is the amount in USD left in the tightest budget,
-    or None if no budget applies.
+    `cost` is an amount in USD as text, or `unpriced`. `budget_left` is the amount in USD that is left in the budget, or
+    None if no budget applies. If several budgets apply, it is the smallest amount.
     """
 
     response: dict[str, Any]
@@ -326,8 +330,8 @@ def settle_call(call_id: str, outcome: CallOutcome) -> bool:
 def fail_abandoned(older_than_seconds: float) -> int:
     """Mark at most 500 abandoned calls as failed, and return their number.
 
-    A call counts as abandoned if it has been in flight for longer than `older_than_seconds`, because its process must
-    have died by then.
+    A call counts as abandoned if it has been in flight for longer than `older_than_seconds`, because the process that
+    made it must have died by then.
     """
     in_flight, before = LlmCall.status == IN_FLIGHT, clock.now(-older_than_seconds)
     abandoned = LlmCall.select(LlmCall.id).where(in_flight & (LlmCall.created_at < before)).limit(BATCH_ROWS)

@@ -157,7 +157,8 @@ class CallDispatcher:
 def retry_delay(retries: int, error: ProviderError) -> float | None:
     """Return the number of seconds to wait before a retry: 1, 2, 4 and so on, with jitter.
 
-    If the provider asks to wait longer, return its number instead. Return None if its number exceeds `MAX_RETRY_AFTER`.
+    If the provider asks for a longer wait, return the requested number of seconds instead, or None if it exceeds
+    `MAX_RETRY_AFTER`.
     """
     requested = float(error.retry_after or 0)
     if requested > MAX_RETRY_AFTER:

@@ -145,7 +145,10 @@ class Gateway:
                 yield chunk
 
     async def begin_stream(self, request: dict[str, Any], *, by: Principal) -> CallRecord:
-        """Admit a streaming call and store its record. The caller must then read and close `stream_chunks(call)`."""
+        """Admit a streaming call and store its record.
+
+        The caller must then pass the record to `stream_chunks`, and must close the returned iterator.
+        """
         return await self._run_task(lambda task: self._admit_call(task, "chat", request, by))
 
     async def stream_chunks(self, call: CallRecord) -> AsyncGenerator[Chunk, None]:

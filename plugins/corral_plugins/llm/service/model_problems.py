@@ -13,8 +13,8 @@ MAX_NAMES = 20
 class ModelProblem(NamedTuple):
     """The reason why a model cannot be called, and the command that solves the problem.
 
-    `remedy` is None if the agent needs another model. `name` is the intended model, which may begin with a provider
-    that does not exist.
+    `remedy` is None if the agent needs another model. `name` is the model in the form `provider/model`; the provider
+    need not exist.
     """
 
     name: str

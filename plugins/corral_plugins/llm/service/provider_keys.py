@@ -96,7 +96,7 @@ class ProviderKeys:
         )
 
     def store_key(self, provider: str, body: Body, by: Principal) -> tuple[dict[str, Any], list[str]]:
-        """Store the API key from a request body in the vault, or attach the secret named in the body.
+        """Store the API key from a request body in the vault, or use the existing secret named in the body.
 
         Return the changed columns of the provider's row, and warnings about the key.
         """

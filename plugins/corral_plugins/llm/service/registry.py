@@ -250,7 +250,7 @@ _REVISIONS = Statement(
 
 
 class _TableSnapshot(msgspec.Struct, frozen=True):
-    """A snapshot of the provider tables, taken when they had these `revisions`."""
+    """A snapshot of the provider tables. `revisions` contains the revisions of all rows at that time."""
 
     revisions: frozenset[tuple[str, str, str]] = frozenset()
     rows: tuple[LlmProviderRow, ...] = ()

@@ -189,7 +189,8 @@ def convert_provider_errors(provider: str) -> Iterator[None]:
 def timed_out(name: str, seconds: float, what: str) -> ProviderError:
     """Return the error for a call that exceeded one of the gateway's timeouts.
 
-    Such an error is not retried, because a retry would probably take just as long.
+    `name` is the model or the provider, and `what` says what did not arrive in time, such as "no first token". The call
+    is not retried, because a retry would probably take just as long.
     """
     return ProviderError(504, f"{name}: {what} within {seconds:g} seconds.", code="upstream_timeout", billable=True)
 
@@ -209,7 +210,7 @@ async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None
 def is_retryable(error: ProviderError) -> bool:
     """Return whether a call that failed with this error may be retried with the same provider.
 
-    A retry is allowed if it may succeed and the provider cannot charge for the failed request.
+    A retry is allowed if it could succeed and the provider cannot charge for the failed request.
     """
     is_temporary = error.status in RETRYABLE or error.status >= 500
     return is_temporary and error.code is None and not error.billable
@@ -272,7 +273,7 @@ def explain(problem: Problem, request: Request | None = None) -> None:
 
 
 def _may_succeed_later(problem: Problem) -> bool:
-    """Return whether the same request may succeed within a short time."""
+    """Return whether the same request could succeed if it is sent again soon."""
     is_temporary = problem.status in TEMPORARY or problem.status >= 500 or problem.code == "idempotency_in_progress"
     return is_temporary and problem.code not in NEEDS_PEOPLE and problem.members.get("kind") not in (CREDENTIALS, MODEL)
 

@@ -101,7 +101,7 @@ class CallSettlement:
     def settle_call(self, call: CallRecord, outcome: CallOutcome) -> bool:
         """Store the outcome and the cost of a call, and release its slot. Return whether the caller's lease is live.
 
-        Locks are acquired in the order task, queue, cost.
+        Rows are locked in this order: the task, the queue of the provider, the cost counters.
         """
         self._record_cost(call, outcome)
         if calls.settle_call(call.id, outcome):
@@ -160,9 +160,9 @@ class CallSettlement:
             before_commit(functools.partial(self._read_budget_left, call, outcome))
 
     def _read_budget_left(self, call: CallRecord, outcome: CallOutcome) -> None:
-        """Read how much is left in the tightest budget, in micro-USD, and store the amount in the outcome.
+        """Read how much is left in the budget, in micro-USD, and store the amount in the outcome.
 
-        The amount is None if no budget applies.
+        If several budgets apply, the smallest amount is stored. If no budget applies, the amount is None.
         """
         room = self._cost.headroom(call.by.agent_id)
         outcome.budget_left_micro_usd = min((e for e in (room.overall, room.agent) if e is not None), default=None)

@@ -48,7 +48,10 @@ class CallLeases:
         return by.lease_id is None or by.task_id is None or self.renew(by) is not None
 
     def stop_run(self, by: Principal, *, kind: str) -> None:
-        """Ask the worker to stop the run to which the caller's lease belongs."""
+        """Ask the worker to stop the run to which the caller's lease belongs.
+
+        `kind` is the kind of cancellation, such as `budget`.
+        """
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None:
             self.tasks.stop_run(by.task_id, by.lease_id, kind=kind, reason=None)
 

@@ -66,7 +66,10 @@ _COLUMNS = ("slug", "template_version", "source", "sha256", "created_at")
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
-    """A version of a template. `findings` contains the findings that do not depend on which tools currently exist."""
+    """A version of a template.
+
+    `findings` lists the risks in its text, which do not depend on the tools that currently exist.
+    """
 
     manifest: Manifest
     source: str
@@ -122,7 +125,10 @@ class TemplateCatalogue:
     # -- finding
 
     async def all(self) -> list[Template]:
-        """Return all versions of all templates, sorted by slug, newest first. Unreadable manifests are omitted."""
+        """Return all versions of all templates, sorted by slug and then from newest to oldest.
+
+        Unreadable manifests are omitted.
+        """
         contributed = await self.contributed()
         rows = await self._work(_stored_rows, read=True)
         known = [row for row in rows if row[0] not in contributed]
@@ -133,7 +139,7 @@ class TemplateCatalogue:
         return sorted(found, key=lambda each: (each.slug, [-n for n in version_key(each.manifest.version)]))
 
     async def contributed(self) -> dict[str, Templates]:
-        """Return the templates that this release and its plugins contain, keyed by slug."""
+        """Return the templates that plugins contribute, including those bundled with Corral, keyed by slug."""
         async with self._loading:
             sources = tuple((plugin, source.name) for plugin, source in self._template_sources())
             if sources != self._sources:
@@ -153,7 +159,7 @@ class TemplateCatalogue:
     # -- views
 
     async def list(self, query: TemplateQuery, *, by: Principal) -> Page[TemplateView]:
-        """Return a page of the latest versions of the templates that match every filter."""
+        """Return a page of the templates whose latest version matches every filter."""
         found = sorted(
             (each for each in latest(await self.all()) if _matches(each, query)),
             key=lambda each: (_title(each), each.slug),
@@ -219,7 +225,7 @@ class TemplateCatalogue:
     def to_template(
         self, manifest: Manifest, source: str, published_at: str | None, sha256: str | None = None
     ) -> Template:
-        """Convert a manifest to a template. `sha256` is the hash that the manifest's source states.
+        """Convert a manifest to a template. `sha256` is the hash that the source of the manifest published, if any.
 
         The conversion searches all strings for credentials, which takes a long time for a large manifest. Therefore,
         call this method in a thread.
@@ -255,7 +261,7 @@ class TemplateCatalogue:
         return found
 
     def findings(self, template: Template, parameters: Json | None = None) -> Sequence[Finding]:
-        """Return all findings about a template with these parameters, or with the default parameters.
+        """Return the risks of installing a template with the given parameters, or with the default parameters.
 
         Runs in the caller's unit of work.
         """

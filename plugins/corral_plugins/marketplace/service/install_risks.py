@@ -1,4 +1,4 @@
-"""Finds the risks of installing a template: credentials, dangerous tools and refused URLs."""
+"""Finds the risks of installing a template: credentials, manipulative phrases, dangerous tools and blocked URLs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def text_findings(data: Json, redactor: Redactor) -> Iterator[Finding]:
 
 
 def tool_findings(manifest: Manifest, parameters: Mapping[str, Any], risks: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield a finding for each dangerous tool that agents could use without asking a person.
+    """Yield a finding for each dangerous tool that agents could use without a person's approval.
 
     `parameters` contains the template parameters, on which the tool policy may depend. A tool that does not exist
     counts as dangerous, because it may be added later.

@@ -204,7 +204,7 @@ def create_objects(
 ) -> list[MadeObject]:
     """Create the objects for these resources, in the given order.
 
-    `known` maps the keys of other resources to the ids of their objects.
+    `known` maps the keys of resources whose objects already exist to the ids of these objects.
     """
     wanted = [WantedName(each.kind, each.title) for each in resources]
     existing = existing_ids(wanted, prepared.installers) if on_conflict != "rename" else {}

@@ -1,4 +1,4 @@
-"""Traverses the resources of a manifest to find strings, references, and the tools, secrets and hosts in use."""
+"""Traverses the resources of a manifest to find strings, references, and the tools, secrets and hosts that they use."""
 
 from __future__ import annotations
 

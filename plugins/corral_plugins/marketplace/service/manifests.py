@@ -74,7 +74,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def template_id(slug: str) -> str:
-    """Return the id of the template with this slug. The id is the same in every installation."""
+    """Return the id of the template with this slug. The id is the same on every Corral server."""
     return str(uuid.uuid5(NAMESPACE, slug))
 
 
@@ -107,7 +107,7 @@ def _padded(text: str) -> tuple[int, ...]:
 
 
 def read_manifest(data: bytes) -> Manifest:
-    """Parse and check a manifest. Text that is not JSON is reported as a fault, too."""
+    """Parse and check a manifest. Text that is not JSON is also reported as a fault."""
     try:
         parsed = parse_json(data)
     except Problem as problem:
@@ -175,7 +175,7 @@ def _parameter_faults(data: Json) -> Iterator[FieldError]:
 
 
 def permission_faults(data: Json, uses: Uses) -> Iterator[FieldError]:
-    """Yield a fault for each tool, secret and host in use that the manifest's permissions do not list."""
+    """Yield a fault for each tool, secret and host that is used but not listed in the manifest's permissions."""
     allowed = data.get("permissions", {})
     tools, secrets, hosts = (allowed.get(name, ()) for name in ("tools", "secrets", "egress"))
     declared = {secret["name"] for secret in data.get("secrets", ())}

@@ -139,7 +139,7 @@ def check_specs(
 
 
 def faults_below(invalid: Invalid, prefix: str) -> list[FieldError]:
-    """Convert the errors about a spec, so that their pointers are relative to the whole manifest."""
+    """Return the errors in a spec, with pointers that are relative to the whole manifest."""
     if not invalid.errors:
         return [FieldError(prefix, "not_allowed", invalid.detail)]
     return [msgspec.structs.replace(each, pointer=f"{prefix}{each.pointer}") for each in invalid.errors]

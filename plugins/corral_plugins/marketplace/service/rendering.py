@@ -45,7 +45,7 @@ def complete_parameters(schema: Json, given: Json) -> Json:
 
 
 def parameter_faults(value: Any, known: set[str], pointer: str) -> Iterator[FieldError]:
-    """Yield a fault for each expression that uses an unknown parameter, or a parameter within a longer expression."""
+    """Yield a fault for each placeholder of an unknown parameter, and for each parameter in a longer expression."""
     for place in texts(value, pointer):
         for match in _TEMPLATE.finditer(place.value):
             exact = _PARAMETER.fullmatch(match[0])
@@ -59,7 +59,7 @@ def parameter_faults(value: Any, known: set[str], pointer: str) -> Iterator[Fiel
 def with_parameters(value: Any, parameters: Mapping[str, Any]) -> Any:
     """Return a value with its parameters filled in.
 
-    A string that consists only of one parameter is replaced by the parameter's value, which keeps its type.
+    A string that consists only of a parameter's placeholder is replaced by the parameter's value, which keeps its type.
     """
     if isinstance(value, str):
         exact = _PARAMETER.fullmatch(value)

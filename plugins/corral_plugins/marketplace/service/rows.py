@@ -77,7 +77,7 @@ def is_edited(row: InstalledResource, now: Json) -> bool:
 
 
 def edited_fields(row: InstalledResource, now: Json) -> set[str]:
-    """Return the names of the fields that a person changed. Fields that equal the template's value are excluded."""
+    """Return the names of the fields that a person has changed to a value other than the template's."""
     changed = (name for name in now.keys() | row.fingerprint.keys() if now.get(name) != row.fingerprint.get(name))
     return {name for name in changed if name not in row.spec or row.spec[name] != now.get(name)}
 

@@ -157,8 +157,8 @@ def _merge(
 ) -> tuple[UpgradeResult, list[MadeObject], dict[int, str]]:
     """Create, change and remove objects so that the installation matches the new template.
 
-    Return the result of the upgrade, the created objects, and the ids of the installation's own objects, keyed by
-    position.
+    Return the result of the upgrade, the created objects, and the ids of all objects that the installation itself
+    created, keyed by position.
     """
     living = {each.key: each for each in objects if each.removed_at is None}
     matched = {
@@ -234,7 +234,10 @@ def _merge_object(
 
 
 def _properties(schema: Json) -> Json:
-    """Return the properties in an installer's schema that have a default value. `schema` may be a reference."""
+    """Return the properties in an installer's schema that have a default value.
+
+    If `schema` is a reference (`$ref`), it is resolved.
+    """
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     found: Json = (schema["$defs"][name] if name else schema).get("properties", {})
     return {key: each for key, each in found.items() if "default" in each}

@@ -22,7 +22,7 @@ from corral_plugins.messages.service.metrics import MessageMetrics
 MAX_REDELIVERIES = 5
 """The maximum number of times that an unacknowledged request is redelivered.
 
-The condition of the partial index `given_up` contains the same number.
+The partial index `given_up` of the receipts contains the same number in its condition.
 """
 
 _DUE = Statement(
@@ -52,7 +52,9 @@ class MessageDelivery:
         self._settings, self._metrics = settings, metrics
 
     def deliver(self, agent_id: str, *, limit: int, lease_id: str | None) -> list[tuple[Message, Receipt]]:
-        """Deliver at most `limit` of an agent's due messages: requests first, then all others, each oldest first.
+        """Deliver at most `limit` of the messages that are due for delivery to an agent.
+
+        Requests are delivered first, and older messages before newer ones.
 
         `lease_id` is the lease of the attempt that receives the messages, or None if there is none.
         """
@@ -60,7 +62,7 @@ class MessageDelivery:
         return self._deliver(due, lease_id)
 
     def deliver_now(self, agent_id: str, message_ids: Sequence[str], *, lease_id: str | None) -> None:
-        """Deliver the given messages to the agent. Messages that are not due are ignored."""
+        """Deliver the given messages to the agent. Messages that are not due for delivery are ignored."""
         of_agent = (Receipt.agent_id == agent_id) & Receipt.message_id.in_(list(message_ids))
         due: Any = Receipt.select(Receipt.id, Receipt.message_id).where(of_agent & (Receipt.due_at <= clock.now()))
         self._deliver(list(due.tuples()), lease_id)
@@ -68,7 +70,7 @@ class MessageDelivery:
     def _deliver(self, due: list[tuple[str, str]], lease_id: str | None) -> list[tuple[Message, Receipt]]:
         """Deliver the given messages. `due` contains the receipt id and the message id of each.
 
-        Receipts that are no longer due are ignored.
+        Messages that are no longer due for delivery are ignored.
         """
         if not due:
             return []
@@ -79,7 +81,7 @@ class MessageDelivery:
         return sorted(found, key=lambda pair: (pair[1].rank, pair[1].message_id))
 
     def _mark_delivered(self, receipt_ids: list[str], lease_id: str | None) -> list[Receipt]:
-        """Record the delivery of the receipts that are still due, and return these receipts."""
+        """Mark the receipts that are still due for delivery as delivered, and return them."""
         now, again = clock.now(), clock.now(self._settings.get(declared.REDELIVER_SECONDS))
         still_due = (Receipt.due_at <= now) & (Receipt.redeliveries < MAX_REDELIVERIES)
         changes: dict[Any, Any] = {
@@ -108,8 +110,8 @@ class MessageDelivery:
     def put_back(self, lease_id: str) -> None:
         """Make the messages that were delivered under a lease available again. Implements `Messages.put_back`.
 
-        The delivery no longer counts. If it was the first delivery of a message, the message's status becomes `sent`
-        again.
+        A redelivery of a request is no longer counted. If it was the first delivery of a message, the message's status
+        becomes `sent` again.
         """
         found = _OF_LEASE.rows({"lease": lease_id})
         if not found:

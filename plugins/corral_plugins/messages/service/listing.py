@@ -67,7 +67,8 @@ class MessageListing:
         """Return a page of an agent's inbox, oldest first.
 
         If the agent itself reads its inbox without `query.peek`, the messages on the page are delivered. With or
-        without `query.peek`, the messages may taint the run that reads them.
+        without `query.peek`, the run that reads the messages is tainted, unless the requester of its task wrote all of
+        them.
         """
         self._find_agent(agent_id)
         if by.agent_id is not None and by.agent_id != agent_id and not query.peek:

@@ -143,7 +143,7 @@ class MessageReceipts:
     # -- expiry
 
     def expire_batch(self) -> int:
-        """Expire up to 200 overdue receipts, and up to 200 that stayed unacknowledged after the last redelivery.
+        """Expire up to 200 receipts past their expiry time, and up to 200 not acknowledged after the last redelivery.
 
         If a request expires without an acknowledgement, its sender is notified once. Return the number of expired
         receipts.

@@ -74,7 +74,7 @@ def recipient_of(receipt: Receipt) -> dict[str, str]:
 
 
 def causes_of(tasks: Tasks | None, by: Principal) -> tuple[str, ...] | None:
-    """Return the cause chain of the caller's task, so that triggers can detect loops that include messages."""
+    """Return the causes that led to the caller's task, so that triggers can detect loops that include messages."""
     run = tasks.find_run(by.task_id) if tasks is not None and by.task_id is not None else None
     return None if run is None else run.cause_chain or None
 
@@ -110,7 +110,7 @@ def current_status(status: str, expires_at: str) -> str:
 
 
 def item_of(row: Message) -> MessageItem:
-    """Return a message in the form that lists contain."""
+    """Return a message as it appears in lists."""
     return MessageItem(**_item_fields(row))
 
 
@@ -128,7 +128,7 @@ def _item_fields(row: Message) -> dict[str, Any]:
 
 
 def receipt_views(receipts: Sequence[Receipt]) -> list[ReceiptView]:
-    """Return receipts in the form that the response for a single message contains."""
+    """Return receipts as they appear in the response for a single message."""
     return [
         ReceiptView(
             **{name: getattr(each, name) for name in _RECEIPT_FIELDS},

@@ -1,4 +1,4 @@
-"""Channel types for a fixed list of further services, which Apprise supports. They require the extra `notify`.
+"""Channel types for a fixed list of additional services that Apprise supports. They require the extra `notify`.
 
 Apprise sends requests with the blocking library `requests`, which does not use the egress guard. In each Apprise module
 used here, `GuardedRequests` therefore replaces that library. `GuardedRequests` passes a request to Corral's guarded

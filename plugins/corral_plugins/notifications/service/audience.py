@@ -24,7 +24,8 @@ from corral_plugins.notifications.service.recipients import People, Person
 class Audience:
     """The people to notify about a batch of events. `matched` contains the rules that notify individual people.
 
-    `roles` maps each role to the ids of its members. People's permissions are looked up in chunks.
+    `roles` maps each role to the ids of its members. People are loaded with their permissions in chunks, so that each
+    unit of work stays short.
     """
 
     def __init__(
@@ -45,17 +46,17 @@ class Audience:
     def of(self, event: LoggedEvent) -> set[str]:
         """Return the ids of the people to whom an event is relevant.
 
-        Some of them may not be allowed to read the event.
+        The result can include people who are not allowed to read the event.
         """
         found = self._concerned.get(event.id, set()) | self._mentioned.get(event.id, set())
         return found.union(*(self._named(event, rule) for rule in self._matched.get(event.id, ())))
 
     def max_rows_per_person(self, event: LoggedEvent) -> int:
-        """Return the maximum number of rows that an event creates for each person."""
+        """Return the maximum number of notifications and deliveries that an event creates for each person."""
         return 1 + sum(len(rule.channel_ids) for rule in self._matched.get(event.id, ()))
 
     def load(self, user_ids: Collection[str]) -> None:
-        """Look up the given people, who form the next chunk."""
+        """Load the people in the next chunk, with their permissions and preferences."""
         self._persons = self._people.load(user_ids)
 
     def recipients_of(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:

@@ -94,7 +94,10 @@ class ChannelManagement:
         return msgspec.structs.replace(_view(row), warnings=checked.warnings if checked is not None else [])
 
     def delete(self, channel_id: str, match: IfMatch) -> None:
-        """Delete a channel that no rule uses. Its open deliveries are cancelled when they become due."""
+        """Delete a channel that no rule uses.
+
+        A delivery that is still waiting is cancelled when it becomes due for sending.
+        """
         same = Channel.id == channel_id.lower()
         locked(Channel.select(Channel.id).where(same)).first()  # keeps its version, and the rules that use it
         row = find_channel(channel_id)
@@ -130,7 +133,7 @@ class ChannelManagement:
 
 
 def _publish(row: Channel, change: str) -> None:
-    """Notify all processes that a channel changed, so that their redactors learn its credentials."""
+    """Notify all processes that a channel changed, so that they redact its current credentials."""
     event = NotificationChannelChanged(channel_id=row.id, name=row.name, change=change)
     emit(event, object=("notification_channel", row.id))
 

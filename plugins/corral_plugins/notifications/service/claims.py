@@ -78,7 +78,7 @@ class DeliveryClaims:
         return min((str(due) for (due,) in times.tuples() if due is not None), default=None)
 
     def claim(self) -> Claims:
-        """Claim the first due delivery of each channel that is currently usable."""
+        """For each channel that can send now, claim the delivery that has been due longest."""
         if self.is_stopped_by_kill_switch():
             return Claims(claimed=[], more=False)
         advisory_lock(LOCK)  # so that a channel sends one message at a time, with all events that joined it
@@ -106,7 +106,7 @@ class DeliveryClaims:
         return Claims(claimed=claimed, more=True)
 
     def renew(self, claimed: Claimed) -> None:
-        """Extend the lease of a running attempt, and store which receivers already have the message."""
+        """Extend the lease of a running attempt, and store the addresses that already have the message."""
         changes = {"lease_until": clock.now(LEASE_SECONDS), "served": [*claimed.delivery.served]}
         Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
 
@@ -126,7 +126,7 @@ class DeliveryClaims:
         return expired.exists() or late.exists() or Delivery.select().where(_is_orphaned()).limit(1).exists()
 
     def release_expired(self) -> int:
-        """Release deliveries whose process ended without recording a result. Return the number of these deliveries."""
+        """Release deliveries claimed by processes that ended without recording a result. Return their number."""
         now = clock.now()
         return int(Delivery.update(waiting_until(now)).where(Delivery.lease_until <= now).execute())
 
@@ -224,7 +224,7 @@ def _is_orphaned() -> Any:
 
 
 def _first_due(channel_ids: Iterable[str]) -> Sequence[Delivery]:
-    """Return the longest-overdue delivery of each channel, without reading other deliveries."""
+    """Return, for each channel, the delivery that has been due longest, without reading other deliveries."""
     is_due = (Delivery.channel_id == Channel.id) & (Delivery.due_at <= clock.now())
     first = Delivery.select(Delivery.id).where(is_due).order_by(Delivery.due_at, Delivery.id).limit(1)
     found: Any = Channel.select(first.alias("first_due")).where(Channel.id.in_(list(channel_ids))).tuples()
@@ -239,7 +239,7 @@ def _logged(rows: Iterable[Delivery]) -> dict[str, LoggedEvent]:
 
 
 def _earlier_attempts(rows: Sequence[Delivery]) -> dict[str, str]:
-    """Map each group to the time at which an earlier message is retried.
+    """Map the id of each group to the time at which its earlier message will be retried.
 
     Groups without an earlier message are omitted.
     """

@@ -98,7 +98,7 @@ class DirectNotifications:
     def _write_deliveries(
         self, channel_ids: list[str], recipients: list[str], key: str, severity: str, item: dict[str, Any]
     ) -> None:
-        """Write the deliveries. Channels with `to_recipients` notify each recipient separately."""
+        """Write one delivery per channel, or one per recipient if the channel notifies recipients separately."""
         channels = list(Channel.select().where(Channel.id.in_(channel_ids)).order_by(Channel.id)) if channel_ids else []
         people = self._people.load(recipients).values() if channels else ()
         if channels:

@@ -117,9 +117,9 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
             renewal.cancel()
 
     async def _renew(self, claimed: Claimed) -> None:
-        """Renew the lease of an attempt, and store which receivers have the message.
+        """Renew the lease of an attempt, and store the addresses that already have the message.
 
-        This limits the number of receivers that get the message twice after a crash.
+        This limits the number of addresses that get the message twice after a crash.
         """
         served = claimed.delivery.served
         while True:

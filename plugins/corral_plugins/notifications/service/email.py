@@ -56,8 +56,8 @@ class EmailChannel:
     async def send(self, config: Mapping[str, Any], notification: OutgoingNotification) -> SendResult:
         """Send an email to each address that has not received it yet, even if another address is refused.
 
-        `notification.served` lists the addresses that have received the email, so that they are known if the attempt is
-        interrupted.
+        `notification.served` lists the addresses that have received the email, so that they do not receive it again if
+        the attempt is interrupted and repeated.
         """
         addresses = [notification.to] if notification.to is not None else config.get("to", [])
         served, refused = notification.served, ""

@@ -151,9 +151,9 @@ class NotificationFanOut:
     async def read(self, *, pass_over: bool = False) -> None:
         """Handle all new events. If another process handles them at the same time, leave the rest to that process.
 
-        If the log contains only a few new events and nobody is notified about them, the position moves past them only
-        with `pass_over`. If it never did so, it could fall so far behind that old events could not be deleted from the
-        log.
+        If the log contains only a few new events and nobody is notified about them, the stored position moves past them
+        only if `pass_over` is true. Without occasional calls with `pass_over`, the position could fall so far behind
+        that old events could not be deleted from the log.
         """
 
         async def skip(reason: str) -> bool:
@@ -311,9 +311,10 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
 class _Outgoing:
     """The outgoing messages to which the events of a batch are added.
 
-    Each event is sent through a channel to a person only once. A channel with its own receivers gets only events that
-    all admins may read, because the readers of the channel are unknown. Such a channel gets events only if `to_all` is
-    set, because its message is written together with the first chunk of people.
+    Each event is sent through a channel to a person only once. A channel with a fixed destination, such as a Slack
+    channel, gets only events that all admins may read, because its readers are unknown. Its message is written together
+    with the messages to the first chunk of people; for the other chunks, `to_all` is false and such channels are
+    skipped.
     """
 
     def __init__(
@@ -375,7 +376,7 @@ class _Outgoing:
 
 
 def _event_target(rule: Rule, channel_id: str, person: Person | None, key: str, severity: str) -> Target:
-    """Return the target of an event.
+    """Return the channel, the person and the group of messages to which an event is added.
 
     During quiet hours, all events except critical ones are collected in one summary, which is sent when quiet hours
     end.

@@ -53,7 +53,7 @@ class Inbox:
     def add(self, new: Iterable[NewNotification]) -> None:
         """Write notifications, or add their events to an unread notification of the same person and group.
 
-        Events can be added to a notification for 5 minutes.
+        Events can be added to a notification during the first 5 minutes after its creation.
         """
         groups: dict[tuple[str, str], list[NewNotification]] = {}
         for each in new:
@@ -109,7 +109,10 @@ class Inbox:
         return notification_view(row)
 
     def mark_all(self, body: MarkAllRead, *, by: Principal) -> MarkedRead:
-        """Mark as read the caller's notifications without events since `body.before`, by default the current time."""
+        """Mark as read the caller's notifications whose latest event happened before `body.before`.
+
+        The default for `body.before` is the current time.
+        """
         before = clock.now() if body.before is UNSET else clock.from_datetime(body.before)
         mine = visible(Notification, by) & UNREAD & (Notification.last_at < before)
         return MarkedRead(updated=int(Notification.update(read_at=clock.now()).where(mine).execute()))

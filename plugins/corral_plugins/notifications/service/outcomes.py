@@ -58,7 +58,8 @@ class DeliveryOutcomes:
     def _next_state(self, claimed: Claimed, result: SendResult) -> dict[str, Any]:
         """Return the changes to the row of a delivery after an attempt.
 
-        If the service asks to wait, the attempt is not counted during the delivery's first day.
+        If the service asks to wait, the attempt is not counted, unless the delivery has been waiting for more than a
+        day.
         """
         schedule, attempts = self._settings.get(RETRY_SCHEDULE), claimed.delivery.attempts + 1
         if result.error is None:
@@ -91,10 +92,11 @@ def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool
 
 
 def _make_due(channel_id: str) -> None:
-    """Make the waiting deliveries of a channel due soon, because the channel works again.
+    """Send the waiting deliveries of a channel earlier than planned, because the channel works again.
 
-    The deliveries wait for another attempt or for an earlier message. They do not become due immediately: an overloaded
-    receiver may accept only a few messages, and the other deliveries would then use up their attempts within seconds.
+    The deliveries wait for another attempt or for an earlier message. They are not sent immediately: an overloaded
+    service might accept only a few messages, and the other deliveries would then fail repeatedly and run out of
+    attempts within seconds.
     """
     now, soon = clock.now(), clock.now(PAUSE_SECONDS)
     waiting = Delivery.select(Delivery.id).where(

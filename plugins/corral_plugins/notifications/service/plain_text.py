@@ -49,7 +49,7 @@ def without_markup(text: str) -> str:
 
 
 def length_utf16(text: str) -> int:
-    """Return the length of a string in UTF-16 code units, which is the length that some services limit."""
+    """Return the length of a string in UTF-16 code units, in which some services measure their length limits."""
     return len(text.encode("utf-16-le")) // 2
 
 

@@ -126,7 +126,7 @@ class People:
 
 
 def receivers_of(channel: Channel, people: Iterable[Person], severity: str) -> Sequence[Person | None]:
-    """Return the people whom a channel notifies individually, or `(None,)` if the channel has its own receivers."""
+    """Return the people whom a channel notifies individually, or `(None,)` if the channel has a fixed destination."""
     if not channel.config.get("to_recipients"):
         return (None,)
     wanted = {"all": True, "important": is_at_least(severity, FAILURE), "off": False}

@@ -39,7 +39,7 @@ class ChannelTester:
     async def send(self, row: Channel, address: str) -> ChannelTest:
         """Send a test notification, and return the result.
 
-        If the channel has `to_recipients`, the test notification goes to `address`.
+        If the channel notifies each recipient separately, the test notification goes to `address`.
         """
         began = time.monotonic()
         result = await self._send(row, address if row.config.get("to_recipients") else None)

@@ -75,7 +75,7 @@ def telegram_text(notification: OutgoingNotification) -> str:
 
 
 def _told_wait(answer: HttpAnswer) -> float | None:
-    """Return the number of seconds that the body of a response asks to wait, or None if it does not ask to wait."""
+    """Return the number of seconds to wait that the body of a response contains, or None if it contains none."""
     if answer.status != 429:
         return None
     try:

@@ -55,7 +55,7 @@ class RuleTemplateInstaller:
         return InstalledObject(id=self._service().create(convert(NewNotificationRule, {**spec, "enabled": False})).id)
 
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return the fields of each rule that an admin may set, keyed by rule id. The field `enabled` is omitted."""
+        """Return the editable fields of each rule, keyed by rule id. The field `enabled` is omitted."""
         return {row.id: _values(row) for row in Rule.select().where(Rule.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
@@ -79,7 +79,7 @@ class RuleTemplateInstaller:
         self._service().delete(rule_id, ANY_VERSION)
 
     def export(self, rule_id: str, by: Principal) -> Json:
-        """Return the fields of a rule that an admin may set.
+        """Return the editable fields of a rule.
 
         People and channels are omitted, because they are specific to this installation.
         """

@@ -154,7 +154,9 @@ class ViewerHub:
     # -- subscriptions
 
     def subscribe(self, viewer: Viewer, event: str, wanted: frozenset[tuple[str, str]] = frozenset()) -> Subscription:
-        """Subscribe the viewer to future events whose name matches `event`, filtered by `wanted`.
+        """Subscribe the viewer to future events whose name matches `event`.
+
+        `wanted` contains the fields that the data of the events must have, with their values.
 
         Repeated calls return the same subscription. Raise `Refusal` in the same cases as `check_subscription`, and also
         if the viewer has too many subscriptions.

@@ -177,8 +177,8 @@ class Viewer:
     def stop_sending(self) -> None:
         """Stop sending, because the client disconnected or the connection ended.
 
-        Queued events that have been unread for some time count as dropped: the client had stopped reading, and the
-        server disconnected it because it did not answer pings.
+        If the oldest queued event has waited for some time, all queued events count as dropped: the client had stopped
+        reading, and the server disconnected it because it did not answer pings.
         """
         self.left = True
         if not self.ended:

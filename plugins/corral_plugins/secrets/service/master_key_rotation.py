@@ -62,7 +62,7 @@ class MasterKeyRotation:
         )
 
     def begin_rotation(self) -> tuple[int, str]:
-        """Acquire the lease for a rotation. Return the number of rows to rewrap, and the `holder` for `rewrap_rows`.
+        """Acquire the lease for a rotation. Return the number of rows to rewrap, and the holder of the lease.
 
         Raise `Conflict` (`invalid_state`) if a rotation is already running or no row needs to be rewrapped, and
         `Unavailable` (`vault_sealed`) if the vault is sealed.

@@ -98,8 +98,8 @@ class SecretValues:
     def decrypt(self, row: SecretRow, n: int | None = None) -> str:
         """Decrypt and return the value of a version, by default of the current version.
 
-        Raise a `Problem` (`secrets.destroyed`) if the version was destroyed. If the value is damaged, report an alert
-        and raise `Conflict` (`secrets.damaged`).
+        Raise a `Problem` (`secrets.destroyed`) if the version was destroyed. If the value is damaged, alert admins and
+        raise `Conflict` (`secrets.damaged`).
         """
         version = self.get_version(row, row.version if n is None else n)
         if version.sealed is None:

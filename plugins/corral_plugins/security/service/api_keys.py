@@ -120,7 +120,8 @@ class ApiKeys:
     def list(self, query: KeyQuery, *, by: Principal) -> Page[KeyView]:
         """Return a page of the caller's keys, newest first. If `query.all` is set, include all users' keys.
 
-        Expired and revoked keys are included until they are deleted.
+        Expired and revoked keys are included until they are deleted. Raise `Forbidden` if `query.all` is set and the
+        caller is not allowed to see the keys of other users.
         """
         if query.all and not by.may("security.read"):
             raise Forbidden("Only admins can list the keys of other users; leave out `all`.")
@@ -343,7 +344,10 @@ def _parse_networks(given: Iterable[str]) -> list[str]:
 
 
 def new_key(public: str | None = None) -> str:
-    """Generate a token with 256 random bits. If `public` is given, the token starts with this visible prefix."""
+    """Generate a token with 256 random bits.
+
+    If `public`, the visible beginning of an existing token (`crl_<id>`), is given, the new token begins with it.
+    """
     shown = public or PREFIX + _random_text(ID)
     body = f"{shown}_{_random_text(SECRET)}"
     return body + _checksum(body)
@@ -433,7 +437,7 @@ class ApiKeyAuthenticator:
     def _principal_of_token_hash(self, hashed: str | None, *row: Any) -> Principal:
         """Return the principal for the hash of a key's token.
 
-        During the overlap after a rotation, the old token is accepted too.
+        `row` contains the columns of the key. For a limited time after a rotation, the old token is accepted too.
         """
         *fields, present, former, until = row
         caller = self._principal_of_key(*fields)

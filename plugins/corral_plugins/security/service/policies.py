@@ -49,8 +49,8 @@ class SecurityPolicies:
     def change_policy(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
         """Change the sign-in policy.
 
-        Raise `Invalid` for an invalid value, `Conflict` (`setting_locked`) if a setting is fixed, or `Conflict`
-        (`would_lock_out`) if the change would lock out the caller.
+        Raise `Invalid` for an invalid value, `Conflict` (`setting_locked`) if a setting cannot be changed, or
+        `Conflict` (`would_lock_out`) if the change would lock out the caller.
         """
         self._change_section("security", patch, if_match, by)
         return self.get_policy()

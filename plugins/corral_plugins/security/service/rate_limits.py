@@ -39,8 +39,9 @@ class BucketFull(Exception):
 class TokenBuckets:
     """The buckets of one rate limit. Use this class only on the event loop.
 
-    If each process counts separately, the limit is divided equally among `share` processes. If `unshared` is a dict, it
-    maps keys to the number of their requests that `RequestLimits` has not yet sent to the other processes.
+    `share` is the number of processes among which the limit is divided equally, or 1 while the processes share their
+    counts. `unshared` maps each key to the number of requests that `RequestLimits` has not yet sent to the other
+    processes, or is None if the counts are never shared.
     """
 
     def __init__(self, rate: Rate, *, now: Callable[[], float] = time.monotonic) -> None:

@@ -30,7 +30,7 @@ Stored = Mapping[str, StoredSetting]
 
 
 class EffectiveSetting(msgspec.Struct, frozen=True, kw_only=True):
-    """A setting with its effective value and source. `pinned_by` is the variable or file that fixes the value.
+    """A setting with its effective value and source. `pinned_by` is the variable or file that sets the value.
 
     `problem` is the reason why the stored value is ignored. `pending` means that the stored value takes effect only
     after a restart.

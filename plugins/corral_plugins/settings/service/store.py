@@ -84,8 +84,8 @@ class SettingsService:
     def reset(self, name: str, *, by: Principal, if_match: IfMatch = ANY_VERSION) -> EffectiveSetting:
         """Reset a setting to its default.
 
-        Raise `NotFound` for an unknown setting, `Conflict` (`setting_locked`) if its value is fixed, or `Invalid` if
-        the change breaks a rule that involves several settings.
+        Raise `NotFound` for an unknown setting, `Conflict` (`setting_locked`) if an environment variable or a file sets
+        its value, or `Invalid` if the change breaks a rule that involves several settings.
         """
         self.refuse_locked(name)
         self.rows.lock_settings()
@@ -112,7 +112,7 @@ class SettingsService:
     def refuse_locked(self, name: str) -> None:
         """Raise an error if the setting cannot be changed.
 
-        Raise `NotFound` for an unknown setting, and `Conflict` if an environment variable or a file fixes its value.
+        Raise `NotFound` for an unknown setting, and `Conflict` if an environment variable or a file sets its value.
         """
         self._find_declared(name)
         self._refuse_locked([name])

@@ -56,7 +56,7 @@ class SettingDeclaration(msgspec.Struct, kw_only=True):
 class SettingView(SettingDeclaration, kw_only=True):
     """A setting with its value.
 
-    `pinned_by` names the environment variable or the file that fixes the value and makes the setting `locked`.
+    `pinned_by` names the environment variable or the file that sets the value, so that the setting is `locked`.
     `invalid` is the reason why the stored value is ignored.
     """
 

@@ -1,4 +1,7 @@
-"""The command rules of connections. They protect against mistakes. Only the remote account can enforce real limits."""
+"""The command rules of connections, which protect against mistakes.
+
+They can be circumvented. Only the permissions of the remote account are a real limit.
+"""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ SECRET_COLUMNS = ("secret_id", "passphrase_secret_id")
 
 
 class SshConnections:
-    """The service for connections."""
+    """Manages SSH connections and their accepted host keys."""
 
     audit: Audit | None
 
@@ -160,7 +160,7 @@ class SshConnections:
     def accept_host_key(self, connection_id: str, fingerprint: str, match: IfMatch) -> Connection:
         """Accept the host key that the machine presented last.
 
-        Raise `Conflict` if that key has another fingerprint, or if the machine has not presented a key yet.
+        Raise `Conflict` if that key has a different fingerprint, or if the machine has not presented a key yet.
         """
         row = self.find(connection_id)
         match.check(row.version)

@@ -47,7 +47,7 @@ class ExecutionEnd(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SshExecutions:
-    """The service for command records."""
+    """Manages the records of commands."""
 
     audit: Audit | None
 
@@ -152,7 +152,7 @@ class SshExecutions:
     def interrupt_abandoned(self) -> int:
         """Mark running commands as interrupted if the process that ran them has died.
 
-        Return the number of commands examined.
+        Return the number of commands that appeared to be abandoned. Some of them may have ended in the meantime.
         """
         is_abandoned = RUNNING & (Execution.alive_until < clock.now())
         found = Execution.select(Execution.id).where(is_abandoned).limit(BATCH_ROWS)

@@ -75,7 +75,8 @@ class OtherHostKey(ExpectedFailure):
 class Output(msgspec.Struct, kw_only=True):
     """The output of a command, and how the command ended.
 
-    `stdout` and `stderr` contain a limited number of bytes. `total` is the number of all bytes that were read.
+    `stdout` and `stderr` contain a limited number of bytes. `total` is the total number of bytes read, including
+    discarded bytes.
     """
 
     stdout: bytearray = msgspec.field(default_factory=bytearray)
@@ -139,7 +140,9 @@ class _Client(asyncssh.SSHClient):
 
 
 async def connect(egress: Egress, machine: Machine, credential: Credential | None) -> Any:
-    """Connect, check the host key, and log in. Return the asyncssh connection, which the caller must abort.
+    """Connect, check the host key, and log in. Return the asyncssh connection.
+
+    The caller must abort the connection after use.
 
     Raise `OtherHostKey`, `ConnectFailed`, `LoginFailed`, `LoginTimeout`, or `Invalid` (`url_blocked`).
     """

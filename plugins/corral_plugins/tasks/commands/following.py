@@ -131,9 +131,9 @@ def follow_task(
 
 
 def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until: float | None) -> dict[str, Any]:
-    """Print the events of a task until the task has ended and was not retried afterwards. Return the task.
+    """Print the events of a task until it has ended and is not retried. Return the task.
 
-    An end recorded in the event log may not be final, because the task may have been retried since.
+    The end of a task in the event log is not always final, because the task may have been retried since.
     """
     for item in client.follow_events(until=until, object_type="task", object_id=task_id):
         event, data = item["event"], item["data"]

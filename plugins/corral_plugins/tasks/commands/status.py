@@ -1,4 +1,4 @@
-"""`corral status`: shows the server, the user, the running tasks, and the items that are waiting for the user."""
+"""`corral status`: shows the server, the user, the running tasks, and the items that need the user's attention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST_PLACE = 1_000_000  # the largest offset of a list
 @click.command("status")
 @client_command
 def status_command(client: ApiClient, *, as_json: bool) -> None:
-    """Show the server and its health, the user, the running tasks, and the items that are waiting for the user."""
+    """Show the server and its health, the user, the running tasks, and the items that need the user's attention."""
     me = client.me()
     running = client.get("/tasks", status=list(RUNNING))
     waiting = client.get("/tasks", status="waiting", **({} if me["role"] == "admin" else {"created_by": me["id"]}))
@@ -85,7 +85,7 @@ def _read_oldest_pending(client: ApiClient) -> list[Any]:
 
 
 def _describe_queue(depth: int, pending: list[Any]) -> str:
-    """Return the number of pending tasks, and how many of them are scheduled for later, unless there are too many."""
+    """Return the number of pending tasks and, if there are only a few, how many of them are scheduled for later."""
     later = sum(not _is_due(task) for task in pending) if depth <= MAX_PENDING else 0
     return count_of(depth, "task") + (f", {later} scheduled for later" if later else "")
 

@@ -63,7 +63,7 @@ class Screen:
         self._open = not ends
 
     def print_model_text(self, text: str, *, goes_on: bool) -> None:
-        """Print text streamed from the model."""
+        """Print text streamed from the model. `goes_on` is true if the text continues the previous text."""
         if not (goes_on and self._open):
             self.step("progress", text, ends=False)
         else:

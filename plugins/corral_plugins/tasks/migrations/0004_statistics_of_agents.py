@@ -1,4 +1,4 @@
-"""Extend the index that finds tasks by agent, so that it also covers counts by status and priority."""
+"""Extend the index that finds tasks by agent, so that it also supports counts by status and priority."""
 
 from __future__ import annotations
 

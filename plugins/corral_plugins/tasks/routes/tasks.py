@@ -69,7 +69,7 @@ def get_task(id: str, query: TaskGetQuery, views: TaskViews, caller: Principal) 
     """Get a task.
 
     If `wait` is set, the response is delayed until the task has ended, but for no longer than `wait` seconds. A worker
-    may read the tasks that it holds.
+    may read the tasks that it has claimed.
     """
     if caller.kind == "worker":
         find_readable_task(id, caller)
@@ -92,7 +92,10 @@ def update_task(
 def cancel_task(
     id: str, body: CancelRequest, actions: OwnerActions, caller: Principal, match: IfMatch
 ) -> TaskView | Encoded:
-    """Cancel a task. The response is 200 if the task has ended, or 202 if its worker still has to stop the run."""
+    """Cancel a task.
+
+    The response status is 200 if the task has ended, or 202 if its worker still has to stop the run.
+    """
     return actions.cancel(id, match, by=caller, reason=body.reason)
 
 

@@ -24,7 +24,7 @@ ModelKey = tuple[str | None, str | None, tuple[str, ...]]
 class ServedAgents(NamedTuple):
     """Agents that have at least one model that can be called now.
 
-    If open circuit breakers block other agents, `retry_at` is the earliest time at which one of these breakers may
+    If open circuit breakers block other agents, `retry_at` is the earliest time at which one of these breakers might
     allow a call again.
     """
 
@@ -60,7 +60,7 @@ class AgentModels:
         return self._models_of(self.llm, _key_of(agent))[0].name
 
     def with_callable_model(self, agents: Sequence[AgentFacts]) -> ServedAgents:
-        """Return the agents with a model that the gateway can call and whose circuit breaker allows calls.
+        """Return the agents for which the gateway can call a model whose circuit breaker allows calls.
 
         Because many agents use the same model, the gateway is asked only once for each distinct configuration.
         """

@@ -64,7 +64,7 @@ def cost_limit_of(row: TaskRow, agent: AgentFacts) -> CostLimit | None:
 
 
 class Shortage(NamedTuple):
-    """A call that a budget refused in an earlier attempt.
+    """A call that was refused in an earlier attempt, because too little money was left in a budget.
 
     `scope` names the budget, `needed_micro` is the amount that the call needed, and `left_micro` is the amount that the
     budget had left.
@@ -75,7 +75,7 @@ class Shortage(NamedTuple):
     left_micro: int
 
     def describe(self) -> str:
-        """Return a sentence that describes the call that the budget refused."""
+        """Return a sentence that describes the refused call."""
         whose = "the installation" if self.scope == "global" else "the agent"
         return (
             f"The budget of {whose} did not admit a model call, which may cost {format_micro_usd(self.needed_micro)}: "
@@ -95,7 +95,10 @@ def find_shortage(row: TaskRow, agent: AgentFacts, model: str) -> Shortage | Non
 
 
 def with_shortage(row: TaskRow, agent: AgentFacts, model: str, shortage: Shortage) -> dict[str, Any]:
-    """Return the refused calls to store with the task: those of other agents, and `shortage` for this agent."""
+    """Return the refused calls to store with the task, keyed by agent id.
+
+    The result contains `shortage` for this agent, and the calls that were stored earlier for other agents.
+    """
     others = {key: each for key, each in row.get("budget_shortages").items() if key != agent.id}
     newest = dict(list(others.items())[1 - MAX_SHORTAGES :])
     return {**newest, agent.id: {"configuration": [agent.version, model], **shortage._asdict()}}
@@ -127,7 +130,7 @@ class ClaimBudgets:
         self._has_refused = False
 
     def least_call_cost(self, row: TaskRow, agent: AgentFacts) -> int:
-        """Return the cost of the smallest possible call for the task, in micro-USD, or 0 if no price is known."""
+        """Return the cost of the cheapest possible call for the task, in micro-USD, or 0 if no price is known."""
         model = self._models.first_usable(agent) if self.cost is not None else None
         if model is None or self.cost is None:
             return 0
@@ -230,9 +233,9 @@ class ClaimPlan:
         return cost.amount_to_reserve(cost.quote(provider, name, _MILLION, free=model.free), estimate)
 
     def find_obstacle(self, row: TaskRow, agent: AgentFacts) -> BudgetObstacle | None:
-        """Return the budget that does not allow an attempt of the task in addition to the attempts already planned.
+        """Return the budget or cost limit that prevents an attempt of the task, given the attempts already planned.
 
-        Return None if all budgets allow the attempt.
+        Return None if nothing prevents the attempt.
         """
         try:
             amount = self.amount_of(row, agent)
