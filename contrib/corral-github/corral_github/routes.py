@@ -110,7 +110,8 @@ async def receive_github_delivery(
 ) -> Answer[GitHubReceipt]:
     """Receive a webhook delivery from GitHub.
 
-    The response is sent after the delivery has been stored. The status is 200 if the same delivery was received before.
+    The response is sent after the delivery has been stored. The status is 202, or 200 if the same delivery was received
+    before.
     """
     receipt = await ingress.receive(id, body, request)
     return Answer(body=receipt, status=200 if receipt.duplicate else 202)

@@ -216,8 +216,8 @@ class Condition(msgspec.Struct, kw_only=True):
 class Explanation(msgspec.Struct, kw_only=True):
     """The reasons why a task is or is not running, or how it ended.
 
-    `warnings` names the agent's tools that are not offered by every worker that may run the task. It also reports a
-    cost limit that is too low for any model call.
+    `warnings` names the agent's tools that are missing on at least one of the workers that may run the task. It also
+    reports a cost limit that is too low for any model call.
     """
 
     status: str

@@ -55,7 +55,7 @@ payload_option = click.option(
 
 
 def _when_options(command: F) -> F:
-    """Add the options for times and events. `create` and `edit` share them."""
+    """Add the options for times and events, which the commands `create` and `edit` share."""
     return _with_options(
         command,
         click.option(
@@ -68,7 +68,7 @@ def _when_options(command: F) -> F:
 
 
 def _action_options(command: F) -> F:
-    """Add the options for the filter and the action. `create` and `edit` share them."""
+    """Add the options for the filter and the action, which the commands `create` and `edit` share."""
     return _with_options(
         command,
         click.option(

@@ -15,7 +15,7 @@ SWEEP_SECONDS, DAY = 5, 86_400
 async def sweep_silent_workers(sweeps: WorkerSweeps) -> None:
     """Mark workers that have stopped making calls as `offline`.
 
-    Alert admins if tasks are waiting while no worker is online.
+    Alert admins if a task has been waiting for 60 s and no worker is online.
     """
     await sweeps.sweep_silent_workers()
 

@@ -58,7 +58,7 @@ async def cancel_runs(workflow_id: str, work: Work) -> None:
 
 
 def on_event(event: LoggedEvent, events: StepEvents) -> None:
-    """End the step that waits for the object that an event is about."""
+    """End the step that waits for the object of the event, if there is such a step."""
     events.handle(event)
 
 

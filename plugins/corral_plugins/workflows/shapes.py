@@ -190,7 +190,7 @@ class CloneWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class VersionQuery(PageQuery, kw_only=True):
-    """Selects a page of the list of versions, which starts with the newest version."""
+    """Selects a page of the list of versions. The newest version comes first."""
 
 
 class WorkflowVersionItem(msgspec.Struct, kw_only=True):

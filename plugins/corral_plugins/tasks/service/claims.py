@@ -89,12 +89,15 @@ _TAKE_THIS = Statement(
 
 
 def _queues_with_tools() -> list[tuple[str, str]]:
-    """Return the non-empty queues of tasks that require tools, each with the required tools as JSON text."""
+    """Return the non-empty queues whose tasks require tools, each with the required tools as JSON text."""
     return list(execute(_TOOLED).fetchall())
 
 
 def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], of_server: Iterable[str]) -> bool:
-    """Return whether the worker or the server offers each tool in `tools`. `of_server` lists the server's tools."""
+    """Return whether the worker or the server offers each tool in `tools`. `of_server` lists the server's tools.
+
+    A worker that has not reported its tools is assumed to offer every tool.
+    """
     return worker.tools is None or includes_tools([*worker.tools, *of_server], tools)
 
 
@@ -153,7 +156,7 @@ def lock_queued_task(task_id: str, queue: str, *, exactly: bool) -> TaskRow | No
 
 
 def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
-    """Merge the queues in `names` in claim order, and return the ids of the first `limit` tasks."""
+    """Return the ids of the first `limit` tasks, in claim order, across the queues in `names`."""
     filled = [queue for _, queue in first_task_of_each_queue(names, limit=limit)]
     if not filled:
         return []

@@ -267,7 +267,7 @@ class TaskCreation:
         return Encoded(body, row.id, 1)
 
     def _tool_warnings(self, agent: AgentFacts | None, required: Sequence[str]) -> list[str]:
-        """Return a warning for each of the agent's tools that not every worker offers.
+        """Return a warning for each of the agent's tools that is missing on at least one worker.
 
         Only the workers that may claim the task are checked.
         """
@@ -373,7 +373,7 @@ def _limit_tools_to_parent(fields: dict[str, Any], parent: TaskRow) -> None:
 
 
 def _limit_cost_to_parent(fields: dict[str, Any], parent: TaskRow) -> None:
-    """Limit the cost of a delegated task to the amount left in its parent's cost limit."""
+    """Limit the cost of a delegated task to the unspent part of its parent's cost limit."""
     limit = parent.get("max_cost_usd")
     if limit is not None:
         remaining = max(0.0, round(limit - parent.cost_micro / 1e6, 6))

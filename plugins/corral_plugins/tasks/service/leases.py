@@ -1,4 +1,4 @@
-"""Renews and revokes leases, reads the signals for workers, and creates the principals that act under a lease."""
+"""Renews and revokes leases, reads workers' signals, and creates the principals that act under a lease."""
 
 from __future__ import annotations
 
@@ -217,11 +217,14 @@ class TaskLeases:
     # -- revocation
 
     def release_leases_of_worker(self, worker_id: str, *, reason: str) -> int:
-        """End all leases of a worker without consuming an attempt."""
+        """End all leases of a worker without consuming an attempt. Return the number of ended leases."""
         return len(self._end_leases(Attempt.worker_id == worker_id, reason, lambda row, attempt: None))
 
     def release_leases_of_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
-        """End all leases of an agent. The tasks are queued again, or cancelled if `cancel` is set."""
+        """End all leases of an agent, and return the ids of the tasks.
+
+        The tasks are queued again, or cancelled if `cancel` is set.
+        """
 
         def end(row: TaskRow, attempt: AttemptRow) -> None:
             if cancel and rows.is_cancellable(row):

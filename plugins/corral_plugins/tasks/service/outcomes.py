@@ -247,7 +247,8 @@ class TaskOutcomes:
     ) -> None:
         """Fail an attempt.
 
-        If the retry policy allows a retry, the task is retried. Otherwise, the task fails permanently.
+        If the retry policy allows a retry, the task is retried. Otherwise, or if too many consecutive attempts have
+        lost their leases, the task fails permanently.
         """
         error = task_error(kind, type_, message, retryable=retryable, attempt=row.attempt)
         lost = row.get("lost_in_row") + 1 if kind == "lease_lost" else 0

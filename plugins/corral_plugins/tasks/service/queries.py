@@ -162,7 +162,7 @@ def index_next_tasks() -> bool:
 
 
 def rebuild_search_index() -> None:
-    """Build the search index for all tasks. The index table must be empty."""
+    """Build the search index for all tasks. The full-text index must be empty when this function is called."""
     SearchDocument.delete().execute()
     while index_next_tasks():
         pass

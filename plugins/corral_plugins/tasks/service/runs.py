@@ -145,7 +145,7 @@ class TaskRuns:
     # -- during a run
 
     def start(self, task_id: str, lease_id: str | None, by: Principal) -> StartedResponse:
-        """Start an assigned task. A repeated call returns the same response."""
+        """Start an assigned task. A repeated call only renews the lease."""
         row, attempt = self.lock_leased_task(task_id, lease_id, by)
         until, now = self._transitions.new_lease_expiry(), clock.now()
         if row.status == "assigned":
@@ -321,7 +321,11 @@ class TaskRuns:
         return row.cancel_kind == "user" and self._settings.get(declared.ACCEPT_LATE_RESULTS)
 
     def fail(self, task_id: str, lease_id: str | None, report: FailureReport, by: Principal) -> Encoded:
-        """Fail a run. The retry policy decides whether the task is retried."""
+        """Fail a run. The retry policy decides whether the task is retried.
+
+        If the run has not started, return the task to its queue without consuming an attempt instead. If the task is
+        being cancelled, end it as the cancellation requires.
+        """
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "fail")
         if not again:
             self._usages.record_usage(row, attempt, report.usage)

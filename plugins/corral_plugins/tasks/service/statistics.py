@@ -65,7 +65,7 @@ _HOURS = Statement(
     )
 )
 RANKS = tuple((rank, priority) for priority in range(len(PRIORITIES)) for rank in range(priority, len(PRIORITIES) + 1))
-"""The ranks and priorities that a pending task can have, as `(rank, priority)`."""
+"""The combinations of rank and priority that a pending task can have, as `(rank, priority)`."""
 _OLDEST = Statement(
     lambda p: (
         Task.select(Task.queued_at, Task.id)

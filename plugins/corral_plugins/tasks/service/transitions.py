@@ -235,7 +235,10 @@ def truncate_bytes(text: str, size: int) -> str:
 
 
 def result_summary(result: str | None) -> str:
-    """Return at most the first 1 KiB of a result (JSON text), for use in events."""
+    """Return at most the first 1 KiB of a result (JSON text), for use in events.
+
+    If the result is an object whose field `text` is a string, that string is used instead of the whole result.
+    """
     if result is None:
         return ""
     value = msgspec.json.decode(result)

@@ -347,7 +347,7 @@ class ContextBuilder:
 
 
 class _ToolChecks(msgspec.Struct, frozen=True, kw_only=True):
-    """The results of a tool's own checks, with the field names of `DecisionContext`.
+    """The results of a tool's own checks. The fields have the same names as in `DecisionContext`.
 
     If the arguments do not match the schema, they are not checked further.
     """

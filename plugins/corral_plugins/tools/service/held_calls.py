@@ -89,7 +89,8 @@ class HeldCalls:
     ) -> ToolCallView:
         """Store a call and ask people to approve it. `shown` contains the redacted arguments, which people see.
 
-        If people recently rejected the same call of the task, deny the call.
+        If people recently rejected the same call of the task, deny the call. Raise `Invalid` if the arguments are too
+        long to be shown.
         """
         assert self.approvals is not None
         if len(msgspec.json.encode(shown)) > LIMIT:

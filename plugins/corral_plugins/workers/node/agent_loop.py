@@ -99,7 +99,8 @@ class AgentLoop(Attempt):
     async def _ask_model(self, step: int) -> ModelReply:
         """Call the model for a step and return the reply.
 
-        The idempotency key is the same in every attempt, so that repeating a finished step incurs no cost.
+        The idempotency key is the same in every attempt, so that repeating a finished step incurs no cost. If the
+        conversation differs from that of the earlier attempt, the step is requested again with a new key.
         """
         key = f"{self._id}:{step}"
         for tries in range(1, MODEL_TRIES + 1):

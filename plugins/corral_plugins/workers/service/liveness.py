@@ -63,7 +63,10 @@ class WorkerLiveness:
         self._noted[worker_id] = None
 
     def note_listening(self, worker_id: str, until: float) -> None:
-        """Note an open `signals` call of the worker that lasts until `until` (in seconds since the epoch)."""
+        """Note in memory that the worker has an open `signals` call.
+
+        The call ends at `until`, which is in seconds since the epoch.
+        """
         self._listening[worker_id] = until + LISTENING_GRACE
 
     def record_contact(self, worker_id: str) -> None:
@@ -141,7 +144,7 @@ class WorkerSweeps:
     async def sweep_silent_workers(self) -> None:
         """Mark workers that have stopped making calls as `offline`.
 
-        Alert admins if tasks are waiting while no worker is online.
+        Alert admins if a task has been waiting for 60 s and no worker is online.
         """
         entry = UnitContext("job workers.sweep")
         if await self._database.read(self._is_sweep_needed, entry):
@@ -191,7 +194,10 @@ class WorkerSweeps:
         return oldest is not None and oldest >= NO_WORKER_AFTER_MS
 
     def _raise_or_clear_alert(self) -> None:
-        """Raise the alert `no_worker` once, and clear it when a worker is online again or no task is waiting."""
+        """Raise the alert `no_worker` once if a task has been waiting for 60 s and no worker is online.
+
+        Clear the alert when this is no longer the case.
+        """
         if not self._lacks_worker():
             ActiveWorkerAlert.delete().where(ActiveWorkerAlert.kind == NO_WORKER).execute()
         elif ActiveWorkerAlert.insert(kind=NO_WORKER, since=clock.now()).on_conflict_ignore().as_rowcount().execute():

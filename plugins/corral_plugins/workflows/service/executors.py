@@ -104,7 +104,10 @@ class StepExecutors:
                 await self._renew()
 
     async def stop(self) -> None:
-        """Stop all steps and end their leases, so that another process can take over the steps immediately."""
+        """Stop all steps and end their leases, so that another process can take over the steps immediately.
+
+        Steps that end within `STOP_SECONDS` (5 seconds) are not interrupted.
+        """
         self._is_stopping = True
         leases = [lease for lease, _ in self._tasks.values()]
         tasks = [*(task for _, task in self._tasks.values()), *self._advances]

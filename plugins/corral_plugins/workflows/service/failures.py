@@ -44,7 +44,7 @@ def end_attempt(step: Step, row: StepRow, error: Json, *, retryable: bool) -> No
 
 
 def is_handled(step: Step, row: StepRow) -> bool:
-    """Return whether a run may continue although this step has failed."""
+    """Return whether a run can continue although this step has failed."""
     return row.goto is not None or step.on_error == "continue"
 
 

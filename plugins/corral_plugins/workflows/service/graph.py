@@ -113,7 +113,8 @@ def no_gotos(type: str, config: Json) -> Mapping[str, str]:
 def build_graph(steps: Sequence[Json], config: Json, gotos: Gotos = no_gotos) -> Graph:
     """Return the graph of a definition. `gotos` returns the steps that a step with a given configuration may jump to.
 
-    Raise `GraphError` if a name is used twice, if a step refers to an unknown step, or if steps form a cycle.
+    Raise `GraphError` if a name is used twice, if a step refers to an unknown step, if steps form a cycle, or if steps
+    are nested too deeply.
     """
     return _Builder(gotos).build(steps, config)
 

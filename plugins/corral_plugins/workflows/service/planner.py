@@ -120,7 +120,10 @@ class Planner:
         self._state.set(status=status, output=output, error=error, finished_at=self._changes.now, paused=False)
 
     def _set_status(self) -> None:
-        """Set the status of a run that continues. While the run is waiting for people, its time limit is paused."""
+        """Set the status of a run that continues.
+
+        While the run is paused or is waiting for people, its time limit is suspended.
+        """
         run, rows = self._state.run, [row for row in self._state.rows.values() if row.is_open]
         rows = [row for row in rows if not is_container(row)]
         is_running = any(row.status == "running" for row in rows) or not rows or self._changes.plan.is_partial

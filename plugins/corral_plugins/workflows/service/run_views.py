@@ -83,7 +83,7 @@ class RunViews:
 
 
 def view_of(run: Run) -> RunView:
-    """Return the API representation of a run. Steps that have not been reached are `pending`."""
+    """Return the API representation of a run. Until the run ends, steps that it has not reached are `pending`."""
     version = find_version(run.workflow_id, run.n)
     same = StepRun.run_id == run.id
     rows = list(StepRun.select().where(same).order_by(StepRun.id).limit(MAX_STEPS))

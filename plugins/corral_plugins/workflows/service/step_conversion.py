@@ -134,5 +134,5 @@ def _inner(given: list[Any], pointer: str, depth: int) -> list[Any]:
 
 
 def _without_stored_names(step: Any) -> Any:
-    """Return an inner step without its id, so that clients may send back a step as they received it."""
+    """Return an inner step without its id, so that clients can send back a step as they received it."""
     return {key: value for key, value in step.items() if key != "id"} if isinstance(step, dict) else step

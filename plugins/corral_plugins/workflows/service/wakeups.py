@@ -30,7 +30,7 @@ _QUEUE = Statement(
 
 
 def wake(run_id: str) -> bool:
-    """Lock a run, mark it as changed, and queue a job that advances it.
+    """Lock a run, mark it as changed, and queue a job that advances it, unless such a job is already queued.
 
     Call this function before changing a step of the run. Return False if the run does not exist.
     """

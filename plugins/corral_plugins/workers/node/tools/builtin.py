@@ -23,7 +23,7 @@ Seconds = Annotated[int, Meta(ge=1, le=MAX_SECONDS, description="time in seconds
 
 
 class _AbstractShape(msgspec.StructMeta, abc.ABCMeta):
-    """The metaclass of shapes with abstract methods."""
+    """The metaclass of msgspec structs that have abstract methods."""
 
 
 class BuiltinTool(msgspec.Struct, metaclass=_AbstractShape, kw_only=True, forbid_unknown_fields=True):
