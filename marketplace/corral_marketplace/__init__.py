@@ -1,1 +1,1 @@
-"""The template catalogue: JSON manifests, their schema and a small reader."""
+"""The template catalogue: the JSON manifests of the templates, their schema, and functions that read them."""

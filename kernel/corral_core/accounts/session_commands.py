@@ -48,7 +48,7 @@ LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)")
 def login_command(
     url: str | None, email: str | None, password_file: Path | None, with_token: bool, server: str | None, as_json: bool
 ) -> None:
-    """Sign in to a server, and keep the session for later commands.
+    """Sign in to a server, and store the session for later commands.
 
     The session is renewed automatically. It is stored in the user's configuration folder, and only this user can read
     it.
@@ -118,9 +118,9 @@ def whoami_command(client: ApiClient, *, as_json: bool) -> None:
 
 
 def _what_first(limited: str | None) -> str | None:
-    """Return what the user must do first, according to the problem code in the field `limited` of the account.
+    """Return what the user must do before anything else, or None if `limited` is None.
 
-    Return the code itself if it is unknown, or None if `limited` is None.
+    `limited` is the problem code from the account's field of this name. If the code is unknown, return the code itself.
     """
     import corral_core.accounts.api  # noqa: F401  # declares the codes
     from corral.errors import CODES
@@ -193,7 +193,7 @@ def _ask_for_code() -> str:
 
 
 def _change_password(client: ApiClient, answer: Any, password: str) -> Any:
-    """Ask for a new password and set it. The server accepts the old password only for setting a new one."""
+    """Ask for a new password and set it. Until then, the account cannot be used for anything else."""
     client.set_token(answer["access_token"])
     try:
         new = click.prompt(

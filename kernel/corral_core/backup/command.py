@@ -66,7 +66,7 @@ def backup_command(
     config_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Write all data of this installation to FILE. The server may be running.
+    """Write all data of this installation to FILE. The server can keep running.
 
     FILE must not exist. The backup contains secrets only in encrypted form, and no keys: back up the master key
     separately, in another place. Only the user that runs this command can read FILE.

@@ -13,4 +13,4 @@ hookspec = pluggy.HookspecMarker("corral")
 
 @hookspec
 def corral_restore_steps() -> Iterable[type[RestoreStep]]:  # type: ignore[empty-body]
-    """Return services that adapt restored rows. The plugin must also provide each service through `corral_services`."""
+    """Return the service classes that adapt restored rows. `corral_services` must also provide each of them."""

@@ -1,4 +1,4 @@
-"""The public interface of the event log, for plugins that search the log, read it as a whole, or deliver its events."""
+"""The public interface of the event log, for plugins that search the log, read all its events, or deliver them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _first_after(seq: int) -> tuple[int, str] | None:
 
 
 class PositionMoved(ExpectedFailure):
-    """Raised when another process has read the same events. The changes made in this unit of work are rolled back."""
+    """Raised when another process has already moved the position. The current unit of work is rolled back."""
 
 
 class LogCursor:
@@ -139,7 +139,7 @@ async def handle_next(
 
 
 class EventDispatcher(abc.ABC, Generic[Claimed]):
-    """Delivers events from this process: finds pending deliveries, and attempts each one in its own task.
+    """Delivers events: finds pending deliveries, and attempts each one in its own asyncio task.
 
     A subclass reads new events and claims deliveries in `run_once`, and passes each claimed delivery to `_start`.
     """
@@ -181,7 +181,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
         self._wake_up.set()
 
     async def run(self) -> None:
-        """Deliver events until cancelled. Deliveries start once this process runs jobs.
+        """Deliver events until cancelled, beginning when the job runner of this process has started.
 
         The kernel supervises this task.
         """

@@ -81,7 +81,7 @@ async def _repeat_in_batches(work: Work, sweep: Callable[[], int]) -> None:
 
 
 def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
-    """Return the `seq` of the oldest event that a consumer still needs. Earlier events may be deleted.
+    """Return the `seq` of the oldest event that a consumer still needs. Earlier events can be deleted.
 
     A consumer that is more than `LAGGARD_DAYS` behind is ignored, and an alert is raised for it. `followed` maps each
     active consumer to the names of the events to which it subscribes. An inactive consumer needs every event after its
@@ -111,7 +111,7 @@ def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
 
 
 def _delete_events(before_ts: str, keep_from: int, max_rows: int) -> int:
-    """Delete events older than `before_ts`, and the oldest events if there are more than `max_rows`.
+    """Delete events older than `before_ts`, and the oldest events beyond the newest `max_rows`.
 
     The newest event and all events from `keep_from` on are kept. Return the number of deleted events, at most
     `AT_ONCE`.

@@ -58,7 +58,7 @@ class EventRightsService:
         return record.visibility != PRIVATE and caller.is_admin and record.type in names.admin
 
     def where(self, caller: Principal) -> Any:
-        """Return an SQL condition that selects the events for which `can_read` is true."""
+        """Return an SQL condition that selects the events that the caller may read."""
         if caller.kind == "system":
             return ALL_ROWS
         names = self._readable_names(caller)

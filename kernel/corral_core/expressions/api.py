@@ -1,4 +1,4 @@
-"""The public interface of the `expressions` plugin: the `Expressions` service and its error."""
+"""The public interface of the `expressions` plugin: the `Expressions` service and the error that it raises."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class TemplateError(Problem):
 class Expressions(Protocol):
     """Checks and evaluates CEL expressions, and templates with `{{ expression }}` in their strings.
 
-    Do not call any method inside a unit of work, because evaluation takes time. `roots` contains the names with which a
-    reference may begin, such as `input` and `steps`. `pointer` is the JSON pointer of the checked value.
+    Do not call any method inside a unit of work, because evaluation takes time. The argument `roots` contains the names
+    with which a reference may begin, such as `input` and `steps`. The argument `pointer` is the JSON pointer of the
+    checked value.
 
     A secret is written `{{ secrets.NAME }}`, with nothing else in the braces. It is allowed only in templates whose
     `roots` contain `secrets`.

@@ -65,9 +65,10 @@ class HealthPlugin(Plugin):
         return METRICS
 
     async def start(self, runtime: Runtime) -> None:
-        """Acquire the single-machine lock if the database is a file, and start the background tasks of this process.
+        """Start the background tasks of this process.
 
-        Before that, ensure that this process's clock is not behind the latest time recorded by the installation.
+        First, ensure that this process's clock is not behind the latest time recorded by the installation. If the
+        database is a file, also acquire the lock that lets the processes of only one machine use it.
         """
         clock.continue_from(await runtime.service(Work)(last_recorded_time, read=True))
         if runtime.service(Database).is_file:

@@ -84,7 +84,7 @@ class LocalBlobs:
         await _in_thread(_discard, file, part)
 
     async def sweep(self, older_than_seconds: float) -> int:
-        """Delete the files of interrupted uploads. See `BlobStore.sweep`."""
+        """Delete old files that interrupted uploads left behind. See `BlobStore.sweep`."""
         return await _in_thread(
             self._sweep, time.time() - older_than_seconds
         )  # file times do not follow `clock.travel`

@@ -23,7 +23,7 @@ class PluginStateRow(Model):
 
 
 class QuarantineRow(Model):
-    """A plugin in quarantine, or on trial after a quarantine.
+    """A plugin in quarantine, or in the trial period that follows a quarantine.
 
     A quarantine suspends the hooks, subscriptions, jobs and schedules of the plugin.
     """

@@ -14,7 +14,7 @@ class SharedBuckets(Protocol):
 
     connected: bool
     processes: int
-    """The number of processes that share the buckets, as far as this process knows."""
+    """The number of processes that share the buckets, as of the last successful call of `add`."""
 
     @property
     def is_configured(self) -> bool:
@@ -22,10 +22,11 @@ class SharedBuckets(Protocol):
         ...
 
     async def add(self, seconds: Mapping[str, float]) -> Mapping[str, float] | None:
-        """Add the costs of requests, in seconds, to rate-limit buckets. Return the seconds until each bucket is empty.
+        """Add requests to rate-limit buckets. Return the seconds until each bucket is empty.
 
-        Return None if Redis cannot be reached. This method may wait for the Redis server, so call it only from
-        background tasks, never while handling a request.
+        `seconds` maps the key of each bucket to the time that the bucket needs to drain the added requests. Return None
+        if Redis cannot be reached. This method waits for the Redis server, so call it only from background tasks, never
+        while handling a request.
         """
         ...
 

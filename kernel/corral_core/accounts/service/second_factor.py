@@ -135,27 +135,27 @@ class SecondFactor:
         return True
 
     def is_required(self, role: str) -> bool:
-        """Return whether the policy requires a second factor for this role."""
+        """Return whether the settings require a second factor for this role."""
         return self._settings.get(REQUIRE_MFA) and role in self._settings.get(REQUIRE_MFA_ROLES)
 
     def required_action(self, role: str, *, must_change_password: bool, mfa_enabled: bool) -> str | None:
-        """Return the problem code of an action that the user must take before using other routes, or None.
+        """Return the problem code for the action that the user must take first, or None if there is none.
 
-        Until the user takes this action, almost every route returns this problem.
+        Until the user takes this action, almost every route fails with this code.
         """
         if must_change_password:
             return "password_change_required"
         return "mfa_required" if not mfa_enabled and self.is_required(role) else None
 
     def refuse_if_required(self, role: str) -> None:
-        """Raise `Forbidden` if the policy requires a second factor for this role."""
+        """Raise `Forbidden` if the settings require a second factor for this role."""
         if self.is_required(role):
             raise Forbidden("This installation requires a second factor, so you cannot remove yours.")
 
     # -- challenges
 
     def create_challenge(self, user_id: str) -> str:
-        """Create and return an `mfa_token` for a sign-in whose first factor was correct."""
+        """Create and return an `mfa_token`, with which the client continues a sign-in that needs a second factor."""
         token = new_secret()
         ChallengeRow.create(hash=digest(token), user_id=user_id, expires_at=clock.now(CHALLENGE_SECONDS))
         return token

@@ -75,7 +75,7 @@ class SessionTokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReusedToken(msgspec.Struct, frozen=True):
-    """The result of sending a used refresh token after the grace period. The token's session has ended.
+    """The result of reusing a refresh token after its grace period. The token's session has ended.
 
     This is a return value, not an exception, so that the caller can commit the end of the session before raising an
     error.
@@ -137,10 +137,10 @@ class Sessions:
     def rotate_refresh_token(self, refresh: str, device: Device) -> SessionTokens | ReusedToken:
         """Exchange a refresh token for new tokens.
 
-        If several callers send the same token in parallel, a single conditional UPDATE lets one of them succeed. The
-        others wait until it has committed (through a row lock, or SQLite's single writer). During the grace period,
-        they receive the same new token. After the grace period, reuse of the token ends the session. Raise
-        `Unauthorized` if the session has ended or expired.
+        If several requests send the same token in parallel, a single conditional UPDATE lets one of them succeed. The
+        others wait until it has committed (through a row lock, or SQLite's single writer). During a grace period after
+        the exchange, they receive the same new token. After the grace period, reuse of the old token ends the session.
+        Raise `Unauthorized` if the session has ended or expired.
         """
         used, successor = digest(refresh), new_secret()
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
@@ -338,7 +338,7 @@ def _alert_reuse(session: SessionRow, email: str) -> None:
 
 
 def session_view(row: SessionRow, current_id: str | None) -> SessionView:
-    """Convert a row to the session view for its owner."""
+    """Convert a row to the view of the session that its user sees."""
     fields = {name: getattr(row, name) for name in SessionView.__struct_fields__ if name != "current"}
     return SessionView(current=row.id == current_id, **fields)
 

@@ -89,7 +89,7 @@ class SignIn:
 
     @contextlib.asynccontextmanager
     async def reserve_attempt(self, email: str, entry: UnitContext, *, action: str) -> AsyncIterator[str]:
-        """Reserve an attempt to verify a password or code for this address. Yield the key of the reservation.
+        """Reserve an attempt to verify a password or code for this email address. Yield the key of the reservation.
 
         In the audit log, the attempt is recorded as rejected if the address is locked, and as failed if the stored
         second factor cannot be decrypted.
@@ -158,7 +158,8 @@ class SignIn:
     def settle_success(self, key: str, row: UserRow) -> None:
         """Record that the password of an attempt was correct.
 
-        If the user has a second factor, earlier failures are not reset, because they may be wrong second-factor codes.
+        If the user has a second factor, the count of failures is not reset, because it may include wrong second-factor
+        codes.
         """
         if row.mfa_enabled:
             self._lockout.release_attempt(key)

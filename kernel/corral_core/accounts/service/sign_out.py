@@ -11,13 +11,13 @@ from corral_core.accounts.service.authentication import AccessTokens, is_access_
 
 
 class SignOut:
-    """Finds the user and the session to sign out. Every function runs in the caller's unit of work."""
+    """Finds the user and the session to sign out. Every method runs in the caller's unit of work."""
 
     def __init__(self, tokens: AccessTokens, credentials: Credentials) -> None:
         self._tokens, self._credentials = tokens, credentials
 
     def holder_of_access_token(self, credential: str) -> Principal:
-        """Return a principal with the user and the session of an access token, which may have expired.
+        """Return a principal with the user and the session of an access token, even if the token has expired.
 
         Raise `Unauthorized` for an invalid credential, and `Forbidden` for an API key or a machine's token.
         """
@@ -30,7 +30,7 @@ class SignOut:
 
     @staticmethod
     def holder_of_refresh_token(refresh: str) -> Principal:
-        """Return a principal with the user and the session of a refresh token, which may have expired or been used.
+        """Return a principal with the user and the session of a refresh token, even if it has expired or was used.
 
         Raise `Unauthorized` for an unknown token.
         """

@@ -160,7 +160,10 @@ def _adapt_and_record(kernel: Kernel, unit: Unit, manifest: Manifest, by: Princi
 
 
 def _number_events() -> None:
-    """Assign sequence numbers to events that have none, because this database engine may have no sequencer."""
+    """Assign sequence numbers to events that have none.
+
+    The backup may contain such events. If the new database is SQLite, no sequencer would number them later.
+    """
     last = execute("SELECT COALESCE(MAX(seq), 0) FROM kernel_events").fetchone()[0]
     waiting = execute("SELECT ins FROM kernel_events WHERE seq IS NULL ORDER BY ins").fetchall()
     for seq, (ins,) in enumerate(waiting, last + 1):

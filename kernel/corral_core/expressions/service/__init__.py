@@ -1,1 +1,1 @@
-"""The template scanner, the evaluation of expressions, and the helper process."""
+"""The template scanner, the evaluation of expressions, and the helper process that runs slow evaluations."""

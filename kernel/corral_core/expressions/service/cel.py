@@ -1,6 +1,7 @@
-"""Evaluates CEL expressions in this process, with the library `common-expression-language`.
+"""Evaluates CEL expressions in the current process, with the library `common-expression-language`.
 
-The helper process also imports this module, so it must import neither the kernel nor the plugin's API.
+The helper process, which runs slow evaluations, also imports this module. It must therefore import neither the kernel
+nor the plugin's API.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _FUNCTION_ERROR = re.compile(
 
 
 class EvaluationError(Exception):
-    """Raised when an expression is invalid or its evaluation fails, with the offset of the error in the expression."""
+    """Raised when an expression is invalid or its evaluation fails. Contains the offset of the error."""
 
     def __init__(self, offset: int, message: str) -> None:
         self.offset, self.message = offset, message

@@ -1,4 +1,4 @@
-"""The `Expressions` service, which decides where an expression is evaluated, and renders templates."""
+"""The `Expressions` service, which decides in which process an expression is evaluated, and renders templates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENLARGING = ("replace", "join", "split", "parse_json", "json", "string")  # may 
 
 
 class ExpressionsService(Expressions):
-    """Evaluates simple expressions in this process, and all others in the helper process."""
+    """Evaluates simple expressions in the server process, and all others in a separate helper process."""
 
     def __init__(self, process: HelperProcess) -> None:
         self._process = process

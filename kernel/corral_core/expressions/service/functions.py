@@ -130,7 +130,7 @@ def greatest(*items: Any) -> Any:
 
 
 def rounded(number: Any, digits: int = 0) -> Any:
-    """Round a number (halves away from zero). Return an integer, or a number with `digits` decimal places."""
+    """Round a number to `digits` decimal places (halves away from zero). If `digits` is 0, return an integer."""
     if not _is_number(number) or not math.isfinite(number):
         raise ValueError(f"round() needs a finite number, not {_kind(number)}")
     if not 0 <= digits <= 15:

@@ -1,7 +1,7 @@
 """The helper process, which evaluates expressions that may take a long time or need much memory.
 
 It reads requests from stdin and writes responses to stdout. A 4-byte length precedes each message. If an evaluation
-takes too long, the operating system ends the process, and the caller starts a new one.
+takes too long, the operating system ends the process, and the server process starts a new one.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def _end_of_expression(text: str, start: int) -> int | None:
 
 
 def walk_strings(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the JSON pointer and the text of every string in a JSON value that contains an expression."""
+    """Yield the JSON pointer and the text of each string that contains an expression, within a JSON value."""
     if isinstance(value, str):
         if "{{" in value:
             yield pointer, value

@@ -73,7 +73,7 @@ class Analysis:
     text: str
     tokens: list[Token] = field(default_factory=list)
     roots: dict[str, int] = field(default_factory=dict)
-    """The names of variables that no macro binds, with the offset of their first use."""
+    """The names of the variables that no macro binds, each with the offset of its first use."""
     functions: Counter[str] = field(default_factory=Counter)
     """The number of calls to each function."""
     has_macros: bool = False
@@ -136,7 +136,7 @@ def analyse(text: str) -> Analysis:
 
 
 class _Walk:
-    """A single pass over the tokens of an expression, with a stack of open brackets."""
+    """Analyses the tokens of an expression in a single pass, with a stack of open brackets."""
 
     def __init__(self, found: Analysis) -> None:
         self._found, self._tokens = found, found.tokens

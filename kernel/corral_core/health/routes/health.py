@@ -31,7 +31,7 @@ OPEN_MEDIA_TYPE = f"{OPEN_METRICS}; version=1.0.0; charset=utf-8"
 
 
 class LivenessView(msgspec.Struct, kw_only=True):
-    """The response to a liveness check. Every running process returns it until it shuts down."""
+    """The response to a liveness check. Every process returns this response until it shuts down."""
 
     status: str = "ok"
     service: str = "corral"

@@ -196,7 +196,7 @@ def raise_alerts(views: Mapping[str, CheckView]) -> None:
     """Raise an alert for each check that has been down for 60 s or has recovered, and store the states of all checks.
 
     If little disk space is left, the alert `disk_low` is raised immediately, before writes fail. Runs in the caller's
-    unit of work, in at most one process at a time.
+    unit of work. At most one process at a time may call this function.
     """
     before = {row.name: row for row in HealthRow.select()}
     now, patience = clock.now(), clock.now(-PATIENCE_SECONDS)

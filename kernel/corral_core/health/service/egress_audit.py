@@ -25,8 +25,8 @@ AGAIN_SECONDS = 5.0
 class EgressAudit:
     """Records refused connections in the audit log.
 
-    The egress guard does not run in a unit of work, so refusals are queued and later written to the database in
-    batches.
+    The egress guard does not run in a unit of work, so the audit entries are queued and later written to the database
+    in batches.
     """
 
     audit: Audit | None = None
@@ -39,7 +39,7 @@ class EgressAudit:
         egress.on_refusal = self._queue_refusal
 
     async def write_refusals(self) -> None:
-        """Write queued refusals until cancelled, and retry failed writes. The kernel supervises this task."""
+        """Write queued audit entries until cancelled, and retry failed writes. The kernel supervises this task."""
         while True:
             await self._bell.wait()
             self._bell.clear()

@@ -117,9 +117,10 @@ class KernelChecks:
         return "down" if protected else "degraded", f"{told}."
 
     async def check_clock_skew(self) -> CheckResult:
-        """Compare the clock of this process with that of the database server.
+        """Compare the clock of Corral with that of the database server.
 
-        If the database is a file, compare the clock of this process with that of this machine instead.
+        If the database is a file, compare it with the system clock instead: if the system clock is set back, the clock
+        of Corral keeps running and is ahead for a while.
         """
         if self._database.is_file:
             ahead = clock.time_s() - clock.system_time_s()

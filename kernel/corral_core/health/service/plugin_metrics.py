@@ -12,9 +12,9 @@ from corral.watchdog import Watchdog
 def plugin_metric_lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard], watchdog: Watchdog) -> Iterator[str]:
     """Yield the lines of all plugin metrics.
 
-    The metrics are the state of each plugin, the time spent in contributed callables, and the number of abandoned
-    threads that are still running. Summed over several processes, the state metric counts the processes in which a
-    plugin is in a given state.
+    The metrics are the state of each plugin, the time spent in contributed callables, and the number of threads that
+    are still running although their call timed out. When the metrics of several processes are added up, the state
+    metric is the number of processes in which a plugin is in a given state.
     """
     yield "# HELP corral_plugin_state Number of processes in which the plugin is in this state."
     yield "# TYPE corral_plugin_state gauge"

@@ -145,7 +145,7 @@ class MetricsRenderer:
 
 
 class _ParsedText:
-    """A registry that returns the metrics from Prometheus text. The OpenMetrics exporter accepts only registries."""
+    """A registry of metrics parsed from Prometheus text. The OpenMetrics exporter accepts only registries."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -164,7 +164,7 @@ def to_openmetrics(text: str) -> str:
 
 
 def _sum_observed(one: Observed, other: Observed) -> Observed:
-    """Add two observations of the same histogram."""
+    """Add up the values of the same histogram from two sources."""
     counts = [a + b for a, b in zip(one.counts, other.counts, strict=True)]
     return Observed(one.bounds, counts, one.total + other.total)
 

@@ -119,7 +119,7 @@ def _remove_socket(path: Path) -> None:
 
 
 def sum_metrics(texts: list[str]) -> str:
-    """Merge metrics in Prometheus text. Equal series are summed, but the earliest process start time is kept."""
+    """Merge metrics in Prometheus text. The values of each series are summed; the earliest process start is kept."""
     if len(texts) == 1:
         return texts[0]
     families: dict[str, dict[str, float | None]] = {}  # the value of a comment line is None

@@ -84,7 +84,7 @@ def document(routes: Iterable[Route], *, title: str, version: str, public_url: s
 
 
 class _Writer:
-    """Writes the operations of the document and collects the components that they share.
+    """Writes the operations of the document, and collects the components that several operations use.
 
     `described` maps types to their schemas.
     """
@@ -236,7 +236,7 @@ class _Writer:
         return {"$ref": f"#/components/responses/{name}"}
 
     def _body_or_problem(self, own: dict[str, Any], refusal: dict[str, str]) -> dict[str, Any]:
-        """Return a response whose content is either its own body or a problem document."""
+        """Return a response whose content is either the body in `own` or the problem document in `refusal`."""
         other = self.responses[refusal["$ref"].removeprefix("#/components/responses/")]
         return {**own, "description": other["description"], "content": {**own["content"], **other["content"]}}
 

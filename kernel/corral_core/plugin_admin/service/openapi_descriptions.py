@@ -1,11 +1,11 @@
 """Descriptions of fields for the OpenAPI document.
 
-The description of a field comes from the first of these sources that has one:
+The description of a field comes from the first of these sources that describes the field:
 
 - `Meta(description=…)`;
 - the sentence in the docstring of the field's class that names the field in backticks; subclasses inherit it;
 - a glossary, which describes fields by name: first the file `field_descriptions.json` of the class's plugin, then the
-  same file of this plugin. The key of an entry may also have the form `Shape.field`.
+  file of this name in the `plugin_admin` plugin. The key of an entry is `field`, or `Class.field` for one class only.
 """
 
 from __future__ import annotations

@@ -147,7 +147,10 @@ class PluginAdministration:
         return msgspec.structs.replace(self.get_plugin(name), state="disabled", reason=loaded.reason or reason or OFF)
 
     def enable(self, name: str) -> PluginView:
-        """Enable a plugin. A plugin that is not loaded becomes active at the next start (`pending_reload`)."""
+        """Enable a plugin.
+
+        A plugin that is not loaded becomes active at the next start. In this case, the view has `pending_reload` set.
+        """
         loaded = self._find_plugin(name)
         if name in self._registry.configuration.disabled:
             raise Conflict(
@@ -240,7 +243,7 @@ class PluginAdministration:
             self.audit.record(entry)
 
     def _required_by(self, name: str) -> list[str]:
-        """Return the names of the plugins that are in service and require the named plugin."""
+        """Return the names of the active or quarantined plugins that require the named plugin."""
         return [other.name for other in self._registry.all() if other.serves and name in other.requires]
 
     def _plugin_view(self, item: PluginRecord, stored: _StoredFacts) -> PluginView:

@@ -46,8 +46,8 @@ class ScheduleAdministration:
     async def run(self, plugin: str, name: str, *, entry: UnitContext) -> ScheduleView:
         """Run a schedule now, wait at most `WAIT_SECONDS` for it, and return its view. `entry` identifies the admin.
 
-        Raise `NotFound` for an unknown plugin or schedule, and `Conflict` if the plugin is out of service or the
-        schedule is already running.
+        Raise `NotFound` for an unknown plugin or schedule, and `Conflict` if the plugin is not active or the schedule
+        is already running.
         """
         row = await self._work(lambda: self._claim(plugin, name), entry=entry)
         await asyncio.wait({self._runner.start_schedule(row)}, timeout=WAIT_SECONDS)

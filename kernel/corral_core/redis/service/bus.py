@@ -1,6 +1,6 @@
 """Wake-up notifications through Redis pub/sub.
 
-Notifications may be lost. Consumers also poll the event log, so they do not depend on the Redis server.
+Notifications can be lost. Consumers therefore also poll the event log, so they receive all events without Redis too.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class RedisBus:
                     log.debug("a notification could not be sent through Redis", extra={"reason": str(error)})
 
     async def _follow(self) -> None:
-        """Receive notifications until stopped, and reconnect with backoff."""
+        """Receive notifications until stopped. If the connection is lost, reconnect with backoff."""
         pauses = ReconnectBackoff()
         while not self._stopped:
             try:
