@@ -45,8 +45,8 @@ class KillSwitch(Protocol):
     """Reads the stored state of the kill switch in the caller's unit of work, so the result is never stale.
 
     A plugin that delivers messages must call `state()` in the unit of work that takes a delivery from the queue, and
-    must take none while `hold_deliveries` is set. `corral restore` sets `hold_deliveries`, so that a restored copy
-    sends nothing while the original installation still runs.
+    must leave all deliveries in the queue while `hold_deliveries` is set. `corral restore` sets `hold_deliveries`, so
+    that a restored copy sends nothing while the original installation still runs.
     """
 
     def state(self) -> KillSwitchView:

@@ -15,7 +15,7 @@ STATUSES = ("pending", "accepted", "expired", "revoked")
 
 @click.group("invitations")
 def invitations_command_group() -> None:
-    """List and revoke invitations to create an account. `corral user invite` sends one."""
+    """List and revoke invitations to create an account. To send an invitation, use `corral user invite`."""
 
 
 @invitations_command_group.command("list")
@@ -40,7 +40,7 @@ def revoke_invitation(client: ApiClient, *, invitation: str, as_json: bool) -> N
 
 
 def _find_pending(client: ApiClient, email: str) -> str:
-    """Return the id of the pending invitation for this address. Raise `ApiClientError` if there is none."""
+    """Return the id of the pending invitation for this email address. Raise `ApiClientError` if there is none."""
     for item in client.pages("/admin/invitations"):
         if item["status"] == "pending" and item["email"].casefold() == email.strip().casefold():
             return str(item["id"])

@@ -74,7 +74,7 @@ class Agents(Protocol):
         ...
 
     def find_many(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
-        """Return the agents with these ids, keyed by id. Deleted agents are omitted. Sends a single query."""
+        """Return the agents with these ids, keyed by id. Deleted agents are omitted. Runs a single query."""
         ...
 
     def eligible_agents(
@@ -114,8 +114,8 @@ class Agents(Protocol):
     def release_slot(self, agent_id: str, *, cause: tuple[str, ...] = ()) -> None:
         """Release a slot of the agent. Does nothing for a deleted agent.
 
-        When the last slot is released, `busy` becomes `idle` and `draining` becomes `offline`. `cause` is the cause
-        chain of the task.
+        When the last slot is released, the agent's state changes from `busy` to `idle`, or from `draining` to
+        `offline`. `cause` is the cause chain of the task.
         """
         ...
 
@@ -137,7 +137,7 @@ class Agents(Protocol):
     def record_attempt_end(
         self, agent_id: str, *, configuration_failure: bool, stalled: bool, cause: tuple[str, ...] = ()
     ) -> None:
-        """Record how an attempt ended, so that repeated configuration failures and stalls of the agent are detected.
+        """Record how an attempt ended, so that repeated configuration failures and stalled attempts are detected.
 
         A configuration failure is a `provider_error` that a retry cannot fix, for example because of an invalid key or
         an unknown model. After `agents.error_after_failures` consecutive failures, the state of the agent becomes
@@ -186,7 +186,7 @@ class AgentStatistics(Protocol):
     def for_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
         """Return statistics about the attempts that used each of these configuration versions, keyed by version.
 
-        Sends a single query.
+        Runs a single query.
         """
         ...
 

@@ -103,7 +103,7 @@ def _reviewer_text(client: ApiClient, policy: dict[str, Any]) -> str | None:
 
 
 def _configuration_options(function: F) -> F:
-    """Add the options that set fields of an agent."""
+    """Add the options that set fields of an agent to a command."""
     for option in (
         body_option,
         field_option,
@@ -192,7 +192,7 @@ def stop_agent(
 @click.option("--reason", help="reason, which is stored in the event that records the change")
 @client_command
 def pause_agent(client: ApiClient, *, agent: str, reason: str | None, as_json: bool) -> None:
-    """Pause an agent. It takes no more tasks, and its running tasks continue."""
+    """Pause an agent. It takes no new tasks, but its running tasks continue."""
     _act(client, agent, "pause", {"reason": reason}, as_json=as_json)
 
 
@@ -284,7 +284,7 @@ def _model(agent: Any) -> str:
 
 
 def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
-    """Return a sentence for each warning about an agent. Warnings about the model list the available providers."""
+    """Return a sentence for each warning about an agent. If the model is the problem, it names the usable providers."""
     found = []
     for code in agent["warnings"]:
         kind, _, subject = code.partition(":")
@@ -300,7 +300,10 @@ def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
 
 
 def _tool_hint(client: ApiClient, agent: dict[str, Any], tool: str) -> str:
-    """Return the end of the warning about an unavailable tool: the most similar tool, or how to list all tools."""
+    """Return the end of the warning about an unavailable tool, which suggests a tool with a similar name.
+
+    If there is none, it says how to list all tools.
+    """
     listed = read_if_allowed(client, "/tools", limit=200)
     near = difflib.get_close_matches(tool, [each["name"] for each in listed["items"]] if listed else [], 1)
     if not near or near[0] == tool:

@@ -93,7 +93,10 @@ class AgentVersion(Model):
 
 
 class AgentToken(Model):
-    """A standing token, stored as its SHA-256 hash. It never has more permissions than its creator (`created_by`)."""
+    """A standing token, with which an agent that runs outside Corral's workers calls the API.
+
+    Only the SHA-256 hash of the token is stored. The token never has more permissions than its creator (`created_by`).
+    """
 
     owner_field = "created_by"
 

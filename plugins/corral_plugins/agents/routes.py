@@ -217,9 +217,9 @@ def create_agent_token(
 ) -> Answer[IssuedAgentToken]:
     """Create a standing token for an agent that runs outside Corral's workers. Only this response contains the token.
 
-    The token allows a request only if the token's scopes include the required permission, agents may hold this
-    permission, and the token's creator still has it at the time of the request. An API key cannot create standing
-    tokens.
+    The token allows a request only if three conditions are met: the token's scopes include the required permission,
+    agents may have this permission, and the token's creator still has it at the time of the request. An API key cannot
+    create standing tokens.
     """
     issued = tokens.create(id, body, by=caller)
     return Answer(body=issued, headers={"Location": f"/api/v1/agents/{id}/tokens/{issued.id}"})

@@ -149,7 +149,7 @@ class AgentBudget(msgspec.Struct, kw_only=True):
 
 
 class AgentQuery(PageQuery, kw_only=True):
-    """The filters and the sort order for listing agents. `status` is an alias for `status_filter`."""
+    """The filters and the sort order for listing agents. `status` and `status_filter` have the same meaning."""
 
     status_filter: list[Status] | UnsetType = UNSET
     status: list[Status] | UnsetType = UNSET

@@ -60,9 +60,9 @@ class NewApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request for an approval.
 
     `payload` is the content to execute, at most 256 KiB of JSON. `confidence` and `rubric` are the requester's own
-    assessment. Approvers see them, but they do not affect the outcome. Set either `expires_at` or `expires_in_seconds`,
-    from 15 minutes to 30 days in the future. `run_id` is the workflow run that will execute the payload, and `step` is
-    a step of that run.
+    assessment of the payload. Approvers see them, but they do not affect the outcome. Set either `expires_at` or
+    `expires_in_seconds`, from 15 minutes to 30 days in the future. `run_id` is the workflow run that will execute the
+    payload, and `step` is the name of a step of that run.
     """
 
     title: Title
@@ -117,7 +117,7 @@ class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request for an approval, made by another plugin.
 
     Unlike `NewApproval`, it may concern a tool call or a workflow step. `payload_sha256` is the hash of the content to
-    execute, by default the hash of `payload`. If `approvers` is None, the default approvers for the given risk decide.
+    execute, by default the hash of `payload`. If `approvers` is None, the default approvers for the risk may decide.
     `step_policy` contains the path that a workflow step takes after each outcome.
     """
 
@@ -195,7 +195,7 @@ class Approvals(Protocol):
     """
 
     def open(self, request: ApprovalRequest, *, by: Principal) -> ApprovalFacts:
-        """Open an approval and return it.
+        """Create an approval request and return it.
 
         If an approval with the same hash is already open for the same task, or was rejected within the last
         `approvals.reject_cooldown_seconds`, return that approval instead. Raise `TooMany` (`quota_exceeded`) if the
@@ -204,7 +204,7 @@ class Approvals(Protocol):
         ...
 
     def request(self, new: NewApproval, *, by: Principal) -> ApprovalFacts:
-        """Open an approval on behalf of the caller, as `POST /approvals` does.
+        """Create an approval request on behalf of the caller, as `POST /approvals` does.
 
         Raise `Invalid` if the request refers to an object that the caller may not see.
         """

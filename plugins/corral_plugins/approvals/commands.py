@@ -1,7 +1,4 @@
-"""The `corral approvals` commands, for deciding and following approval requests from a terminal.
-
-This module also lists pending approvals for other commands.
-"""
+"""The `corral approvals` commands, which list, make and decide approval requests from a terminal."""
 
 from __future__ import annotations
 
@@ -196,7 +193,7 @@ def comment_on_approval(client: ApiClient, *, approval: str, text: str, as_json:
 
 
 def _after_rules(client: ApiClient, made: dict[str, Any]) -> dict[str, Any]:
-    """Return the new approval after the job that applies the `approvals.auto_approve` rules has had time to run."""
+    """Wait until the job that applies the `approvals.auto_approve` rules could run. Return the approval after that."""
     for _ in range(RULE_POLLS if made["risk"] in RULE_RISKS else 0):
         if made["status"] != "pending":
             break

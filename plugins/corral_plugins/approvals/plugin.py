@@ -36,10 +36,10 @@ PARTS = (Eligibility, ApprovalOutcomes, ApprovalListing, ApprovalDecisions, Appr
 
 
 class ApprovalsPlugin(Plugin):
-    """Approvals: people decide before something consequential happens.
+    """Approvals: people approve or reject consequential actions before they happen.
 
-    A decision applies only to the exact content that will be executed. Whatever the outcome, the requester continues
-    at once and receives the reason.
+    A decision applies only to the exact content that will be executed. After every decision, the requester continues
+    immediately and receives the reason.
     """
 
     name = "approvals"

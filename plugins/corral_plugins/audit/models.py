@@ -63,7 +63,8 @@ AuditRow.add_index(
 class ChainHead(Model):
     """The head and the anchor of the hash chain, in a single row that is locked while a row is appended to the log.
 
-    The head is the newest row. The anchor is the newest row that retention removed; the retained rows begin after it.
+    The head is the newest row. The anchor is the newest row that was removed because its retention period had ended;
+    the retained rows begin after it.
     """
 
     id = peewee.IntegerField(primary_key=True)

@@ -91,7 +91,10 @@ async def export_audit_log(
 async def list_audit_checkpoints(
     query: PageQuery, caller: Principal, request: Request, queries: AuditQueries, access: AccessRecorder, work: Work
 ) -> CheckpointPage:
-    """List the checkpoints, newest first, with the public key for verifying them. Keep a copy on another system."""
+    """List the checkpoints, newest first, with the public key for verifying them.
+
+    Keep a copy of the checkpoints on another system.
+    """
     page = await work(lambda: queries.list_checkpoints(query, caller), read=True)
     await access.record_access("read", request.unit_context(caller), what="checkpoints")
     return page

@@ -53,7 +53,7 @@ class AuditQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class ExportQuery(AuditFilters, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Query parameters of an export. `jsonl` writes one hashed row per line; `csv` is intended for spreadsheets."""
+    """Query parameters of an export. `format` is `jsonl`, with one row per line, or `csv` for spreadsheets."""
 
     format: Annotated[str, Meta(max_length=20)] = "jsonl"
 
@@ -127,7 +127,7 @@ class LinkView(msgspec.Struct, kw_only=True):
 class VerificationResult(msgspec.Struct, kw_only=True):
     """The result of a verification. If `complete` is false, the time limit was reached.
 
-    To continue, start another verification with this `next_seq` as its `from_seq`.
+    To continue, start another verification with the value of `next_seq` as its `from_seq`.
     """
 
     ok: bool

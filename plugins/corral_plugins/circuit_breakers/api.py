@@ -87,7 +87,7 @@ class Breakers(Protocol):
         ...
 
     def state(self, name: str) -> State:
-        """Return the state of a circuit breaker as known to this process."""
+        """Return the state of a circuit breaker that this process last read."""
         ...
 
     def blocked_until(self, name: str) -> str | None:
@@ -99,7 +99,7 @@ class Breakers(Protocol):
         ...
 
     def is_forced(self, name: str) -> bool:
-        """Return whether an admin forced the circuit breaker open, as known to this process."""
+        """Return whether an admin forced the circuit breaker open, according to the state last read by this process."""
         ...
 
     def find_forced(self, name: str) -> ForcedOpen | None:
@@ -131,7 +131,7 @@ def judge_outcome(outcome: Any) -> Verdict:
 
 
 class BreakerCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """The recent calls that a circuit breaker has counted or, while it is half open, its probes.
+    """The counts of a circuit breaker's recent calls or, while it is half open, of its probes.
 
     The rates are percentages. `rejected` and `neutral` count calls since the circuit breaker last closed. `permits_out`
     is the number of probes in flight.

@@ -101,7 +101,7 @@ def show_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
 def set_breaker(
     client: ApiClient, *, name: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
-    """Configure a circuit breaker. Only the given fields change, for example with -f wait_open_seconds:=10."""
+    """Configure a circuit breaker, for example with -f wait_open_seconds:=10. Other fields keep their values."""
     _print_change(client.post(BREAKERS, {**read_body(input_path, fields), "name": name}), as_json=as_json)
 
 
@@ -139,7 +139,10 @@ def _path(name: str) -> str:
 
 
 def _actor_name(client: ApiClient, actor_id: str | None, names: dict[str, str]) -> str:
-    """Return the email address of the user who caused a transition, the id of a deleted user, or `corral`."""
+    """Return the email address of the user who caused a transition, or `corral` if nobody did.
+
+    If the user cannot be read, or an API key caused the transition, return the id.
+    """
     if actor_id is None:
         return "corral"
     if actor_id not in names:

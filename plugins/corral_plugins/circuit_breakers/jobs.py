@@ -1,4 +1,4 @@
-"""Schedules that handle lost probes, end overdue half-open phases, raise alerts and delete old transitions."""
+"""Schedules that end expired probes and overdue half-open phases, raise alerts and delete old transitions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PRUNE = UnitContext(label="job circuit_breakers.prune", actor=SYSTEM)
 
 
 async def end_overdue_breakers(database: Database, transitions: BreakerTransitions) -> None:
-    """Count lost probes as failures, end overdue half-open phases, and raise alerts."""
+    """Count probes with expired permits as failures, end overdue half-open phases, and raise alerts."""
     for name in await database.read(transitions.find_overdue, SWEEP):
         await database.work(lambda name=name: transitions.end_overdue(name), entry=SWEEP)  # type: ignore[misc]  # bound now
     if await database.read(transitions.find_unalerted, SWEEP):

@@ -36,9 +36,9 @@ def configure_circuit_breaker(
 ) -> Answer[BreakerView]:
     """Create a circuit breaker, or change its configuration. Absent fields keep their values.
 
-    The response has status 201 for a new circuit breaker and 200 for an existing one. Every target that a plugin guards
-    already has a circuit breaker. The configuration applies to all calls from now on. `enabled: false` closes the
-    breaker.
+    The response has status 201 for a new circuit breaker and 200 for an existing one. For every target that a plugin
+    guards, a circuit breaker exists without this request. The configuration applies to all calls from now on.
+    `enabled: false` closes the breaker.
     """
     view, is_new = administration.configure(body, match)
     return Answer(body=view, status=201 if is_new else 200)

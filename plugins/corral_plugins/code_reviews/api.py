@@ -185,8 +185,8 @@ class CodeReviews(Protocol):
     def revise(self, review_id: str, patch: PreparedPatch, *, by: Principal, note: str = "") -> ReviewFacts:
         """Add a prepared revision to an open review, as `POST /code-reviews/{id}/revisions` does.
 
-        Raise `Conflict` (`already_decided`) if the review is not open, and `Forbidden` if the caller is neither the
-        owner of the review nor the agent that made the diff, and may not manage reviews.
+        Raise `Conflict` (`already_decided`) if the review is not open. Raise `Forbidden` unless the caller owns the
+        review, is the agent that made the diff, or has the permission to manage all reviews.
         """
         ...
 

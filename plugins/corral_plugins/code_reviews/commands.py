@@ -379,7 +379,7 @@ def _print_diff(names: ObjectNames, text: str, review: dict[str, Any]) -> None:
 
 
 def _diff_lines(files: list[Any], text: str) -> dict[tuple[str, str, int], int]:
-    """Map each line of a file that the diff shows to its line number in the diff.
+    """Map each file line that is part of the diff to its line number in the diff.
 
     The keys are `(path, side, line number in the file)`.
     """
@@ -433,7 +433,7 @@ def _file_text(file: Any) -> str:
 
 
 def _author_text(names: ObjectNames, kind: str, identifier: str) -> str:
-    """Return the type and the name of a person or an agent."""
+    """Return the type and the name of a user or an agent, such as `agent Coder`."""
     return f"{kind} {names.user(USERS_PATH, identifier) if kind == 'user' else names.name('/agents', identifier)}"
 
 

@@ -39,7 +39,10 @@ class ApproveReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RejectReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A rejection. With `request_changes`, the diff is instead sent back to the agent with all unresolved comments."""
+    """A rejection.
+
+    If `request_changes` is set, the diff is not rejected, but sent back to the agent with all unresolved comments.
+    """
 
     reason: Note | None = None
     request_changes: bool = False
@@ -224,9 +227,9 @@ class ReviewQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defa
 
 
 class DiffQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The revisions to download. `revision` is the revision to return, by default the current one.
+    """The revision to download. `revision` is its number, by default that of the current revision.
 
-    `against` is another revision to compare with.
+    If `against` is set, the changes from that revision to `revision` are downloaded instead.
     """
 
     revision: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType = UNSET

@@ -116,14 +116,14 @@ class ChargedCost(PriceQuote, frozen=True, kw_only=True):
 
 
 class BudgetShortage(msgspec.Struct, frozen=True, kw_only=True):
-    """The maximum cost of a refused use, and the amount left in the budget that did not allow it, both in micro-USD."""
+    """The maximum cost of a refused call to a model or tool, and the amount left in the budget, both in micro-USD."""
 
     needed: int
     left: int
 
 
 class BudgetRefused(Problem):
-    """Raised if a budget does not allow a use of a model or tool.
+    """Raised if a call to a model or tool is refused because of a budget.
 
     The problem code in responses is `budget_exceeded`, with the additional member `scope`. If a specific amount was
     refused, the members `needed_usd` and `left_usd` are present as well.
@@ -152,7 +152,7 @@ class NewReservation(msgspec.Struct, frozen=True, kw_only=True):
     `holder_id` is the id of an attempt or of a gateway call. The reservation of an attempt names its task and its
     lease, and calls under this lease use money from the reservation. `attempt_limit_micro_usd` is the amount that the
     task's cost limit leaves for the attempt, or None if the task has no cost limit. The reservation is released after
-    `expires_at`, unless its holder is known to be still running.
+    `expires_at`, unless the lease of its attempt was renewed.
     """
 
     holder: Literal["attempt", "call"]
@@ -214,7 +214,7 @@ class Costs(Protocol):
         ...
 
     def has_limits(self) -> bool:
-        """Return whether this process knows of any budget limit, without reading the database.
+        """Return whether any budget limit is set, according to the limits that this process has in memory.
 
         If another process sets the first limit, this process learns of it within 2 seconds. Calls are always checked
         against the limits in force.
@@ -296,7 +296,7 @@ class Costs(Protocol):
         ...
 
     def lift_agent_limit(self, agent_id: str) -> None:
-        """Ignore the budget of an agent until the current budget period ends."""
+        """Do not apply the budget of an agent for the rest of the current budget period."""
         ...
 
     def agent_budgets(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:

@@ -36,7 +36,7 @@ COLUMNS = {
 @server_option
 @json_option
 def cost_command(*, by: str, days: int, server: str | None, as_json: bool) -> None:
-    """Show total costs and a breakdown, or manage the budget. Times are in UTC."""
+    """Show total costs and a breakdown by agent, model or another property, or manage the budget. Times are in UTC."""
     if click.get_current_context().invoked_subcommand is None:
         with open_client(server) as client:
             _print_costs(client, by=by, days=days, as_json=as_json)
@@ -185,7 +185,7 @@ def _money_column(name: str) -> Callable[[Any], str]:
 @cost_command.command("reservations")
 @client_command
 def list_reservations(client: ApiClient, *, as_json: bool) -> None:
-    """List the money reserved for running attempts and calls, newest first."""
+    """List the reservations of money for running attempts and calls, newest first."""
     print_table(
         list(client.pages("/cost/reservations")),
         ("holder", "amount", "used", "task_id", "agent_id", "expires_at"),

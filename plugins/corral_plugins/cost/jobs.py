@@ -44,7 +44,7 @@ async def reconcile_budgets(work: Work, upkeep: BudgetMaintenance) -> None:
 
 
 async def reconcile(work: Work, upkeep: BudgetMaintenance) -> None:
-    """Compare the rollups with the cost events, and the budget counters with the costs and reservations."""
+    """Correct the rollups and the budget counters: run `reconcile_rollups`, and then `reconcile_budgets`."""
     await reconcile_rollups(work)
     await reconcile_budgets(work, upkeep)
 

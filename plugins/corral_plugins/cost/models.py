@@ -111,10 +111,10 @@ class FetchedPriceTable(Model):
 
 
 class Rollup(Model):
-    """The totals for one key, for example for an agent, in one period.
+    """The totals for one key of a series, such as an agent, in one period.
 
     Totals that change often are spread over several rows (shards), which are added up when they are read. `period` is
-    the number of the UTC day or quarter hour since 1970, or of the UTC month, or 0 for all-time totals. `events` counts
+    the number of a UTC day, of a quarter hour since 1970 or of a UTC month, or 0 for all-time totals. `events` counts
     all events, and `calls` counts the events that are not corrections. `tasks` counts each task once, when its first
     cost is recorded. `completed` and `wasted_micro` are updated when tasks end.
     """

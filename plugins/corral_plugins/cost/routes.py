@@ -108,7 +108,7 @@ def update_budget(body: BudgetChange, match: IfMatch, budgets: Budgets) -> Budge
 
 @routes.get("/reservations", needs=WRITE, raises=("invalid_cursor",))
 def list_reservations(query: ReservationQuery, budgets: Budgets, caller: Principal) -> Page[ReservationView]:
-    """List the money reserved for running attempts and calls, newest first."""
+    """List the reservations of money for running attempts and calls, newest first."""
     return budgets.list_reservations(query, caller)
 
 
@@ -164,7 +164,7 @@ def look_up_price(query: LookupQuery, prices: PriceOverrides) -> FoundPrice:
 
 @routes.put("/prices/{id}", needs=WRITE, raises=("not_found", "duplicate", "precondition_failed", "invalid_state"))
 def update_price(id: str, body: PriceChange, match: IfMatch, prices: PriceOverrides) -> PriceView:
-    """Change a price. Existing events keep their cost."""
+    """Change a price. Existing cost events keep their cost."""
     return prices.change(id, body, match)
 
 

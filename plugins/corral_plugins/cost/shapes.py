@@ -124,7 +124,7 @@ class ModelCost(CostTotals, kw_only=True):
 
 
 class ProviderCost(CostTotals, kw_only=True):
-    """The costs of a provider and its models, most expensive first."""
+    """The costs of a provider. `models` contains the costs of its models, most expensive first."""
 
     provider: str
     models: list[ModelCost]

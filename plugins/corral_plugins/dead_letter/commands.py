@@ -111,7 +111,7 @@ def retry_letter(client: ApiClient, *, letter: str, from_start: bool, fields: tu
 def retry_all_letters(
     client: ApiClient, *, reason: str | None, most: int, rate: int | None, wait: bool, as_json: bool
 ) -> None:
-    """Retry all open dead letters in a batch, oldest first."""
+    """Start a batch that retries all open dead letters, oldest first."""
     chosen = {} if reason is None else {"reason": reason}
     batch = client.post(f"{PATH}/retry-all", {"filter": chosen, "max": most, "rate_per_second": rate})
     with client.waiting_out_outages(lambda reason: click.echo(f"corral: {reason}", err=True)):
@@ -175,7 +175,10 @@ def _letter_id(client: ApiClient, letter: str) -> str:
 
 
 def _letters_of(client: ApiClient, title: str, is_meant: Callable[[Any], bool]) -> list[Any]:
-    """Return the open dead letters of tasks with this title, newest first. If none are open, return the closed ones."""
+    """Return the open dead letters that a search for `title` finds and that satisfy `is_meant`, newest first.
+
+    If none are open, return the closed ones.
+    """
     found = [each for each in client.get(PATH, search=title, status="all", limit=200)["items"] if is_meant(each)]
     return [each for each in found if each["status"] == "open"] or found
 

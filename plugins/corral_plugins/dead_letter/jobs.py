@@ -36,7 +36,7 @@ async def add_missing_letters(work: Work, maintenance: DeadLetterMaintenance) ->
 
 
 async def check_queue(work: Work, maintenance: DeadLetterMaintenance, batches: DeadLetterBatches) -> None:
-    """Add missing dead letters, record that none are missing, and alert admins if the queue grows too fast.
+    """Add missing dead letters, record the time of this check, and alert admins if the queue grows too fast.
 
     Also cancel the running batch if its job has failed too often.
     """

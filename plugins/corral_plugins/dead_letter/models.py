@@ -1,4 +1,4 @@
-"""The tables for dead letters, for retry batches, and for the time until which the queue is complete."""
+"""The tables for dead letters, for retry batches, and for the time of the last check for missing dead letters."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from corral.database.model import IdField, InstantField, JSONField, Model
 class DeadLetter(Model):
     """A dead letter, which refers to a failed task.
 
-    The letter covers those attempts of its task whose fences (claim numbers) are greater than `after_fence` and
-    at most `fence`. `batch_id` is the batch that retried the task. `snapshot` is JSON text.
+    The letter shows those attempts of its task whose fences (claim numbers) are greater than `after_fence` and at
+    most `fence`. `batch_id` is the batch that retried the task. `snapshot` is JSON text.
     """
 
     id = IdField(primary_key=True)

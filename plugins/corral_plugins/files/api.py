@@ -96,8 +96,8 @@ class Files(Protocol):
     def made_for_task(self, task_id: str) -> list[FileFacts]:
         """Return at most 100 files that workers and agents created for a task, oldest first.
 
-        Runs in the caller's unit of work. The caller must have checked that the user may read the task, and may show
-        only the names and ids of the files.
+        Runs in the caller's unit of work. Before calling this method, check that the user may read the task. Show the
+        user only the names and ids of the files.
         """
         ...
 
@@ -116,7 +116,7 @@ class Files(Protocol):
 class _FileEvent(Event, kw_only=True):
     """The fields of every event about a file.
 
-    Users who may read a task may see the files that are shared with the task.
+    The event has the visibility `shared` if the file is shared with its task, and `private` otherwise.
     """
 
     file_id: str

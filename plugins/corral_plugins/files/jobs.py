@@ -16,7 +16,7 @@ async def sweep_files(sweeps: FileSweeps) -> None:
 
 
 async def verify_files(sweeps: FileSweeps) -> None:
-    """Verify a sample of the stored files."""
+    """Verify the stored files in the sample of the current week."""
     await sweeps.verify()
 
 

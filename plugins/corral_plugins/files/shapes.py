@@ -32,7 +32,7 @@ class FileUpload(UploadFields, kw_only=True, forbid_unknown_fields=True):
 
 
 class UploadQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The query parameters of an upload: the task to which the file belongs."""
+    """The query parameters of an upload. `task_id` is the task to which the file belongs."""
 
     task_id: Id | UnsetType = UNSET
 

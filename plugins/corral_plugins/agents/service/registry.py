@@ -185,7 +185,7 @@ class AgentsService:
         return bool(rows)
 
     def release_slot(self, agent_id: str, *, cause: tuple[str, ...] = ()) -> None:
-        """Release a slot of the agent. Releasing the last slot ends the states `busy` and `draining`."""
+        """Release a slot of the agent. After the last slot, `busy` becomes `idle`, and `draining` becomes `offline`."""
         if are_state_changes_suppressed(agent_id):
             _FREE_SLOT.run({"id": agent_id, "now": clock.now()})
             return
@@ -235,10 +235,10 @@ class AgentsService:
         reason: str,
         cause: tuple[str, ...],
     ) -> None:
-        """Count a failure or stall of an agent that may claim tasks.
+        """Count a failure or stall of an agent.
 
-        When the count reaches `limit`, change the agent's state to `after`. If the setting `limit` is 0, the state
-        never changes.
+        When the count reaches `limit` and the agent is `idle` or `busy`, change its state to `after`. If the setting
+        `limit` is 0, the state never changes.
         """
         most = self._settings.get(limit)
         for incidents, _, before, name, owner in count.rows({"id": agent_id}):

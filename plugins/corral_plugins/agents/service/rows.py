@@ -81,7 +81,7 @@ def is_state_unchanged(row: Agent) -> Any:
 def has_leases(tasks: Tasks | None, agent_id: str) -> bool:
     """Return whether the agent holds a live lease.
 
-    Call this function after reading the row, because `is_state_unchanged` then detects leases that begin later.
+    Call this function after reading the row of the agent, so that `is_state_unchanged` detects leases that begin later.
     """
     return tasks is not None and bool(tasks.leased_task_ids([agent_id]).get(agent_id))
 
@@ -110,7 +110,7 @@ def add_version(row: Agent, changed: list[str], by: Principal) -> None:
 
 
 class AgentViews:
-    """Builds API representations of agents. For a list of agents, every other plugin is queried only once."""
+    """Builds API representations of agents. A list of agents needs only one query to each of the other plugins."""
 
     cost: Costs | None
     llm: LLM | None

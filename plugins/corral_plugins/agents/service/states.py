@@ -140,9 +140,9 @@ class AgentStates:
     def start(self, agent_id: str, match: IfMatch = ANY_VERSION, *, override: bool, by: Principal) -> AgentView:
         """Start an agent, so that it claims tasks.
 
-        Raise a `Problem` with the code `kill_switch` while the kill switch is engaged. Raise `Conflict` if the agent
-        was paused automatically: with the code `budget_exhausted` if its budget is used up and `override` is not set,
-        or with the code `invalid_state` if its provider's circuit breaker is open.
+        Raise a `Problem` with the code `kill_switch` while the kill switch is engaged. Raise `Conflict` with the code
+        `budget_exhausted` if the agent was paused because its budget is used up and `override` is not set, or with the
+        code `invalid_state` if it was paused because its provider's circuit breaker is open.
         """
         if override and not by.may("agents.manage"):
             raise Forbidden("`override` requires the permission agents.manage.")
@@ -231,7 +231,7 @@ class AgentStates:
     def _revoke_leases(self, agent_id: str, how: StopAgent) -> None:
         """Revoke all leases of the agent.
 
-        To avoid deadlocks, the tasks are locked before the agent, as in every unit of work.
+        Call this method before locking the agent: to avoid deadlocks, every unit of work locks tasks before agents.
         """
         if self.tasks is not None:
             with suppress_state_changes(agent_id):

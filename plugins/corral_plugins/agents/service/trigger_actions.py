@@ -25,7 +25,7 @@ class AgentTriggerActions:
         self._states: AgentStates | None = None
 
     def set_service(self, states: AgentStates) -> None:
-        """Set the service that the actions call."""
+        """Set the service through which the actions start and stop agents."""
         self._states = states
 
     def definitions(self) -> list[TriggerAction]:
@@ -78,7 +78,7 @@ def check_agent(caller: Principal, fields: Json) -> None:
 
 @contextlib.contextmanager
 def _as_reference() -> Iterator[None]:
-    """Convert a `NotFound` error for the agent to `Invalid` for the field that contains its id."""
+    """If the block raises `NotFound` for the agent, raise `Invalid` for the field `agent_id` instead."""
     try:
         yield
     except NotFound as error:

@@ -52,9 +52,11 @@ class AutoApproval:
         self._work, self._settings, self._outcomes = work, settings, outcomes
 
     def find_fault(self, rules: list[AutoApproveRule]) -> str | None:
-        """Return the second half of an error message about the first rule whose condition is invalid, or None.
+        """Return the error in the first rule whose condition is invalid, or None if all conditions are valid.
 
-        Runs in the unit of work that changes the setting. Expressions are only parsed here, not evaluated.
+        The text completes a sentence that begins with the name of the setting: "has the rule …, whose condition `when`
+        is invalid: …". Runs in the unit of work that changes the setting. Expressions are only parsed here, not
+        evaluated.
         """
         for rule in rules:
             if rule.when is None or self.expressions is None:
@@ -108,8 +110,8 @@ class AutoApproval:
     def _may_be_tainted(self, row: Approval, task: dict[str, Any]) -> bool:
         """Return whether the request may contain content from an untrusted source.
 
-        Also return true for a request by an agent or a worker that names no task, because the requester could leave out
-        a tainted task.
+        Also return true if the request was made by an agent or a worker and names no task, because the requester could
+        leave out a tainted task.
         """
         if task.get("tainted") or (row.tool_call is not None and row.tool_call["tainted"]):
             return True

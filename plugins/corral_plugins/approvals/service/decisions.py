@@ -44,7 +44,7 @@ class ApprovalDecisions:
     # -- decisions of approvers
 
     def approve(self, approval_id: str, body: ApproveRequest, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Approve the requested payload or an edited one. The payload may run once enough people have approved it."""
+        """Approve the requested payload or an edited one. Execution requires the approval of enough people."""
         row = self._lock_to_decide(approval_id, match, body.payload_sha256, by)
         changes = self._edit(row, body.edited_payload)
         content = changes.get("edited_sha256") or rows.current_hash(row)

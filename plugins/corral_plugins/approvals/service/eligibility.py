@@ -32,8 +32,8 @@ class Eligibility:
     def default_approvers(self, risk: str, task_owner: str | None, needs: Sequence[str] = ()) -> Approvers:
         """Return the default approvers for a request that names none.
 
-        If the risk is low or medium and members have all permissions in `needs`, all members and admins may decide.
-        Otherwise, admins may decide, and also the user `task_owner` if that user has these permissions.
+        If the risk is low or medium and the role `member` has all permissions in `needs`, all members and admins may
+        decide. Otherwise, admins may decide, and also the user `task_owner` if that user has these permissions.
         """
         if RISKS.index(risk) < HIGH and self._permissions.held_by("member").issuperset(needs):
             return Approvers(roles=["admin", "member"])
@@ -99,8 +99,8 @@ class Eligibility:
     def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
         """Return the subset of `user_ids` that belongs to users who may still decide an approval request.
 
-        These users are active, have the necessary permissions, are among the approvers, and are not excluded
-        because the request is their own (see `_is_own`).
+        These users are active, have the necessary permissions, are among the approvers, and are not prevented from
+        deciding because the request counts as their own (see `_is_own`).
         """
         found = self._accounts.get_many(user_ids)
         return {

@@ -302,7 +302,7 @@ def _check_size(value: Any, limit: int, pointer: str) -> None:
 
 
 def _seconds_left(new: NewApproval) -> float | None:
-    """Return the number of seconds that people have to decide, or None if the request sets no time.
+    """Return the number of seconds within which people must decide, or None if the request sets no time.
 
     Raise `Invalid` if the time is out of bounds.
     """

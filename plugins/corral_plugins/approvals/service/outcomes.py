@@ -43,7 +43,7 @@ class ApprovalOutcomes:
     def causes_of(self, row: Approval, by: Principal | None = None) -> tuple[str, ...] | None:
         """Return the cause chain of the caller's task, or else of the task or run that requested the approval.
 
-        Triggers detect loops with it. Return None if neither has causes, or if only people are involved.
+        Triggers use the chain to detect loops. Return None if there is no chain, or if only people are involved.
         """
         own = by.task_id if by is not None else None
         caller = None if own is None or self.tasks is None else self.tasks.find_run(own)
@@ -58,7 +58,7 @@ class ApprovalOutcomes:
         return None if run is None else run.cause_chain or None
 
     def wake(self, row: Approval) -> None:
-        """Let the requester continue after an outcome or a request for a revision."""
+        """Let the requester continue after the approval was resolved or a revision was requested."""
         if row.type == "tool_call" and self.tools is not None:
             self.tools.approval_changed(row.tool_call["id"], status=row.status, note=row.outcome_note)
         else:

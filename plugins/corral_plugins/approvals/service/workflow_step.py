@@ -104,7 +104,8 @@ class ApprovalStep:
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
         """Return the result of the step when its approval is resolved, or None while the approval is open.
 
-        If the request was not approved, the run follows the path in `on_reject` or `on_timeout`.
+        If the request was not approved, the step fails, is skipped, or jumps to another step, as `on_reject` specifies.
+        If it expired and `on_timeout` is `skip`, the step is skipped.
         """
         row = rows.lock(event.object_id)
         if row is None or row.status in OPEN:
@@ -132,7 +133,7 @@ class ApprovalStep:
 
 
 def check_config(config: Json) -> list[FieldError]:
-    """Return the errors in a configuration that its schema cannot detect."""
+    """Return those errors in a configuration that a check against its schema does not find."""
     faults = []
     risk = config.get("risk", "medium")
     if config.get("on_timeout") == "approve" and risk in RISKS and RISKS.index(risk) >= HIGH:

@@ -1,4 +1,4 @@
-"""Create the audit tables (hash chain, head, checkpoints, signing keys) and the triggers that make rows append-only."""
+"""Create the audit tables (hash chain, end of the chain, checkpoints, signing keys) and the append-only triggers."""
 
 from __future__ import annotations
 

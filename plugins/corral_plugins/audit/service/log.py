@@ -182,7 +182,10 @@ class Deduplicator:
         return repeated is not None and (not repeated.is_over or repeated.count > 0)
 
     def count(self, entry: AuditEntry, by: UnitContext) -> None:
-        """Count a repetition. Runs on the event loop, where its counting period may have ended in the meantime."""
+        """Count a repetition. Runs on the event loop.
+
+        If the counting period has ended since `is_repetition` was called, start a new one.
+        """
         self.start_counting(entry, by)
         if (repeated := self._by_key.get(_deduplication_key(entry, by))) is not None:
             repeated.count += 1
@@ -251,7 +254,10 @@ def lock_chain_head() -> tuple[int, str]:
 
 
 def raise_alert(alert: SystemAlert, about: str = "") -> bool:
-    """Publish an alert, at most once an hour across all processes. Return whether the alert was published."""
+    """Publish an alert, unless any process published one of this kind within the last hour.
+
+    Alerts of one kind that differ in `about` are limited separately. Return whether the alert was published.
+    """
     is_due = acquire_lease(f"audit.alert.{alert.kind}{about}", new_id(), ALERT_SECONDS)
     if is_due:
         emit(alert, object=("audit_log", "audit"))
@@ -261,7 +267,7 @@ def raise_alert(alert: SystemAlert, about: str = "") -> bool:
 class AuditLog:
     """Records audit entries in the unit of work of the audited change. Implements `corral.plugin.Audit`.
 
-    The counters cover only this process.
+    The counters of rows and of failures cover only this process.
     """
 
     def __init__(self, work: Work, settings: Settings, redactor: Redactor) -> None:

@@ -51,7 +51,7 @@ _NAMES = (
 
 
 class ChainEnds(msgspec.Struct, frozen=True):
-    """The head of the log, which is its newest row, and the anchor, which is the newest row that retention removed.
+    """The head of the log, which is its newest row, and the anchor, which is the newest row removed as expired.
 
     Both are read in one snapshot. `stored` is the `seq` of the newest row in the table. It is lower than the head's
     `seq` if rows are missing.
@@ -65,7 +65,7 @@ class ChainEnds(msgspec.Struct, frozen=True):
 def chain_ends() -> ChainEnds:
     """Return the head and the anchor of the log.
 
-    A single statement reads both, so that they form one snapshot on every database engine.
+    A single statement reads both, so that they are consistent with each other on every database engine.
     """
     newest: Any = AuditRow.select(AuditRow.seq).order_by(AuditRow.seq.desc()).limit(1)
     row: Any = ChainHead.select(
@@ -81,7 +81,7 @@ def rows_between(after: int, until: int) -> list[tuple[Any, ...]]:
 
 
 def hash_at(seq: int) -> str | None:
-    """Return the hash of the row `seq`, or None if the row does not exist."""
+    """Return the hash of the row with this `seq`, or None if the row does not exist."""
     row = AuditRow.select(AuditRow.hash).where(AuditRow.seq == seq).tuples().first()
     return None if row is None else str(row[0])
 

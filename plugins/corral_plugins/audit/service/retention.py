@@ -27,7 +27,7 @@ class AuditRetention:
         self._work, self._settings, self._log = work, settings, log
 
     async def remove_expired_rows(self) -> None:
-        """Remove rows older than `audit.retention_days`. If the setting is unset, no rows expire."""
+        """Remove rows older than `audit.retention_days`. If this setting has no value, no rows expire."""
         days = self._settings.get(RETENTION_DAYS)
         if days is not None:
             before = clock.now(-days * DAY)
@@ -56,7 +56,7 @@ class AuditRetention:
 
 
 def _remove_batch() -> int:
-    """Delete one batch of rows and checkpoints, and return how many were deleted.
+    """Delete one batch of rows and checkpoints. Return the total number of deleted rows and checkpoints.
 
     The checkpoint at the anchor remains, because verification starts there.
     """

@@ -112,7 +112,7 @@ class Verification:
         return f"The audit log is NOT intact: row {verdict.first_bad_seq}: {verdict.reason}."
 
     async def verify_recent(self) -> VerificationResult:
-        """Verify the newest 10,000 rows up to the head, and alert admins if they are not intact."""
+        """Verify the newest 10,000 rows, and alert admins if they are not intact."""
         head = (await self._work(queries.chain_ends, read=True)).head
         return await self.run(max(1, head.seq - RECENT + 1))
 

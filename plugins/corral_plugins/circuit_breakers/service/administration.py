@@ -218,7 +218,10 @@ def _new_row(name: str) -> BreakerRow:
 
 
 def _check_window(config: BreakerConfig, configured: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raise `Invalid` if a window of the type `count` is too large, or smaller than the minimum number of calls."""
+    """Raise `Invalid` if the type of the window is `count` and its size is not allowed.
+
+    The size must be at most `MAX_COUNT_WINDOW`, and at least the configured `minimum_calls`.
+    """
     if config.window_type != "count":
         return
     if config.window_size > MAX_COUNT_WINDOW:

@@ -258,7 +258,7 @@ class BreakersService:
             await self._report()
 
     def on_events(self, events: Iterable[LoggedEvent]) -> None:
-        """Read the stored states immediately after the state of a circuit breaker has changed in another process."""
+        """Let `run` read the stored states immediately if a circuit breaker has changed its state in any process."""
         if any(event.type.startswith("circuit.") for event in events):
             self._transitions.changed.set()
 

@@ -23,7 +23,7 @@ NEVER_READ = 0  # the revision of a breaker whose row is not known
 
 
 class LocalBreaker:
-    """The state of a circuit breaker as known to this process, with the calls that are not stored yet.
+    """The state of a circuit breaker that this process last read, with the calls that are not stored yet.
 
     Instances may be used only on the event loop. `probing` counts the probes of this process, including calls that are
     asking for a permit.
@@ -178,11 +178,10 @@ class LocalBreaker:
         return self.probing <= self.config.half_open_permits
 
     def decide_alone(self, outcome: Outcome | None) -> None:
-        """Count a probe while the database cannot be reached.
+        """Count a probe while the database cannot be reached, and open or close the circuit breaker if necessary.
 
-        If the results of the probes require it, open or close the circuit breaker in this process only.
-
-        As soon as the database can be reached again, the row determines the state.
+        The new state applies only to this process. As soon as the database can be reached again, the row determines the
+        state.
         """
         self.revision = NEVER_READ
         if outcome is None or self.state != "half_open":

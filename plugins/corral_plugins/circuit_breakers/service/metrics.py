@@ -61,7 +61,7 @@ class BreakerMetrics:
         self._transitions[(self.label(name), to)] += 1
 
     def _read_states(self) -> dict[tuple[str, ...], float]:
-        """Return the highest state number among the circuit breakers with each label."""
+        """Return, for each label, the highest state of its circuit breakers: 0 (closed), 1 (half open) or 2 (open)."""
         found: dict[tuple[str, ...], float] = {}
         rows: Any = BreakerRow.select(BreakerRow.name, BreakerRow.state).tuples()
         for name, state in rows:

@@ -188,7 +188,7 @@ class BreakerTransitions:
     # -- counted calls
 
     def merge(self, reports: Sequence[CallReport]) -> None:
-        """Store the call counts of a process, and open circuit breakers whose rates have reached their thresholds."""
+        """Store the call counts of a process. Open circuit breakers whose failure or slow-call rate is too high."""
         by_name = {report.name: report for report in reports}
         for row in self.lock(by_name, create=True):
             self._merge_report(row, by_name[row.name])
@@ -309,7 +309,7 @@ class BreakerTransitions:
         return sorted({name for query in (lost, overdue) for (name,) in query.limit(BATCH_SIZE).tuples()})
 
     def end_overdue(self, name: str) -> None:
-        """Count the lost probes of a circuit breaker as failures, and open it if it has been half open for too long."""
+        """Count probes with expired permits as failures. Open the circuit breaker if it was half open for too long."""
         for row in self.lock([name]):
             self._expire_permits(row)
             if row.state == "half_open" and row.half_open_until < clock.now():
@@ -317,7 +317,7 @@ class BreakerTransitions:
                 self.transition(row, "open", f"The probes had no clear result within {seconds} seconds.")
 
     def find_unalerted(self) -> list[str]:
-        """Return the names of circuit breakers that have been open or half open for 5 minutes without an alert."""
+        """Return the names of circuit breakers that have been open or half open for over 5 minutes without an alert."""
         due = (
             (BreakerRow.state != "closed")
             & (BreakerRow.alerted == False)  # noqa: E712
@@ -327,7 +327,7 @@ class BreakerTransitions:
         return [name for (name,) in found]
 
     def raise_alerts(self) -> None:
-        """Alert admins once about each circuit breaker that has been open or half open for 5 minutes."""
+        """Alert admins once about each circuit breaker that has been open or half open for over 5 minutes."""
         for row in self.lock(self.find_unalerted()):
             if row.state != "closed" and not row.alerted and self.update(row, alerted=True):
                 last = f" Last error: {row.last_error['type']}: {row.last_error['message']}" if row.last_error else ""

@@ -116,7 +116,7 @@ def shape_of(config: BreakerConfig) -> str:
 
 
 def new_window(config: BreakerConfig, text: str = "") -> Window:
-    """Return a window with the calls in `text`, which `Window.encode` returned earlier."""
+    """Return a window with the calls in `text`, an earlier result of `Window.encode`, or an empty window."""
     make = CountWindow if config.window_type == "count" else TimeWindow
     return make(config.window_size, text)
 

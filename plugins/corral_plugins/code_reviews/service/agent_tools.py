@@ -97,7 +97,7 @@ class AgentReviews:
         return found
 
     def is_visible(self, context: ToolContext, arguments: Json) -> bool:
-        """Return whether the requester may read the review named in the arguments."""
+        """Return whether the caller of the tool may read the review named in the arguments."""
         try:
             rows.find_readable(arguments["review_id"], context.caller)
         except NotFound:

@@ -32,8 +32,8 @@ Numbers = dict[str | None, list[int]]
 class Context(msgspec.Struct, frozen=True):
     """The commented lines, and up to three lines that the patch shows before and after them.
 
-    Each item is the text of a line, with one character per byte. Lines of 64 bytes or more are replaced by their
-    SHA-256 hashes.
+    Each item is the text of a line, decoded as Latin-1, so that each byte becomes one character. Lines of 64 bytes or
+    more are replaced by their SHA-256 hashes.
     """
 
     before: list[str]
@@ -151,7 +151,7 @@ def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers
 
 
 def _candidates(numbers: Numbers, context: Context) -> Iterable[int]:
-    """Return the line numbers at which the lines of a comment may start now.
+    """Return the line numbers in the new revision at which the lines of a comment could begin.
 
     At each of them, the preceding line is unchanged, or the patch does not show the preceding line.
     """

@@ -160,7 +160,9 @@ def check_position(new: NewReviewComment) -> None:
 
 
 def _check_room(review_id: str, characters: int, added: int = 1) -> None:
-    """Raise `TooMany` if the review has no room for further comments with this many characters in total.
+    """Raise `TooMany` if a review would have too many comments, or too many characters in its comments.
+
+    `added` is the number of new comments, and `characters` is their total length.
 
     The number and length of comments are limited because a single response contains all comments of a review.
     """

@@ -124,7 +124,10 @@ class ReviewDecisions:
             raise Forbidden(detail, code="self_approval")
 
     def _refuse_unready(self, row: Review, *, force: bool) -> int:
-        """Raise `Conflict` if the review cannot be approved yet. Otherwise, return the number of open blockers."""
+        """Raise `Conflict` if the review cannot be approved yet.
+
+        Otherwise, return the number of open blockers, which is 0 unless `force` is set.
+        """
         open_ = (ReviewComment.review_id == row.id) & (ReviewComment.severity == "blocker") & ~ReviewComment.resolved
         blockers: int = ReviewComment.select().where(open_).count()
         failed = [check["name"] for check in row.checks if check["status"] == "failed"]

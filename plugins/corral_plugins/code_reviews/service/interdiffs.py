@@ -69,7 +69,10 @@ def _sorted_side(file: PatchedFile | None) -> list[Line]:
 
 
 def _applied(base: dict[int, bytes], file: PatchedFile | None) -> list[Line]:
-    """Return the known lines of a patched file: the lines in hunks, and the other lines with their new numbers."""
+    """Return the lines of a file after a patch, with their new numbers.
+
+    These are the lines that the patch shows, and the lines of `base` that are outside its hunks.
+    """
     hunks = [] if file is None else file.hunks
     covered: set[int] = set()
     found: list[Line] = []

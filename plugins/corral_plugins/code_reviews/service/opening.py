@@ -271,14 +271,14 @@ class CodeReviewsService:
         return () if run is None else run.cause_chain
 
     def _with_taint(self, patch: PreparedPatch, by: Principal) -> PreparedPatch:
-        """Return the patch, marked as tainted if the caller's run is. The review need not name the task of the run."""
+        """Return the patch, marked as tainted if the caller's run is tainted, even if the review names another task."""
         run = None if by.task_id is None else self._tasks.find_run(by.task_id)
         return patch if run is None or not run.tainted else msgspec.structs.replace(patch, tainted=True)
 
     def _lock_open(self, review_id: str, by: Principal, *, is_author: bool = False) -> Review:
-        """Lock an open review that the caller may change.
+        """Lock and return a review. Raise `Forbidden` if the caller may not change it, or `Conflict` if it is not open.
 
-        With `is_author`, the agent that made the diff may also change it.
+        If `is_author` is true, the agent that made the diff may also change the review.
         """
         row = self.lock_readable(review_id, by)
         if not is_author or by.agent_id is None or by.agent_id != row.agent_id:

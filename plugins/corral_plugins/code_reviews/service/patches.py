@@ -92,7 +92,7 @@ class Patch(msgspec.Struct):
         """Return the file with this path on the given side, or None if the patch does not change the file.
 
         If a file changes its type, for example to a symbolic link, the patch contains a deletion and an addition of the
-        path.
+        path. In this case, return the one that exists on the given side.
         """
         absent = "deleted" if side == "new" else "added"
         found = [file for file in self.files if path == (file.path if side == "new" else file.old_path or file.path)]

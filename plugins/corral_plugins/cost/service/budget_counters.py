@@ -1,7 +1,8 @@
 """Budget counters: the amounts spent and reserved in each period within each limit.
 
 A counter is created from the rollups and the reservations when its limit is first used in a period. From then on, each
-unit of work that changes a rollup or a reservation also changes the counter, so the counter always equals their sums.
+unit of work that changes a rollup or a reservation also changes the counter, so the counter always equals the sums of
+the rollups and of the reservations.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def publish_change(limits: BudgetLimits) -> None:
 def reserve(limits: BudgetLimits, applicable: list[Limit], amount: int) -> Limit | None:
     """Reserve an amount under each of the given limits. Return the first limit that the amount would exceed, if any.
 
-    If `limits` is outdated, the first limit is returned.
+    If `limits` is outdated, reserve nothing and return the first limit.
     """
     period = current_period(limits.zone)
     for limit in applicable:

@@ -50,7 +50,10 @@ class Limit(NamedTuple):
 
 
 class BudgetLimits:
-    """All limits at one revision. `known` contains the `(scope, key, period)` of counters that are known to exist."""
+    """All limits as of a revision number, which changes whenever a limit changes.
+
+    `known` contains the `(scope, key, period)` of counters that are known to exist.
+    """
 
     def __init__(self, revision: int, configuration: BudgetConfiguration, agents: Mapping[str, int]) -> None:
         self.revision, self.configuration, self.agents = revision, configuration, agents
@@ -100,7 +103,9 @@ class BudgetLimitCache:
         return self._limits_of_unit() or self.reload()
 
     def expected(self, agent_id: str | None) -> BudgetLimits:
-        """Return the limits for an agent from memory. They may be outdated, unless no limit applies to the agent.
+        """Return the limits from memory, or from the database if no limit in memory applies to the agent.
+
+        Limits from memory may be outdated.
 
         The caller must either compare the revision of the limits with the database, or rely on a row that exists only
         if a limit exists.

@@ -51,7 +51,7 @@ class BudgetMaintenance:
         return bool(reservations.find_expiring(clock.now(GRACE_SECONDS), 1))
 
     def release_expired(self) -> int:
-        """Release at most one batch of expired reservations. Return the number of reservations that were changed.
+        """Release at most one batch of expired reservations. Return the number of released and extended reservations.
 
         If the lease of an attempt was renewed, the reservation of the attempt is extended instead of released.
         """
@@ -94,7 +94,7 @@ class BudgetMaintenance:
         return self.agents is not None and bool(self.agents.find_paused(PAUSE_REASON))
 
     def resume_agents(self) -> None:
-        """Resume the agents that are paused because of their budget but no longer exceed the budget."""
+        """Resume the agents that are paused because of their budgets but no longer exceed them."""
         if self.agents is None:
             return
         paused = self.agents.find_paused(PAUSE_REASON)

@@ -267,8 +267,8 @@ def _event_row(spent: BillableUsage, quote: PriceQuote) -> dict[str, Any]:
 def _private_to(spent: BillableUsage) -> str | None:
     """Return the only non-admin user who may see the cost event, or None if every user who may read costs can see it.
 
-    Costs of tasks, runs and agents are visible to all these users. Costs of conversations and direct calls are private
-    to their user.
+    Costs of tasks, runs and agents are visible to every user who may read costs. Costs of conversations and direct
+    calls are private to the user who caused them.
     """
     is_shared = spent.task_id or spent.run_id or (spent.agent_id and not spent.conversation_id)
     return None if is_shared else spent.user_id

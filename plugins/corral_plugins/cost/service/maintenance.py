@@ -82,7 +82,7 @@ FROM cost_events WHERE ts >= ? AND ts < ? AND {condition}
 def find_differences(series: str, day: int) -> Differences:
     """Return the amounts by which the rollups of a series differ from the cost events of a UTC day.
 
-    Differences are positive if the rollup is too low, and negative if it is too high. At most `BATCH_ROWS` rollups are
+    A difference is positive if the rollup is too low, and negative if it is too high. At most `BATCH_ROWS` rollups are
     returned.
     """
     counters = ", ".join(f"{expression} AS {name}" for name, expression in _COUNTERS.items())
@@ -170,7 +170,7 @@ def _longer_rollup(key: RollupKey) -> RollupKey | None:
 
 
 def delete_events(before: str) -> int:
-    """Delete at most `BATCH_ROWS` events older than an instant, and return their number.
+    """Delete at most `BATCH_ROWS` events older than the instant `before`, and return their number.
 
     The rollups keep the costs of deleted events.
     """

@@ -66,11 +66,11 @@ class BudgetRefusals:
         self._counts: Counter[str] = Counter()
 
     def count(self, scope: str) -> None:
-        """Count a refusal immediately, because the unit of work in which it occurs never commits."""
+        """Count a refused operation immediately, because its unit of work never commits."""
         self._counts[scope] += 1
 
     def by_scope(self) -> Values:
-        """Return the number of refusals by scope, as the values of a metric."""
+        """Return the number of refused operations by budget scope, as the values of a metric."""
         return {(scope,): float(self._counts[scope]) for scope in SCOPES}
 
 

@@ -107,7 +107,7 @@ class PriceOverrides:
         return _price_view(PriceOverrideRow(**row))
 
     def change(self, price_id: str, change: PriceChange, match: IfMatch) -> PriceView:
-        """Change a price override. Existing events keep their cost."""
+        """Change a price override. Existing cost events keep their cost."""
         row = self._get_override(price_id)
         match.check(row.version)
         changes: dict[str, Any] = _money_columns(change)

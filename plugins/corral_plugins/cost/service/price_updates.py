@@ -117,7 +117,7 @@ def _stored_data() -> str:
 
 
 def _checked(content: bytes) -> str:
-    """Return a table in its stored form. Raise `ValueError` if genai-prices cannot read the table."""
+    """Compress and encode a fetched table for storage. Raise `ValueError` if genai-prices cannot read the table."""
     raw: Any = json.loads(content)
     if not isinstance(raw, list) or not price_table.parse_providers(raw):
         raise ValueError("the price table is not a list of providers")

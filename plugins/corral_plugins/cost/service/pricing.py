@@ -83,7 +83,7 @@ def _specificity(pattern: str) -> tuple[bool, int]:
 
 
 class PriceOverrideSnapshot:
-    """All price overrides at one revision of the `cost_prices` table. Instances are immutable."""
+    """All price overrides as of one revision of the `cost_prices` table. Instances are immutable."""
 
     def __init__(self, revision: int, overrides: Sequence[PriceOverride]) -> None:
         self.revision = revision

@@ -126,7 +126,10 @@ class CostReports:
         return {**existing, **{agent_id: (names.get(agent_id), True) for agent_id in deleted}}
 
     def list_by_provider(self, query: DaysQuery) -> CostsByProvider:
-        """Return the costs for the last `query.days` days by provider, each with its models, most expensive first."""
+        """Return the costs for the last `query.days` days by provider, most expensive first.
+
+        Each provider contains the costs of its models, also most expensive first.
+        """
         rows = self._grouped_totals(rollups.MODEL, query)
         models: dict[str, list[tuple[str, RollupCounters]]] = {}
         for provider, model, totals in rows:

@@ -118,10 +118,10 @@ class Reservations:
 
     @property
     def may_exist(self) -> bool:
-        """Whether reservations may exist, which is the case if this process knows of any budget limit.
+        """Whether reservations can exist, which is the case if any budget limit is set.
 
-        The database is not read. If another process has just set the first limit, a reservation may be missed; it is
-        released when it expires.
+        Only the limits in memory are checked. If another process has just set the first limit, the result can be
+        wrong. A reservation that is therefore not released by its caller is released when it expires.
         """
         return not self._limits.cached.is_unlimited
 
@@ -239,7 +239,7 @@ class Reservations:
     def settle(
         self, holder_id: str | None, *, held: int, cost: int, agent_id: str | None, is_call: bool = False
     ) -> None:
-        """Replace the amount that is set aside for a use with the cost of the use, at the end of the unit of work.
+        """At the end of the unit of work, replace the amount that is set aside for a call with its cost.
 
         `is_call` means that the reservation belongs to a single call, so it ends with the call.
         """

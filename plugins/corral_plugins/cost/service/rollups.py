@@ -62,9 +62,9 @@ TOTAL, TASK_TOTAL, PRIVATE = "total", "task_total", "private"
 ALL_TIME = 0
 QUARTER_HOURLY = "quarter_hour:"
 _SHARDED = frozenset({AGENT, AGENT_MONTH, MODEL, TOTAL, WORKFLOW})
-"""The series whose rows are sharded, besides the quarter-hour series.
+"""The series whose rows are sharded, because concurrent units of work often update them.
 
-Their rows are sharded because concurrent units of work update them.
+The rows of the quarter-hour series are sharded too.
 """
 
 
@@ -90,7 +90,7 @@ def quarter_hour_series_name(agent_id: str = "", provider: str = "") -> str:
 
 
 def increments_of(event: Row) -> dict[str, int]:
-    """Return the counter increments that an event (a row in `cost_events`) adds to each of its rollups."""
+    """Return the amounts by which an event (a row in `cost_events`) increments the counters of each of its rollups."""
     names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
     tokens = {name: int(event[name]) for name in names}
     cost = event["cost_micro"]
@@ -337,7 +337,7 @@ def _totals_of_days(span: OffsetSpan, agent_id: str, provider: str) -> list[tupl
 
 
 def all_time_total(series: str, key: str) -> RollupCounters:
-    """Return the all-time totals of one key in a series that is not divided into periods."""
+    """Return the totals of one key in a series that stores only all-time totals."""
     return _counters_of_row(_TOTAL_OF_KEY.one({"series": series, "key": key}) or ())
 
 

@@ -1,4 +1,4 @@
-"""Create the tables for dead letters, for retry batches, and for the time until which the queue is complete."""
+"""Create the tables for dead letters, retry batches, and the time of the last check for missing dead letters."""
 
 from __future__ import annotations
 

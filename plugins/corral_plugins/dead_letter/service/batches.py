@@ -172,7 +172,7 @@ class DeadLetterBatches:
         return None
 
     def _is_failing(self, batch_id: str) -> bool:
-        """Return whether the 20 tasks of the batch that ended most recently all failed again."""
+        """Return whether the batch's 20 most recently ended tasks all failed again."""
         newest: Any = DeadLetter.select(DeadLetter.task_id).where(DeadLetter.batch_id == batch_id)
         task_ids = [row.task_id for row in newest.order_by(DeadLetter.resolved_at.desc()).limit(RECENT)]
         if len(task_ids) < MAX_FAILURES:

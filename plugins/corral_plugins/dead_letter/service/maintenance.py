@@ -48,7 +48,7 @@ class DeadLetterMaintenance:
     def add_missing(self, after: str) -> str | None:
         """Add the missing dead letters for one batch of tasks.
 
-        Return the position after the batch, or None if no tasks remain.
+        Return the position at which the next batch begins, or None if no tasks remain.
         """
         return self._tasks.add_missing_dead_letters(after)
 

@@ -32,7 +32,7 @@ class DeadLetterMetrics:
         self._added[reason] += 1
 
     def added_by_reason(self) -> Mapping[tuple[str, ...], float]:
-        """Return the number of new dead letters for each reason."""
+        """Return the number of dead letters that this process added since its start, keyed by reason."""
         return {(reason,): float(count) for reason, count in self._added.items()}
 
     def definitions(self) -> list[Metric]:
@@ -63,7 +63,7 @@ class DeadLetterStatistics:
     def read(self) -> DeadLetterStats:
         """Return the statistics. Unknown values are null.
 
-        All reasons are included, even those without a dead letter.
+        `by_reason` includes all reasons, even those without a dead letter.
         """
         counts = _count_by(DeadLetter.reason, limit=len(REASONS))
         return DeadLetterStats(

@@ -140,7 +140,7 @@ class Downloads:
         return await self._report(alert, f"{place} the bytes of this file; the admins have been notified.{remedy}")
 
     async def report_many_missing(self, count: int) -> None:
-        """Alert admins to the number of files whose bytes are missing."""
+        """Raise a single alert that reports the number of files whose bytes are missing."""
         place, remedy = self._missing_text()
         detail = f"{place} the bytes of {count} files.{remedy} Otherwise, restore them from a backup."
         alert = SystemAlert(
@@ -149,7 +149,7 @@ class Downloads:
         await self._work(lambda: raise_alert(alert, ("files", "store")))
 
     def _missing_text(self) -> tuple[str, str]:
-        """Return two pieces of text: where bytes are missing, and what to do if several machines share the database."""
+        """Return two parts of an alert: where bytes are missing, and what to do if machines share the database."""
         place, remedy = "The object store does not have", ""
         if self._storage.object_store is None:  # the folder may be one that the other machines do not see
             place = "This machine does not have"
@@ -173,7 +173,7 @@ class Downloads:
         return Unavailable(detail, retry_after=RETRY_SECONDS, code="dependency_unavailable")
 
     async def verify(self, row: File) -> None:
-        """Check a file for the job `files.verify`.
+        """Check that the stored bytes of a file are complete and undamaged. The job `files.verify` calls this method.
 
         Raise `Unavailable` if the file is damaged or missing, or if the store is down.
         """

@@ -61,7 +61,7 @@ class FileLinks:
 
 
 def complete_problem(problem: Problem, request: Request | None) -> None:
-    """Change the status of an invalid link signature from 401 to 403, because a link does not authenticate a caller."""
+    """Change the status of `invalid_signature` from 401 to 403, because a link does not authenticate a caller."""
     if problem.code == "invalid_signature":
         problem.status = 403
 

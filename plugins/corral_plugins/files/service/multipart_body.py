@@ -115,7 +115,7 @@ class UploadBody:
     def _pieces(self, chunk: bytes) -> Iterator[bytes]:
         """Split a chunk after the headers of each part, until the file begins.
 
-        As a result, the number of bytes before the file is known when the file begins, and the size of the file can be
+        The number of bytes before the file is thus known when the file begins, so that the size of the file can be
         computed.
         """
         start = 0

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class CallGuard(Protocol):
-    """A function that makes a call to the object store, or rejects the call as a circuit breaker does."""
+    """A function that makes a call to the object store, or raises `CircuitOpen` while a circuit breaker is open."""
 
     async def __call__(self, call: Callable[[], Awaitable[Any]]) -> Any: ...
 
@@ -267,7 +267,7 @@ class _PutObject:
         self._upload_id = None
 
     def abort(self) -> None:
-        """Delete the parts of an unfinished upload."""
+        """Delete the uploaded parts of an unfinished object."""
         if self._upload_id is not None:
             self._store._client().abort_multipart_upload(**self._named, UploadId=self._upload_id)
 

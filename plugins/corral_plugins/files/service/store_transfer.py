@@ -30,8 +30,8 @@ class TransferReport(msgspec.Struct):
 class StoreTransfer:
     """Copies blobs one at a time.
 
-    The target store contains a blob either completely or not at all, so an interrupted transfer can resume. `service`
-    and `run` are the corresponding methods of the command's session.
+    The target store contains a blob either completely or not at all, so an interrupted transfer can resume. The
+    arguments `service` and `run` of the constructor are the methods of the command's session with these names.
     """
 
     def __init__(self, service: Callable[[Any], Any], run: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps that delete expired files and whatever interrupted uploads, purged accounts and deleted tasks leave behind."""
+"""Sweeps that delete expired files, and the remains of interrupted uploads, purged accounts and deleted tasks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class FileSweeps:
             pass
 
     async def verify(self) -> None:
-        """Compare a random sample of the files with their stored hashes.
+        """Compare the files in the sample of the current week with their stored hashes.
 
         Raise an alert for each damaged or missing file.
         """
@@ -133,5 +133,5 @@ def _hashes_of(after: str) -> dict[str, str]:
 
 
 def _is_in_sample(sha256: str) -> bool:
-    """Return whether files with this hash belong to the sample that is verified this week."""
+    """Return whether files with this hash belong to the sample of the current week."""
     return int(sha256[:8], 16) % VERIFIED_SHARE == int(time.time() // (7 * 86_400)) % VERIFIED_SHARE

@@ -168,7 +168,7 @@ class Uploads:
         await self._work(lambda: self._quota.grow(upload_id, owner_id, more), entry=entry)
 
     def secret_scan(self) -> RedactorStream:
-        """Return a redactor stream that detects the values of stored secrets."""
+        """Return a new stream that detects the values of stored secrets in the text passed to it."""
         return self._redactor.stream(patterns=False)
 
 
@@ -216,7 +216,7 @@ class _CheckedStream:
     async def _reserve(self) -> None:
         """Reserve quota for the bytes that have arrived.
 
-        If the size of the file is unknown, reserve additional bytes in advance if the quota permits it.
+        If the size of the file is unknown, also reserve bytes in advance, unless the quota is too small for them.
         """
         missing = max(0, self._size - self._reserved)
         if self._new.size is None and 0 < missing < GROWTH_BYTES:
