@@ -50,7 +50,7 @@ def continue_from(instant: str) -> None:
 
 
 def format_instant(seconds: float) -> str:
-    """Format epoch seconds as an instant, clamped to the range from `FIRST` to `LAST`."""
+    """Format epoch seconds as an instant, clamped to the years 1 to 9999."""
     if not _FIRST_SECOND <= seconds < _LAST_SECOND + 0.999:
         return FIRST if seconds < 0 else LAST
     second, micros = divmod(round(seconds * 1_000_000), 1_000_000)
@@ -77,7 +77,7 @@ def parse_instant(instant: str) -> float:
 
 
 def from_datetime(moment: datetime) -> str:
-    """Convert a timezone-aware datetime to an instant, clamped to the range from `FIRST` to `LAST`."""
+    """Convert a timezone-aware datetime to an instant, clamped to the years 1 to 9999."""
     return format_instant(moment.timestamp())
 
 

@@ -117,7 +117,7 @@ class Kernel:
 
     @property
     def active(self) -> list[PluginRecord]:
-        """The active plugins, in start order."""
+        """The active plugins, in the order in which they start."""
         return [record for record in self.plugins if record.active]
 
     def wire(self) -> None:

@@ -428,7 +428,10 @@ class RateLimiter(Protocol):
         ...
 
     def leave(self, caller: Principal) -> None:
-        """Record that a request of the caller is no longer in flight: its response is ready, or its stream begins."""
+        """Record that a request of the caller is no longer in flight.
+
+        This method is called when the response is ready or, for a stream, when the stream begins.
+        """
         ...
 
 

@@ -86,7 +86,7 @@ class GitHubRepositoryView(msgspec.Struct, kw_only=True):
 
 
 class GitHubRepositoryQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters for listing repositories. `search` matches text in repository names."""
+    """Filters for listing repositories. `search` matches substrings of repository names."""
 
     search: Annotated[str, line(200, 0)] = ""
 

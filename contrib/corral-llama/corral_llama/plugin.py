@@ -51,7 +51,7 @@ class LlamaPlugin(Plugin):
 
     @cached_property
     def _provider(self) -> LocalProvider:
-        """The provider. It is created only when a kernel boots, so that commands need not import its module."""
+        """The provider `local`. It is created only when a kernel boots, so that commands need not import its module."""
         from corral_llama.provider import LocalProvider
 
         return LocalProvider()

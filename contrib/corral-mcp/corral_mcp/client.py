@@ -65,7 +65,7 @@ class GuardedRelay(httpx2.AsyncBaseTransport):
 
 
 async def _in_session(endpoint: McpEndpoint, use: Callable[[Client], Awaitable[T]]) -> T:
-    """Open a session, use it, and close it. Convert every error to `McpFailure`."""
+    """Open a session, call `use` with its client, and close the session. Convert every error to `McpFailure`."""
     sdk: Any = await asyncio.to_thread(importlib.import_module, "corral_mcp.client_sdk")
     relay = GuardedRelay(endpoint.http)
     try:

@@ -18,7 +18,10 @@ MIN_STATUS = {"off": 1000, "errors": 500, "all": 0}
 
 
 def log_request(request: IncomingRequest, status: int, seconds: float) -> None:
-    """Write a line about the request, which took `seconds`, to the access log. Query strings are never logged."""
+    """Write a line about the request, which took `seconds` seconds, to the access log.
+
+    Query strings are never logged.
+    """
     route = request.endpoint.route if request.endpoint is not None else None
     fields = {
         "request_id": request.request_id,

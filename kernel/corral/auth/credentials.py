@@ -78,7 +78,7 @@ class Credentials:
         return caller
 
     def cached(self, headers: CredentialHeaders, seconds: float = KEEP_SECONDS) -> Principal | None:
-        """Return the principal cached for these credential headers in the last `seconds`, or None."""
+        """Return the principal cached for these credential headers in the last `seconds` seconds, or None."""
         kept = self._cache.get(headers)
         return None if kept is None or time.monotonic() - kept[1] > seconds else kept[0]
 

@@ -1,4 +1,4 @@
-"""The visibility rules for objects. Lists, counts, reads by id, `/ws`, SSE and the event log all use these rules."""
+"""The visibility rules for objects. Lists, counts, lookups by id, `/ws`, SSE and the event log all use these rules."""
 
 from __future__ import annotations
 

@@ -35,7 +35,10 @@ class _Sessions(msgspec.Struct, kw_only=True):
 
 
 class SavedSessions:
-    """The file `sessions.json` (mode 0600). Each method reads the file again, because other commands change it."""
+    """The file `sessions.json` (mode 0600).
+
+    Each method reads the file again, because other commands may have changed it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._path = folder, folder / "sessions.json"

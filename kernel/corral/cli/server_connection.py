@@ -185,7 +185,7 @@ def valid_url(text: str, option: str) -> str:
 
 
 def valid_token(text: str, where: str) -> str:
-    """Return the token without surrounding whitespace. Raise `UsageError` if it cannot be a token."""
+    """Return the token without surrounding whitespace. Raise `UsageError` if it is empty or not printable ASCII."""
     token = text.strip()
     if not token or not (token.isascii() and token.isprintable()):
         raise click.UsageError(f"{where}: a token must consist of printable ASCII characters")

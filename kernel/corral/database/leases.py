@@ -33,7 +33,7 @@ _ACQUIRE = Statement(_acquire)
 def acquire_lease(name: str, holder: str, seconds: float) -> bool:
     """Acquire or renew the lease with one conditional upsert.
 
-    Return whether `holder` now holds the lease for `seconds`.
+    Return whether `holder` now holds the lease for `seconds` seconds.
     """
     return _ACQUIRE.run({"name": name, "holder": holder, "until": clock.now(seconds), "now": clock.now()}) > 0
 

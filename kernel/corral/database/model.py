@@ -65,7 +65,10 @@ class IdField(peewee.CharField):
 
 
 class InstantField(peewee.CharField):
-    """A column for an instant (see `corral.clock`). Its 24 characters sort chronologically."""
+    """A column for an instant (see `corral.clock`).
+
+    Instants have 24 characters, and their alphabetical order is chronological.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(max_length=24, **options)

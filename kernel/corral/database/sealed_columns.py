@@ -47,7 +47,7 @@ class SealedColumn:
 
 
 class SealedColumns:
-    """All sealed columns, in plugin order."""
+    """All sealed columns of the given models, in the order of the models."""
 
     def __init__(self, models: Iterable[type[Model]]) -> None:
         self.columns: Sequence[SealedColumn] = [

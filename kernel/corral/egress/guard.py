@@ -168,7 +168,7 @@ def _within(address: Address, networks: Iterable[Network]) -> bool:
 
 
 def canonical_address(text: str) -> Address:
-    """Return the address without a zone. An IPv4-mapped IPv6 address is returned as IPv4."""
+    """Return the IP address without a zone identifier. An IPv4-mapped IPv6 address is returned as IPv4."""
     address = ipaddress.ip_address(text.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address

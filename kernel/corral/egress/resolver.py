@@ -18,7 +18,7 @@ Resolver = Callable[[str, int], Awaitable[list[str]]]
 
 
 class Unresolved(Exception):
-    """Raised when a name has no address, or when its name servers do not answer in time."""
+    """Raised when a host name has no address, or when its name servers do not answer in time."""
 
 
 async def resolve(host: str, port: int) -> list[str]:

@@ -125,7 +125,7 @@ class Routes:
         return iter(self.routes)
 
     def get(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:
-        """Declare a read operation. A `def` handler cannot write to the database."""
+        """Declare a read-only operation. A `def` handler cannot write to the database."""
         return self._add("GET", path, needs, options)
 
     def post(self, path: str, *, needs: str | tuple[str, ...], **options: Any) -> Callable[[Handler], Handler]:

@@ -268,7 +268,7 @@ class Guards:
                 wrap(hook, protocol=protocol, limit=None)
 
     def _wrap_work(self, record: PluginRecord, hook: str, item: Any, field: str, limit: float | None) -> Any:
-        """Return a job, schedule or subscriber with a guarded function. Jobs have their own time limit."""
+        """Return a job, schedule or subscriber whose function is wrapped in a guard with this time limit."""
         function = getattr(item, field)
         expected = ANYTHING if inspect.iscoroutinefunction(function) else NOT_AWAITED
         guard = Guard(self, record, hook, item.name, function, limit=limit, expected=expected)

@@ -48,7 +48,7 @@ _PART = r"[^\s/?#@\"'<>]"
 _KEY = r"PRIVATE KEY(?: BLOCK)?-----"
 _HEADERS = r"(?:(?:\s|\\[rn]){0,4}[A-Z][A-Za-z]{2,20}-[A-Z][A-Za-z]{2,20}: [\w,-]{1,100}){0,3}"
 _FORMATS = json.loads(Path(__file__).with_name("token_formats.json").read_bytes())
-"""The formats of tokens. Each consists of fixed prefixes and an expression for the rest of the token."""
+"""The formats of tokens. Each consists of fixed prefixes and a regular expression for the rest of the token."""
 
 BUILT_IN = (
     Pattern("corral", ("whsec_",), r"whsec_[\w+/=-]{16,}", r"[\w+/=-]*"),

@@ -22,7 +22,10 @@ class InvalidPluginName(ValueError):
 
 
 def placeholder_values(name: str) -> dict[str, str]:
-    """Return the template placeholder values for a plugin name. Raise `InvalidPluginName` if the name is invalid."""
+    """Return the values of the templates' placeholders for a plugin name.
+
+    Raise `InvalidPluginName` if the name is invalid.
+    """
     identifier = name.removeprefix("corral-").replace("-", "_")
     if not IDENTIFIER.fullmatch(identifier) or identifier.endswith("_") or "__" in identifier:
         raise InvalidPluginName(f"{name} is not a valid name; use up to 30 lower-case letters, digits and single hyphens, beginning with a letter")

@@ -245,7 +245,7 @@ def _branches(error: Any) -> list[list[Any]]:
 
 
 def _wanted_types(error: Any) -> list[str]:
-    """Return the types that the alternative requires. Return an empty list if the value has one of these types."""
+    """Return the JSON types that the value should have, or an empty list if the error is not about its type."""
     if error.validator == "type" and not error.relative_path:
         return [error.validator_value] if isinstance(error.validator_value, str) else list(error.validator_value)
     if error.validator not in ("anyOf", "oneOf") or (error.parent is not None and error.relative_path):

@@ -43,7 +43,7 @@ PASSWORD = "correct horse battery staple"  # noqa: S105  (of accounts that live 
 
 
 class Answer:
-    """The response to a call: `status`, `headers` (lower-case names), `body` (bytes) and `json()`."""
+    """The response to a request: `status`, `headers` (lower-case names), `body` (bytes) and `json()`."""
 
     def __init__(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         self.status, self.body = status, body

@@ -232,7 +232,7 @@ class Accounts(Protocol):
         ...
 
     def find(self, email: str) -> UserView | None:
-        """Return the account with this address, ignoring case, or None if no account has it."""
+        """Return the account with this email address, ignoring case, or None if no account has it."""
         ...
 
     def find_named(self, names: Iterable[str]) -> dict[str, list[str]]:
@@ -269,7 +269,7 @@ class Accounts(Protocol):
         ...
 
     def count_by_role(self) -> dict[tuple[str, bool], int]:
-        """Return the number of accounts for each combination of role and active state.
+        """Return the number of accounts, keyed by role and by whether the accounts are active.
 
         Purged accounts are not counted.
         """

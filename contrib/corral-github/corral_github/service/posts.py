@@ -1,4 +1,4 @@
-"""Selects the events that lead to a post, and builds the text of each post."""
+"""Selects the events that Corral reports on the code host, and builds the text of each comment and review."""
 
 from __future__ import annotations
 

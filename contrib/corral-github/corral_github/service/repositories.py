@@ -157,7 +157,7 @@ class Repositories:
         return _with_threads(Delivery, mine, query, by, _delivery_view)
 
     def posts(self, repository_id: str, query: PageQuery, *, by: Principal) -> Page[GitHubPostView]:
-        """Return the posts to a repository, newest first."""
+        """Return the comments and reviews that Corral has posted or will post to a repository, newest first."""
         mine = Post.repository_id == _find(repository_id, by).id
         return _with_threads(Post, mine, query, by, _post_view)
 

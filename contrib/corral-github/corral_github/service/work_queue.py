@@ -75,7 +75,10 @@ def wake(thread_id: str) -> bool:
 
 
 def claim(thread_id: str) -> ThreadLease | None:
-    """Take the lease on a thread. Return None if no work is due, or if another process holds the lease."""
+    """Take the lease on a thread (a pull request or an issue).
+
+    Return None if no work is due, or if another process holds the lease.
+    """
     now, claimed = clock.now(), ThreadLease(thread_id, new_id())
     is_free = Thread.lease_until.is_null() | (Thread.lease_until < now)
     taken = Thread.update(lease=claimed.lease, lease_until=clock.now(LEASE_SECONDS))

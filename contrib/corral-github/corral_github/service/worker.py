@@ -1,4 +1,4 @@
-"""Processes the deliveries and posts of a thread one after another."""
+"""Processes the deliveries and posts of a thread (a pull request or an issue) one after another."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ThreadWorker:
         self._accounts, self._tasks, self._pulls, self._issues = accounts, tasks, pulls, issues
 
     async def run(self, thread_id: str) -> None:
-        """Process all due deliveries and posts of a thread, unless another process is already doing so."""
+        """Process all due deliveries and posts of a pull request or an issue, unless another process is doing so."""
         claimed = await self._work(lambda: work_queue.claim(thread_id))
         if claimed is None:
             return

@@ -103,7 +103,7 @@ async def register_account(
 
 @routes.post("/forgot-password", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def forgot_password(body: AddressOnly, request: Request, recovery: PasswordRecovery) -> MailRequested:
-    """Request an email with a password-reset link. The response is the same for every address."""
+    """Request an email with a password-reset link. The response is the same for every email address."""
     await recovery.send_reset_link(body.email, request.unit_context())
     return MailRequested()
 
@@ -136,6 +136,6 @@ def verify_email(body: TokenOnly, registrations: AccountRegistration) -> UserVie
 
 @routes.post("/verify-email/resend", needs=PUBLIC, status=202, rate=BY_MAIL)
 async def resend_verification(body: AddressOnly, request: Request, registrations: AccountRegistration) -> MailRequested:
-    """Request another verification email. The response is the same for every address."""
+    """Request another verification email. The response is the same for every email address."""
     await registrations.resend_verification(body.email, request.unit_context())
     return MailRequested()

@@ -150,7 +150,11 @@ class AccessTokens:
         )
 
     def verify(self, token: str, *, may_have_expired: bool = False) -> TokenClaims:
-        """Verify a token and return its claims. Raise `Unauthorized` if the token is invalid or expired."""
+        """Verify a token and return its claims.
+
+        Raise `Unauthorized` if the token is invalid or, unless `may_have_expired` is true, has expired. Raise
+        `Unavailable` (`vault_sealed`) if this process cannot decrypt the key that signed the token.
+        """
         import jwt
 
         try:
