@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from corral.testing import generator_command, plugin_api_reference, reference_pages
-from corral.testing.source_stubs import ModuleSource, render_definition, render_names
+from corral.testing.module_reference import ModuleSource, render_definition, render_names
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / reference_pages.FOLDER

@@ -1,4 +1,4 @@
-"""Starts MCP servers by running commands, for `corral worker --mcp`.
+"""The worker part of this plugin: starts MCP servers by running commands, for `corral worker --mcp`.
 
 Only worker processes and the processes of their tasks load this module.
 """

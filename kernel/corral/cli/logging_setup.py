@@ -27,7 +27,7 @@ with hide_packages("rich"):  # it would print tracebacks with the values of vari
     import structlog
 
 if TYPE_CHECKING:
-    from corral.plugins.code_owners import CodeOwners
+    from corral.plugins.code_attribution import CodeOwners
     from corral.plugins.discovery import Found
 
 LINES_PER_SECOND = 100
@@ -96,7 +96,7 @@ class LogRateLimit(logging.Filter):
 
     @cached_property
     def _owners(self) -> CodeOwners:
-        from corral.plugins.code_owners import CodeOwners
+        from corral.plugins.code_attribution import CodeOwners
 
         return CodeOwners(self._find_plugins())
 

@@ -15,7 +15,7 @@ import msgspec
 from corral.kernel import Kernel
 from corral.plugins.record import PluginRecord
 from corral.testing.markdown import table
-from corral.testing.source_stubs import (
+from corral.testing.module_reference import (
     defining_source,
     first_sentence,
     module_source,

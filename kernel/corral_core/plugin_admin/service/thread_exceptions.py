@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import traceback
 
-from corral.plugins.code_owners import CodeOwners
+from corral.plugins.code_attribution import CodeOwners
 from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.registry import PluginRegistry
 

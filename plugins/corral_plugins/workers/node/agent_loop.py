@@ -36,7 +36,7 @@ from corral_plugins.workers.node.conversation import (
     parse_json,
     repair_message,
 )
-from corral_plugins.workers.node.model import GatewayModel, ModelCall, ModelReply
+from corral_plugins.workers.node.gateway_model import GatewayModel, ModelCall, ModelReply
 
 MAX_STEPS, MAX_REPAIRS = 25, 2
 MODEL_TRIES, MAX_CUTS = 3, 6

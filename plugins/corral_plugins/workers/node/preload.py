@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from corral_plugins.workers.node import agent_loop, model, tool_run
+from corral_plugins.workers.node import agent_loop, gateway_model, tool_run
 
-model.warm_up_imports()
+gateway_model.warm_up_imports()
 
 __all__ = ["agent_loop", "tool_run"]

@@ -19,7 +19,7 @@ import msgspec
 from corral_plugins.workers.node import host_info
 from corral_plugins.workers.node.client import ApiError, ServerUnreachable, WorkerApiClient, retry_delay
 from corral_plugins.workers.node.identity import DuplicateWorkerDetector, WorkerFolder, WorkerIdentity
-from corral_plugins.workers.node.lease import TaskLease
+from corral_plugins.workers.node.leased_task import TaskLease
 from corral_plugins.workers.node.task_process import ProcessNotStarted, TaskProcesses, TaskProcessSettings
 from corral_plugins.workers.node.tools.builtin import tool_offers
 from corral_plugins.workers.node.tools.mcp import WorkerMcp

@@ -16,7 +16,7 @@ import pytest
 from corral.cli.api_client import ApiClient, ApiClientError
 from corral.testing.certificates import CertificateAuthority
 from corral_plugins.workers.node.client import ServerUnreachable, WorkerApiClient
-from corral_plugins.workers.node.lease import TaskLease
+from corral_plugins.workers.node.leased_task import TaskLease
 
 
 class Handler(BaseHTTPRequestHandler):

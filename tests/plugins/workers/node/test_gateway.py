@@ -12,7 +12,7 @@ import pytest
 from corral_plugins.workers.node.client import ApiError, WorkerApiClient, call_with_retries, is_final_response
 
 if TYPE_CHECKING:  # imports the SDK, for two seconds
-    from corral_plugins.workers.node.model import GatewayModel, ModelCall
+    from corral_plugins.workers.node.gateway_model import GatewayModel, ModelCall
 
 Site = Any  # of conftest.py
 HELLO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
@@ -57,7 +57,7 @@ def attempt(site: Site) -> Attempt:
 
 @pytest.fixture
 async def model(attempt: Attempt) -> AsyncIterator[GatewayModel]:
-    from corral_plugins.workers.node.model import GatewayModel
+    from corral_plugins.workers.node.gateway_model import GatewayModel
 
     client = WorkerApiClient(attempt.site.url, attempt.token)
     yield GatewayModel(client, attempt.gateway_url)
@@ -66,7 +66,7 @@ async def model(attempt: Attempt) -> AsyncIterator[GatewayModel]:
 
 def after(turns: int, *more: dict[str, Any]) -> ModelCall:
     """A conversation with this many replies of the model, and more messages."""
-    from corral_plugins.workers.node.model import ModelCall
+    from corral_plugins.workers.node.gateway_model import ModelCall
 
     said = [{"role": "assistant", "content": "I said."}, {"role": "user", "content": "Go on."}] * turns
     return ModelCall(messages=[*HELLO, *said, *more])

@@ -24,7 +24,7 @@ def test_server_and_worker_do_without_the_model_layer(module: str) -> None:
 def test_the_fork_server_has_loaded_all_that_a_first_request_needs() -> None:
     run(
         "import sys, corral_plugins.workers.node.preload\n"
-        "from corral_plugins.workers.node.model import warm_up_imports\n"
+        "from corral_plugins.workers.node.gateway_model import warm_up_imports\n"
         "before = set(sys.modules)\n"
         "warm_up_imports()\n"
         "assert not set(sys.modules) - before, set(sys.modules) - before\n"

@@ -1,4 +1,4 @@
-"""Determines which plugin a source file belongs to."""
+"""Attributes source files to plugins: determines which plugin a file belongs to."""
 
 from __future__ import annotations
 

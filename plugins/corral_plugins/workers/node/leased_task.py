@@ -1,4 +1,4 @@
-"""Runs a claimed task under its lease: starts the process, watches the deadline, and sends the final report."""
+"""Runs a claimed task until its lease ends: starts the process, watches the deadline, and sends the final report."""
 
 from __future__ import annotations
 
