@@ -48,7 +48,7 @@ def on_user_purged(event: LoggedEvent) -> None:
 def delete_payloads_of_purged_user(user_id: str, payloads: PayloadStore) -> None:
     """Delete a batch of a purged user's stored requests and responses.
 
-    If more may remain, enqueue another job.
+    If more might remain, enqueue another job.
     """
     if payloads.delete_of_user(user_id):
         enqueue(DELETE_PAYLOADS_JOB, user_id=user_id)

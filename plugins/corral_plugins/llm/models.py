@@ -88,7 +88,7 @@ class LlmProviderRow(Model):
 class LlmProviderState(Model):
     """The observed state of a provider.
 
-    The provider may come from any source: `corral.toml`, the API, a preset or an implicit kind. `listed_models` are the
+    The provider can come from any source: `corral.toml`, the API, a preset or an implicit kind. `listed_models` are the
     models that the provider listed most recently; `revision` changes whenever this list changes. `calls_in_minute` is
     the number of calls in `minute`, for the limit `requests_per_minute`. Slots are assigned under a lock on this row.
     """

@@ -236,7 +236,7 @@ class ModelList(msgspec.Struct, kw_only=True):
 
 
 class LlmCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters for the list of model calls. If a filter is repeated, a call may match any of its values."""
+    """Filters for the list of model calls. If a filter is repeated, calls that match any of its values are listed."""
 
     task_id: Id | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET

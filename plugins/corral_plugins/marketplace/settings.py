@@ -1,4 +1,4 @@
-"""The run-time setting of the `marketplace` plugin."""
+"""The run-time setting of the `marketplace` plugin: the URL of the remote index."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ class PlannedObject(msgspec.Struct, kw_only=True):
 
 
 class ToolPlan(msgspec.Struct, kw_only=True):
-    """The tools that the agents get, and the tools that the installing user may not grant to them."""
+    """The tools that the agents get, and the tools that the installing user is not allowed to grant to them."""
 
     granted: list[str]
     refused: list[str]

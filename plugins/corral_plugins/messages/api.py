@@ -95,8 +95,8 @@ class Messages(Protocol):
 
         `trusted` states whether a person wrote the message. By default, it is true if `by` is a person. `cause` is the
         chain of causes that led to the message, by default that of the caller's task. Raise a `Problem` with the code
-        `unknown_reference`, `hop_limit` or `rate_limited`, or `Forbidden` if the caller may not send on behalf of the
-        sender.
+        `unknown_reference`, `hop_limit` or `rate_limited`, or `Forbidden` if the caller is not allowed to send on
+        behalf of the sender.
         """
         ...
 

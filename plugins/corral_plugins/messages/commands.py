@@ -176,7 +176,7 @@ def _title(message: Any) -> str:
 def _title_of(client: ApiClient, message_id: str | None) -> str | None:
     """Return the title of a message: its subject or, if it has none, the beginning of its body.
 
-    Return the id instead if the user may not read the message.
+    If the user is not allowed to read the message, return the id instead.
     """
     found = read_if_allowed(client, f"/messages/{message_id}") if message_id is not None else None
     return message_id if found is None else _title(found)

@@ -318,7 +318,7 @@ def create_rule(
     fields: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Create a rule. To set further fields, such as group_by, use --field or a file."""
+    """Create a rule. To set other fields, such as group_by, use --field or a file."""
     body = {**read_body(input_path, fields), "name": name, **_rule_parts(client, events, channels)}
     if "events" not in body:
         raise click.UsageError("use --event to name the events that the rule applies to")

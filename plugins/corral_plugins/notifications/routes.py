@@ -115,7 +115,7 @@ async def update_notification_preferences(
 
 @routes.get("/channel-types", needs=MANAGE)
 async def list_channel_types(types: ChannelTypeRegistry) -> ChannelTypes:
-    """List the channel types, with the schemas of their configs."""
+    """List the channel types, with the JSON Schemas of their configurations."""
     return ChannelTypes(
         items=[ChannelTypeView(type=each.type, title=each.title, schema=each.schema) for each in types.all()]
     )

@@ -155,7 +155,7 @@ def test_connection(client: ApiClient, *, connection: str, as_json: bool) -> Non
 @click.argument("fingerprint")
 @client_command
 def accept_host_key(client: ApiClient, *, connection: str, fingerprint: str, as_json: bool) -> None:
-    """Accept the host key that the machine presented last.
+    """Accept the host key that the machine presented most recently.
 
     Before you accept it, compare FINGERPRINT with the output of `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on
     the machine.

@@ -15,8 +15,8 @@ class Connection(Model):
 
     `secret_id` and `passphrase_secret_id` are ids of secrets in the vault. `owns_secret` and `owns_passphrase` say
     whether the secret was submitted with the connection, in which case it is deleted together with the connection.
-    `host_key` is the accepted public key, and `seen_key` is the public key that the machine presented last. Both are
-    OpenSSH public key lines.
+    `host_key` is the accepted public key, and `seen_key` is the public key that the machine presented most recently.
+    Both are OpenSSH public key lines.
     """
 
     id = IdField(primary_key=True)

@@ -93,8 +93,8 @@ class ConnectionView(msgspec.Struct, kw_only=True):
     """A connection.
 
     `host_key_fingerprint` is the fingerprint of the accepted host key, and `seen_fingerprint` is the fingerprint of the
-    host key that the machine presented last. `status` is `blocked` while the machine presents a host key other than the
-    accepted one. `warnings` may contain `unresolved_host`.
+    host key that the machine presented most recently. `status` is `blocked` while the machine presents a host key other
+    than the accepted one. `warnings` may contain `unresolved_host`.
     """
 
     id: str
@@ -145,7 +145,7 @@ class ConnectionTest(msgspec.Struct, kw_only=True):
 
 
 class AcceptedHostKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fingerprint of the host key to accept. It must match the key that the machine presented last."""
+    """The fingerprint of the host key to accept. It must match the key that the machine presented most recently."""
 
     fingerprint: Annotated[str, line(100), Meta(examples=["SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"])]
 

@@ -172,7 +172,8 @@ class NewTask(TaskFields, kw_only=True, forbid_unknown_fields=True):
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """The origin of a task that was created by another task or by a workflow.
 
-    It consists of the parent task, the workflow, the chain of causes that led to the task, and the taint.
+    It consists of the parent task, the workflow run and its step, the chain of causes that led to the task, and the
+    sources of untrusted content if the task is tainted.
     """
 
     parent_task_id: str | None = None
@@ -302,7 +303,7 @@ class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
 
     `reason` is `ok` if tasks were leased, and otherwise states why no task was leased: `none`, `at_capacity`,
     `draining`, `budget_exhausted` or `kill_switch`. If open circuit breakers block some agents, `retry_at` is the
-    earliest time at which a claim may lease tasks to these agents.
+    earliest time at which a claim might lease tasks to these agents.
     """
 
     tasks: list[Claim]
@@ -353,7 +354,7 @@ class Tasks(Protocol):
         ...
 
     def get(self, task_id: str, *, by: Principal) -> Any:
-        """Return a task as a `TaskView`. Raise `NotFound` if the task does not exist or the caller may not see it."""
+        """Return a task as a `TaskView`. Raise `NotFound` if it does not exist or is not visible to the caller."""
         ...
 
     def cancel(self, task_id: str, *, by: Principal, reason: str | None = None) -> Any:

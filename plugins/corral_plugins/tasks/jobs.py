@@ -120,7 +120,7 @@ def enqueue_cancel_for_purged_user(event: LoggedEvent) -> None:
 
 
 def cancel_tasks_of_user(user_id: str, leases: TaskLeases) -> None:
-    """Cancel a batch of open tasks of a purged user, and enqueue this job again if more may remain."""
+    """Cancel a batch of open tasks of a purged user, and enqueue this job again if more might remain."""
     if leases.cancel_tasks_of_user(user_id):
         enqueue("tasks.cancel_of", user_id=user_id)
 

@@ -75,7 +75,7 @@ class ModelResolver:
         """Return the targets to try for a model name, in order.
 
         Raise a problem with the code `model_not_found` for an unknown model, `Invalid` with the pointer `/model` for an
-        ambiguous name, and `Forbidden` for a model that the agent may not use.
+        ambiguous name, and `Forbidden` for a model that the agent is not allowed to use.
         """
         if requested == "agent" and agent is None:
             raise Invalid.at(
@@ -132,7 +132,7 @@ class ModelResolver:
     def _resolve_for_agent(self, requested: str, configured: ConfiguredModels, defaults: _DefaultModels) -> list[str]:
         """Return the requested model, followed by the fallbacks after it in the agent's list of models.
 
-        Raise `Forbidden` if the agent may not use the requested model.
+        Raise `Forbidden` if the agent is not allowed to use the requested model.
         """
         allowed = self._models_of(configured, defaults)
         if requested == "agent":

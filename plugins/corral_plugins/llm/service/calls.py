@@ -368,7 +368,7 @@ class PayloadStore:
             ).on_conflict_ignore().execute()
 
     def delete_of_user(self, user_id: str) -> bool:
-        """Delete at most 500 payloads of a purged user. Return whether more may remain."""
+        """Delete at most 500 payloads of a purged user. Return whether more might remain."""
         of_calls = LlmPayload.select(LlmPayload.call_id).join(LlmCall, on=(LlmCall.id == LlmPayload.call_id))
         of_user = of_calls.where(LlmCall.user_id == user_id).limit(BATCH_ROWS)
         return bool(LlmPayload.delete().where(LlmPayload.call_id.in_(of_user)).execute() == BATCH_ROWS)
@@ -403,7 +403,7 @@ def list_calls(query: LlmCallQuery, by: Principal) -> Page[LlmCallView]:
 def get_call(call_id: str, by: Principal) -> CallDetail:
     """Return a call, with its payload if one is stored.
 
-    Raise `NotFound` if the call does not exist or the caller may not see it.
+    Raise `NotFound` if the call does not exist or is not visible to the caller.
     """
     row = LlmCall.get_or_none((LlmCall.id == call_id) & _visible_to(by))
     if row is None:

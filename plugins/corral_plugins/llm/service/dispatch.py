@@ -90,7 +90,7 @@ class CallDispatcher:
     async def _send_with_retries(
         self, call: CallRecord, target: ModelTarget, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]
     ) -> T:
-        """Send the request, and retry with the same provider while a retry may succeed.
+        """Send the request, and retry with the same provider while a retry could succeed.
 
         Every attempt counts towards the provider's limit on requests per minute.
         """

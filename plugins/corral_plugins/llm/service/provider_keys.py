@@ -79,7 +79,7 @@ class ProviderKeys:
             raise Invalid.at("/api_key", "not_allowed", detail)
 
     def check_move(self, provider: Provider, patch: ProviderPatch, base_url: str | None, by: Principal) -> None:
-        """Raise `Forbidden` if the caller may not change the address to which the stored key is sent.
+        """Raise `Forbidden` if the caller is not allowed to change the address to which the stored key is sent.
 
         The operator of the new address could read the key, so the caller needs the permission to reveal it. A caller
         who submits the key again already knows it, and needs no permission.

@@ -79,7 +79,7 @@ class StreamRedaction:
         self._last_chunk: dict[str, Any] = {}  # the template of chunks with text that was held back
 
     def redact_chunk(self, chunk: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Redact a chunk, and yield the chunks that may be sent now.
+        """Redact a chunk, and yield the chunks that can be sent now.
 
         If the chunk ends a choice, the yielded chunks also contain the text that was held back for this choice.
         """

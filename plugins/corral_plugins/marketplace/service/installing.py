@@ -259,7 +259,7 @@ def _create_object(installer: Installer, resource: PreparedResource, name: str, 
 
 
 def refused_tools_warnings(kind: str, name: str, tools: Iterable[str]) -> list[str]:
-    """Return a warning for each tool that an agent does not get, because the caller may not grant it."""
+    """Return a warning for each tool that an agent does not get, because the caller is not allowed to grant it."""
     return [f"{kind} {name}: you may not give it the tool {tool}, so it does not have it" for tool in tools]
 
 

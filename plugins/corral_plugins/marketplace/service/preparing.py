@@ -66,7 +66,7 @@ async def require_installable(
 ) -> None:
     """Raise `Conflict` (`plugin_required`) or `Invalid` unless the template can be installed.
 
-    With `dry_run`, required plugins may be missing, because the plan lists missing plugins.
+    With `dry_run`, missing plugins are not an error, because the plan lists them.
     """
     problems = catalogue.problems(template, parts)
     others: list[TemplateProblem | Finding] = [each for each in problems if each.code != "plugin_required"]

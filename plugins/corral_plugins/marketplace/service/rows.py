@@ -30,7 +30,8 @@ def find_readable_installation(installation_id: str, by: Principal) -> Installat
 def find_writable_installation(installation_id: str, by: Principal) -> Installation:
     """Return an installation if the caller may change it.
 
-    Raise `NotFound` if no such installation is visible to the caller, and `Forbidden` if the caller may not change it.
+    Raise `NotFound` if no such installation is visible to the caller, and `Forbidden` if the caller is not allowed to
+    change it.
     """
     row = find_readable_installation(installation_id, by)
     require_owner(by, row.installed_by, what="installation", manage="marketplace.manage")

@@ -203,7 +203,7 @@ def _merge_object(
     """Update the fields of an object that the new template changes and that nobody has edited.
 
     Return the updated fields, the edited fields that keep their values although the new template changes them, and the
-    tools that the caller may not grant.
+    tools that the caller is not allowed to grant.
     """
     fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}
     now = installer.read_fields([row.object_id]).get(row.object_id)

@@ -77,7 +77,7 @@ class MessageReceipts:
     def _lock_receipt(self, message_id: str, agent_id: str | None, by: Principal) -> tuple[Message, Receipt]:
         """Lock a message, and return it with the receipt on which the caller may act.
 
-        Raise `Conflict` if the receipt has expired, `Forbidden` if the caller may act on none of the receipts, and
+        Raise `Conflict` if the receipt has expired, `Forbidden` if the caller is not allowed to act on any receipt, and
         `Invalid` if the caller may act on several receipts and `agent_id` does not select one.
         """
         rows.find_readable_message(message_id, by)

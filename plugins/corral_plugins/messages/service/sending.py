@@ -87,7 +87,7 @@ class MessageSending:
     def _sender_of(self, new: NewMessage, by: Principal, trusted: bool | None) -> Sender:
         """Return the sender of a message.
 
-        Raise `Forbidden` if the caller may not send on behalf of the given sender agent.
+        Raise `Forbidden` if the caller is not allowed to send on behalf of the given sender agent.
         """
         is_person = by.kind in ("user", "api_key")
         agent_id = (new.sender_agent_id or by.agent_id or "").lower() or None
@@ -102,7 +102,10 @@ class MessageSending:
         return Sender(agent_id=agent_id, user_id=by.user_id if is_person else None, name=agent.name, trusted=trust)
 
     def _find_sending_agent(self, agent_id: str, by: Principal) -> AgentFacts:
-        """Return the agent that sends the message. Raise `Forbidden` if the caller may not send on its behalf."""
+        """Return the agent that sends the message.
+
+        Raise `Forbidden` if the caller is not allowed to send on its behalf.
+        """
         agent = self._find_agent(agent_id, "/sender_agent_id")
         if by.agent_id is None and by.kind != "system" and not by.is_admin and agent.owner_id != by.user_id:
             raise Forbidden("Only the owner of an agent or an admin may send messages as the agent.")

@@ -113,7 +113,7 @@ class Audience:
 def wanted_roles(
     events: Sequence[LoggedEvent], matched: Mapping[str, Sequence[Rule]], defaults: Collection[str]
 ) -> list[str]:
-    """Return the roles whose members may be recipients of the events."""
+    """Return the roles whose members might have to be notified of the events."""
     wanted = {role for rules in matched.values() for rule in rules for role in rule.recipients["roles"]}
     audiences = {DEFAULTS[event.type] for event in events if event.type in defaults}
     wanted |= {"admin"} if audiences & {"admins", "approvers"} else set()

@@ -55,7 +55,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True):
-    """The claimed deliveries. `more` is true if further deliveries may be due."""
+    """The claimed deliveries. `more` is true if more deliveries might be due."""
 
     claimed: list[Claimed]
     more: bool
@@ -71,7 +71,7 @@ class DeliveryClaims:
         self._types, self._people, self._credentials = types, people, credentials
 
     def next_time(self) -> str | None:
-        """Return the due time of the next delivery through an enabled channel, or None if there is no such delivery."""
+        """Return the time at which the next delivery through an enabled channel is due, or None if there is none."""
         first = Delivery.select(Delivery.due_at).where((Delivery.channel_id == Channel.id) & IS_DUE)
         earliest = first.order_by(Delivery.due_at).limit(1)
         times: Any = Channel.select(earliest.alias("due_at")).where(Channel.is_enabled)
@@ -136,9 +136,9 @@ class DeliveryClaims:
         return int(Delivery.update(ended("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute())
 
     def give_up(self) -> int:
-        """Mark deliveries as failed if their channel was unusable for a day. Return the number of these deliveries.
+        """Mark deliveries as failed if their channel has been unusable for a day. Return how many were marked.
 
-        Another process may have the channel type or the master key that this process lacks, and may send the due
+        Another process might have the channel type or the master key that this process lacks, and might send the
         deliveries. A delivery is therefore marked as failed only after it has been due for a day.
         """
         if self.is_stopped_by_kill_switch():
@@ -209,7 +209,7 @@ def has_valid_claim(delivery: Delivery) -> Any:
 
 
 def _due_channels() -> list[Channel]:
-    """Return the enabled channels that have due deliveries, may send now, and are not already sending a delivery."""
+    """Return the enabled channels that have due deliveries, can send now, and are not already sending a delivery."""
     now = clock.now()
     due = Delivery.select(peewee.SQL("1")).where((Delivery.channel_id == Channel.id) & (Delivery.due_at <= now))
     running = Delivery.select(Delivery.channel_id).where(Delivery.lease_until.is_null(False))

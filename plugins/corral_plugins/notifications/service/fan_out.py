@@ -166,7 +166,7 @@ class NotificationFanOut:
                 pass
 
     def followed_names(self) -> frozenset[str]:
-        """Return the names of the events that may cause notifications. Runs in a unit of work."""
+        """Return the names of the events that can cause notifications. Runs in a unit of work."""
         patterns = {pattern for rule in _enabled_rules() for pattern in rule.events}
         return self._names(patterns)
 
@@ -183,7 +183,7 @@ class NotificationFanOut:
         return self._settings.get(DEFAULT_NOTIFICATIONS).get(entry, True)
 
     async def _read_batch(self, pass_over: bool, limit: int) -> bool:
-        """Handle the next events. Return whether more events may follow."""
+        """Handle the next events. Return whether more events might follow."""
         batch = await self._work(lambda: self._load(limit, pass_over), entry=ENTRY, read=True)
         if batch.reached == batch.before:
             return False

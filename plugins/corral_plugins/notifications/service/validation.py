@@ -89,7 +89,7 @@ class RuleChecks:
         self._types, self._expressions = types, expressions
 
     def check_rule(self, given: NewNotificationRule | RulePatch) -> None:
-        """Raise `Invalid` for unknown events, invalid conditions, and time values that are not allowed."""
+        """Raise `Invalid` for unknown events, invalid conditions, a short repeat interval, or an unknown time zone."""
         if given.events is not UNSET:
             self._check_events(given.events, "/events")
         if given.conditions is not UNSET and given.conditions is not None:

@@ -51,14 +51,16 @@ class ViewerRights:
     async def viewer_for_credential(self, credential: str, client_ip: str) -> Viewer:
         """Create a viewer for a token or API key.
 
-        Raise `Unauthorized` if the credential is invalid, or `Forbidden` if its principal may not receive live events.
+        Raise `Unauthorized` if the credential is invalid, or `Forbidden` if its principal is not allowed to receive
+        live events.
         """
         return await self._create_viewer(lambda: self._credentials.authenticate(credential), client_ip)
 
     async def viewer_for_ticket(self, ticket: str, client_ip: str) -> Viewer:
         """Create a viewer for a ticket, and invalidate the ticket.
 
-        Raise `Unauthorized` if the ticket is invalid, or `Forbidden` if its principal may not receive live events.
+        Raise `Unauthorized` if the ticket is invalid, or `Forbidden` if its principal is not allowed to receive live
+        events.
         """
         principal = await self._work(lambda: self._tickets.redeem(ticket))
         return await self._create_viewer(lambda: self._tickets.reread(principal), client_ip)
@@ -66,7 +68,8 @@ class ViewerRights:
     async def renew_credential(self, viewer: Viewer, credential: str) -> bool:
         """Renew a connection's credential with a new token. Return False if the token belongs to another user.
 
-        Raise `Unauthorized` if the token is invalid, or `Forbidden` if its principal may not receive live events.
+        Raise `Unauthorized` if the token is invalid, or `Forbidden` if its principal is not allowed to receive live
+        events.
         """
         fresh = await self.viewer_for_credential(credential, viewer.client_ip)
         if fresh.user_key != viewer.user_key or fresh.principal.kind != viewer.principal.kind:

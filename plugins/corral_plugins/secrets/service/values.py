@@ -83,7 +83,7 @@ class SecretValues:
         return n
 
     def delete_old_versions(self, row: SecretRow) -> None:
-        """Delete the oldest versions beyond `max_versions`, except versions in their grace period."""
+        """Delete the oldest versions if there are more than `max_versions`. Versions in their grace period are kept."""
         over = SecretVersion.grace_until.is_null() | (SecretVersion.grace_until <= clock.now())
         beyond = SecretVersion.n <= row.version - row.max_versions
         SecretVersion.delete().where((SecretVersion.secret_id == row.id) & beyond & over).execute()

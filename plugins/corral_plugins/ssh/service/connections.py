@@ -158,7 +158,7 @@ class SshConnections:
         self._record("delete", row, {}, {})
 
     def accept_host_key(self, connection_id: str, fingerprint: str, match: IfMatch) -> Connection:
-        """Accept the host key that the machine presented last.
+        """Accept the host key that the machine presented most recently.
 
         Raise `Conflict` if that key has a different fingerprint, or if the machine has not presented a key yet.
         """

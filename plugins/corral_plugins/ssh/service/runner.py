@@ -339,7 +339,7 @@ async def _session_module() -> Any:
 def _judge(outcome: Any) -> Verdict:
     """Classify a connection attempt for the circuit breaker.
 
-    Only failures to connect and timeouts count as failures. Refused logins and host keys that are not accepted do not
+    Only timeouts and failures to connect count as failures. Refused logins and host keys that are not accepted do not
     count.
     """
     if isinstance(outcome, (ConnectFailed, LoginTimeout)):

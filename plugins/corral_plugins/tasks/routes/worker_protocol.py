@@ -62,7 +62,7 @@ def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> s
 async def _run_keeping_usage(
     work: Work, entry: UnitContext, act: Callable[[], T], late: Callable[[UsageReport], None], usage: UsageReport | None
 ) -> T:
-    """Run `act` in a unit of work. If the lease has been lost, record the reported usage anyway.
+    """Run `act` in a unit of work. If the lease has been lost, call `late` to record the reported usage anyway.
 
     The usage is recorded because the money has already been spent. A separate unit of work is used because the first
     one is rolled back.

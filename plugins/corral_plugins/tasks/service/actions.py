@@ -320,7 +320,7 @@ class OwnerActions:
         return self._signal_and_audit_end(row, attempt, "tasks.task.fail")
 
     def give_up(self, task_id: str, *, by: Principal, message: str) -> str:
-        """Fail a task that is not held by a worker, and add its dead letter. Implements `Tasks.give_up`."""
+        """Fail a task that is not leased to a worker, and add its dead letter. Implements `Tasks.give_up`."""
         row = self._lock_owned_task(task_id, ANY_VERSION, by)
         if row.status in ("completed", "cancelled"):
             raise task_ended_error(row)
