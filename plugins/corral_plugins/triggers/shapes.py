@@ -164,7 +164,10 @@ class HistoryView(msgspec.Struct, kw_only=True):
 
 
 class TestTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The input of a test: a payload, a number of past days, or a number of next fire times. At most one may be set."""
+    """The input of a test: a payload, a number of past days, or a number of next fire times.
+
+    At most one of them can be set.
+    """
 
     payload: dict[str, Any] | UnsetType = UNSET
     days: Annotated[int, Meta(ge=1, le=30)] | UnsetType = UNSET

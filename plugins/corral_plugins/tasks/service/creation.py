@@ -188,8 +188,8 @@ def _sql_literal(value: Any) -> SQL:
 def _insert_statement(names: tuple[str, ...]) -> Statement:
     """Return a statement that inserts a task and takes the values of the named columns as parameters.
 
-    The initial values of the other columns are literals in the statement, because binding a value takes as much time as
-    storing it.
+    The initial values of the other columns are literals in the statement. This saves time, because binding a value
+    takes as long as storing it.
     """
     initial = {name: _sql_literal(value) for name, value in _INITIAL.items() if value is not None and name not in names}
 

@@ -217,7 +217,7 @@ def event_facts(event: LoggedEvent) -> dict[str, Any]:
 
 
 def begin_absence_wait(trigger: Trigger, *, key: str, since: str, payload: Any) -> None:
-    """Start a wait of an absence trigger for one value (`key`) of the field that `for_each` names.
+    """Start a wait of an absence trigger for one value of the field that `for_each` names (`key`).
 
     Do nothing if the trigger is already waiting for this value, or if it has reached the maximum number of waits.
     """

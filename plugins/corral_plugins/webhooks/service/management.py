@@ -121,7 +121,10 @@ class WebhookManagement:
         return msgspec.structs.replace(webhook_view(row), warnings=checked.warnings)
 
     def set_active(self, webhook_id: str, is_active: bool, match: IfMatch, *, by: Principal) -> WebhookView:
-        """Enable or disable a webhook. Admins may disable other users' webhooks, but then receive no private fields."""
+        """Enable or disable a webhook.
+
+        Admins can also disable other users' webhooks, but then do not receive private fields.
+        """
         try:
             row = find_webhook(webhook_id, by)
         except NotFound:

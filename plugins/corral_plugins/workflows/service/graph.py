@@ -65,7 +65,7 @@ class Step(msgspec.Struct, kw_only=True):
 
 
 class Scope(msgspec.Struct, kw_only=True):
-    """Steps that run together, each after its predecessors. No other step depends on the steps in `leaves`."""
+    """A group of steps, each of which runs after its predecessors. No step depends on the steps in `leaves`."""
 
     steps: list[Step]
     by_name: dict[str, Step]

@@ -80,7 +80,7 @@ class McpConnections:
     async def list_tools(self, name: str, url: str, headers_secret: str | None) -> Sequence[McpTool]:
         """List the tools of a stored server.
 
-        Raise `McpFailure` if the tools cannot be listed, or another `Problem` if the secret cannot be read.
+        Raise `McpFailure` if the tools cannot be listed, or a `Problem` if the secret cannot be read.
         """
         client = self._client()
         if client is None:
