@@ -318,7 +318,7 @@ def test_tasks_that_fail_are_listed_explained_and_retried(terminal: Terminal) ->
     assert f"See why it waits: corral tasks explain {first}" in terminal("tasks", "explain", second)
     terminal("tasks", "cancel", first)
     ambiguous = terminal.run("tasks", "show", "Twice")
-    assert ambiguous.stderr.startswith("corral: 2 tasks are named Twice; give the id instead: ")
+    assert ambiguous.stderr.startswith("corral: 2 tasks are named Twice; give one of these ids instead: ")
 
 
 def test_a_retried_task_that_has_not_ended_again_is_watched(terminal: Terminal) -> None:

@@ -56,7 +56,7 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
     made = terminal.run("ssh", "create", "builder", "deploy@10.1.2.3", "--password", stdin="only for this\n")
     assert (made.returncode, made.stderr) == (0, ""), made
     nothing = terminal.run("ssh", "create", "other", "deploy@10.1.2.3", "--password")
-    assert (nothing.returncode, "standard input, which is empty" in nothing.stderr) == (2, True)
+    assert (nothing.returncode, "standard input contains no password" in nothing.stderr) == (2, True)
     terminal("notifications", "create-channel", "on call", "--type", "webhook", "-f", "url=http://receiver.invalid/x")
     tested = terminal.run("notifications", "test-channel", "on call")
     assert (tested.returncode, tested.stdout) == (1, "Not delivered: connect: receiver.invalid does not resolve\n"), (

@@ -344,7 +344,7 @@ async def test_corral_blob_store(tmp_path: Path) -> None:
         store: Any = kit.kernel.container.get(BlobStore)
         assert (asked, store.folder) == (["s3://bucket"], tmp_path / "bucket")
     refuses = plugin("bucket", corral_blob_store=lambda self, url: None)
-    with pytest.raises(StartupError, match=r"\[storage\] url: no active plugin serves s3://"):
+    with pytest.raises(StartupError, match=r"\[storage\] url: no active plugin supports s3://"):
         async with make_kernel(tmp_path, plugins=[refuses], config=config):
             pass
     async with make_kernel(tmp_path, plugins=[]) as kit:

@@ -78,7 +78,10 @@ BROKEN = {
     "syntax": ("def (:\n", "SyntaxError"),
     "no plugin": ("class FaultyPlugin:\n    name = 'faulty'\n", "not a subclass"),
     "other name": (PLUGIN + FAULTY.replace('name = "faulty"', 'name = "other"'), "plugin name 'other'"),
-    "other kernel": (body("kernel_api = 2"), "the plugin requires kernel API 2, but this kernel provides 1"),
+    "other kernel": (
+        body("kernel_api = 2"),
+        "the plugin requires version 2 of the kernel API, but this kernel provides version 1",
+    ),
     "requires no tuple": (body('requires = "core"'), "requires and wants must be tuples"),
     "foreign permission": (body('permissions = (Permission("tasks.read", "Read"),)'), "must begin with 'faulty.'"),
     "constructor": (body("def __init__(self, settings):\n    raise OSError('no luck')"), "OSError: no luck"),
@@ -97,7 +100,7 @@ BROKEN = {
         body("@hookimpl\ndef corral_services(self):\n    return [Provide(One, One), Provide(Two, Two)]")
         + "\n\nclass One:\n    def __init__(self, two: Two) -> None: ..."
         + "\n\n\nclass Two:\n    def __init__(self, one: One) -> None: ...\n",
-        "the services ['One', 'Two'] require each other",
+        "the services ['One', 'Two'] depend on each other in a cycle",
     ),
     "table of another": (
         body(
@@ -118,7 +121,7 @@ BROKEN = {
             "class T(Model):\n    visibility = 'private'\n    class Meta:\n        table_name = 'faulty_x'\n"
             "@hookimpl\ndef corral_models(self):\n    return [self.T]"
         ),
-        "T is private; name its owner column in owner_field",
+        "T has the visibility private; set owner_field to its owner column",
     ),
     "unknown visibility of an event": (
         body(
@@ -132,7 +135,7 @@ BROKEN = {
             "@hookimpl\ndef corral_subscribers(self):\n"
             "    return [Subscriber('faulty.f', ('user.purgde',), lambda event: None)]"
         ),
-        "faulty.f: unknown event user.purgde; check its spelling and the names in wants",
+        "faulty.f: unknown event user.purgde; check the spelling, and add the plugin that declares the event to wants",
     ),
     "async subscriber": (
         body(
@@ -157,7 +160,7 @@ BROKEN = {
     ),
     "unknown permission": (
         (PLUGIN + FAULTY).replace("needs=PUBLIC", 'needs="faulty.read"'),
-        "needs must name declared permissions, not faulty.read",
+        "`needs` must name declared permissions, not faulty.read",
     ),
     "no docstring": ((PLUGIN + FAULTY).replace('    """Answer."""\n', ""), "the handler has no docstring"),
     "argument that no hook has": (
@@ -170,7 +173,7 @@ BROKEN = {
     ),
     "name in a path": (
         (PLUGIN + FAULTY).replace('@routes.get("/"', '@routes.get("/{someId}"'),
-        "GET /faulty/{someId}: path parameters must have the form {lower_case}",
+        "GET /faulty/{someId}: path parameters must be in lower case, such as {task_id}",
     ),
     "path of a built-in": (
         (PLUGIN + FAULTY).replace('"/faulty"', '"/health"'),
@@ -373,7 +376,7 @@ async def test_a_circle_of_requires_fails_its_members_and_blocks_who_needs_them(
         folder.add(name, named(name, *requires))
     async with make_kernel(tmp_path, **options(folder, "one", "two", "three", "four", "steady")) as kit:
         assert {kit.loaded(name).state for name in ("one", "two", "three")} == {"failed"}
-        assert kit.loaded("one").reason == "the plugins require each other in a circle: one, three, two"
+        assert kit.loaded("one").reason == "the plugins require each other in a cycle: one, three, two"
         assert kit.loaded("four").reason == "requires one, which is failed"
         await check_others(kit)
 

@@ -50,7 +50,9 @@ def show_repository(client: ApiClient, *, repository: str, as_json: bool) -> Non
 @github_command_group.command("add")
 @click.argument("name", metavar="OWNER/NAME")
 @click.option(
-    "--agent", required=True, help="name or id of the agent that works on issues and whose changes are reviewed"
+    "--agent",
+    required=True,
+    help="name or id of the agent that works on issues and is named as the author of pull requests",
 )
 @click.option("--reviewer", help="name or id of the agent that comments on pull requests")
 @click.option(
@@ -63,7 +65,7 @@ def show_repository(client: ApiClient, *, repository: str, as_json: bool) -> Non
     "--webhook-secret",
     default="github-webhook",
     show_default=True,
-    help="name of the secret with which GitHub signs deliveries",
+    help="name of the secret with which GitHub signs webhook deliveries",
 )
 @click.option("--label", "labels", multiple=True, help="create tasks from issues with this label; repeatable")
 @click.option(
@@ -71,7 +73,7 @@ def show_repository(client: ApiClient, *, repository: str, as_json: bool) -> Non
     type=click.Choice(["code_review", "task", "ignore"]),
     default="code_review",
     show_default=True,
-    help="what Corral does with a pull request",
+    help="how Corral handles pull requests: open a code review, create a task, or ignore them",
 )
 @click.option("--api-url", help="URL of the GitHub API (default: the API of github.com)")
 @client_command
@@ -135,7 +137,7 @@ def remove_repository(client: ApiClient, *, repository: str, as_json: bool) -> N
 @github_command_group.command("deliveries")
 @repository_argument
 @click.option(
-    "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of deliveries"
+    "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of deliveries to list"
 )
 @client_command
 def list_deliveries(client: ApiClient, *, repository: str, limit: int, as_json: bool) -> None:
@@ -146,7 +148,13 @@ def list_deliveries(client: ApiClient, *, repository: str, limit: int, as_json: 
 
 @github_command_group.command("posts")
 @repository_argument
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of posts")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 200),
+    default=20,
+    show_default=True,
+    help="maximum number of comments and reviews to list",
+)
 @client_command
 def list_posts(client: ApiClient, *, repository: str, limit: int, as_json: bool) -> None:
     """List the comments and reviews that Corral has posted or will post, newest first."""

@@ -12,7 +12,7 @@ import click
 from corral.plugin import InstallationConfig
 from corral_llama.model_file import LocalModel, NoModel, find_model, model_folders, user_cache
 
-json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
+json_option = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 
 
 @click.group("local-model")

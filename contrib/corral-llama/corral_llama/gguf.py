@@ -36,9 +36,9 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             entries = _GgufReader(view).entries()
     except struct.error:
-        raise ValueError(f"{path}: the file ends within its header") from None
+        raise ValueError(f"{path}: the GGUF header is incomplete; download the file again") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path} cannot be used as a model: {error}") from None
     architecture = str(entries.get("general.architecture", ""))
     context = entries.get(f"{architecture}.context_length")
     return GgufHeader(
@@ -62,7 +62,7 @@ class _GgufReader:
         self._at = 4
         version, _, count = self._read_number("<I"), self._read_number("<Q"), self._read_number("<Q")
         if version not in (2, 3) or count > _MAX_ENTRIES:
-            raise ValueError(f"GGUF version {version} with {count} header entries is not supported")
+            raise ValueError(f"the GGUF header is not supported: version {version}, {count} entries")
         found: dict[str, Any] = {}
         for _ in range(count):
             key, kind = self._read_text(), self._read_number("<I")
@@ -85,7 +85,7 @@ class _GgufReader:
     def _read_text(self) -> str:
         length = self._read_number("<Q")
         if length > len(self._view) - self._at:
-            raise ValueError("the file ends within its header")
+            raise ValueError("the GGUF header is incomplete; download the file again")
         text = self._view[self._at : self._at + length]
         self._at += length
         return text.decode("utf-8", "replace")
@@ -93,7 +93,7 @@ class _GgufReader:
     def _skip_array(self) -> None:
         kind, count = self._read_number("<I"), self._read_number("<Q")
         if count > len(self._view):
-            raise ValueError("the file ends within its header")
+            raise ValueError("the GGUF header is incomplete; download the file again")
         if kind in _SCALARS:
             self._at += struct.calcsize(_SCALARS[kind]) * count
             return

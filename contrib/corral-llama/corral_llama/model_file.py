@@ -80,7 +80,7 @@ def find_model(installation: InstallationConfig) -> LocalModel:
 def platform_problem() -> str | None:
     """Return the reason why this machine cannot run any model, or None if it can."""
     if importlib.util.find_spec("xllamacpp") is None:
-        return "xllamacpp is not installed: pip install corral-llama (from a clone: ./contrib/corral-llama)"
+        return "xllamacpp is not installed: pip install corral-llama (from a clone of Corral: ./contrib/corral-llama)"
     if platform.system() == "Linux" and platform.machine() == "x86_64" and "avx2" not in _cpu_flags():
         return "this CPU does not support AVX2, which llama.cpp requires"
     return None

@@ -116,7 +116,7 @@ class IncomingRequest(Request):
             if not header.isdigit() or len(header) > 18:
                 raise Malformed("The Content-Length header is not a valid number of bytes.")
             if (declared := int(header)) > limit:
-                raise TooLarge(f"The body is {declared} bytes long; this operation accepts at most {limit}.")
+                raise TooLarge(f"The body is {declared} bytes long; this operation accepts at most {limit} bytes.")
         while self.unread:
             message = await self.receive() if self._is_received() else await self._receive_in_time()
             if message["type"] != "http.request":

@@ -100,6 +100,8 @@ class Router:
                 node.parameter = _Node(segment[1:-1])
             elif node.parameter.name != segment[1:-1]:
                 other = node.parameter.name
-                raise ValueError(f"{path}: {segment} is named {{{other}}} in another route; use the same name")
+                raise ValueError(
+                    f"{path}: the path parameter {segment} is named {{{other}}} in another route; use the same name"
+                )
             node = node.parameter
         return node

@@ -73,7 +73,10 @@ class Credentials:
         for header, value in named.items():
             found: Principal | None = self._delegations[header].act_as(caller, value)
             if found is None:  # None: the plugin failed or is quarantined
-                raise Unavailable(f"The plugin that reads the header {header} is out of service.", code="plugin_failed")
+                raise Unavailable(
+                    f"The plugin that reads the header {header} is not available; try again later.",
+                    code="plugin_failed",
+                )
             caller = found
         return caller
 
@@ -102,9 +105,12 @@ class Credentials:
                 return found
             unsure = True
         if unsure:
-            raise Unavailable("The plugin that checks this kind of credential is out of service.", code="plugin_failed")
+            raise Unavailable(
+                "The plugin that checks this kind of credential is not available; try again later.",
+                code="plugin_failed",
+            )
         raise Unauthorized(
-            "The credential is not an access token, an API key, or a token of a worker or agent.", headers=CHALLENGE
+            "The credential is not an access token, an API key, a worker token or an agent token.", headers=CHALLENGE
         )
 
     def reload_principal(self, caller: Principal) -> Principal:

@@ -102,7 +102,7 @@ def _split_path(text: str, server: str | None) -> tuple[str, dict[str, Any]]:
     if split.netloc:
         with open_client(server) as client:
             if not text.startswith(f"{client.url}/"):
-                raise click.UsageError("give a path, such as /auth/me; --server chooses the server")
+                raise click.UsageError("give only a path, such as /auth/me; choose the server with --server")
             split = urlsplit(text.removeprefix(client.url))
     path = "/" + split.path.lstrip("/")
     if path == API_PREFIX or path.startswith(f"{API_PREFIX}/"):

@@ -224,7 +224,7 @@ class ApiClient:
             return same[0]
         if same:
             ids = ", ".join(item["id"] for item in same)
-            raise ApiClientError(f"{len(same)} {_plural(kind)} are named {name}; give the id instead: {ids}")
+            raise ApiClientError(f"{len(same)} {_plural(kind)} are named {name}; give one of these ids instead: {ids}")
         similar = found[0][field] if found else self._similar_name(path, name, field)
         plural = _plural(kind)
         hint = f" at {self.url}; {listing or f'corral {plural} list'} shows all {plural}"

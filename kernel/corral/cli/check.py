@@ -19,9 +19,9 @@ from corral.config.reader import load as load_config
 @click.option(
     "--postgres-url",
     envvar="CORRAL_CHECK_POSTGRES_URL",
-    help="also check the plugin against this empty PostgreSQL database",
+    help="also check the plugin against the empty PostgreSQL database at this URL",
 )
-@click.option("--all", "show_all", is_flag=True, help="list all rules, not only the broken ones")
+@click.option("--all", "show_all", is_flag=True, help="list all rules, not only the violated ones")
 @config_option
 @json_option
 def check_command(name: str, postgres_url: str | None, show_all: bool, config_path: Path | None, as_json: bool) -> None:

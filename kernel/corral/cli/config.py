@@ -107,15 +107,15 @@ def init(path: Path | None, as_json: bool) -> None:
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # the file may later contain secrets
     except FileExistsError:
-        raise click.ClickException(f"{target} already exists and was not changed") from None
+        raise click.ClickException(f"{target} already exists and was not changed; choose another path") from None
     except OSError as error:
-        raise click.ClickException(f"{target}: {error.strerror}") from None
+        raise click.ClickException(f"cannot write {target}: {error.strerror}") from None
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(sample())
     except OSError as error:  # for example a full disk: the next run would not replace a partial file
         target.unlink()
-        raise click.ClickException(f"{target}: {error.strerror}") from None
+        raise click.ClickException(f"cannot write {target}: {error.strerror}") from None
     output.print_value(
         {"path": str(target)}, as_json=as_json, text=f"Wrote {target}. Every key in it is commented out."
     )

@@ -52,6 +52,6 @@ def _close_to_others(folder: Path) -> None:
     except PermissionError:
         raise StartupError(
             f"{folder}: other users can open the data folder; run chmod 700 {folder} as its owner, or set "
-            "CORRAL_DATA_DIR to a new folder inside it"
+            f"CORRAL_DATA_DIR to a new folder inside {folder}"
         ) from None
     log.warning("other users could open the data folder; it is now private", extra={"folder": str(folder)})

@@ -209,7 +209,7 @@ def _write(path: Path, text: str) -> None:
             os.fchmod(file.fileno(), mode)
         os.replace(file.name, target)
     except OSError as error:
-        raise click.ClickException(f"{path}: {error.strerror}") from None
+        raise click.ClickException(f"cannot write {path}: {error.strerror}") from None
 
 
 # `NAMED`: kernel tables whose rows are named `<plugin>.<name>`. `STATES`: a table whose rows are named by plugin.

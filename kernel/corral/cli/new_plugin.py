@@ -39,9 +39,9 @@ def new_plugin_command(name: str, parent: Path | None, as_json: bool) -> None:
     try:
         written = scaffold.write_distribution(name, folder)
     except FileExistsError:
-        raise click.ClickException(f"{folder} already exists and was not changed") from None
+        raise click.ClickException(f"{folder} already exists and was not changed; choose another folder") from None
     except OSError as error:
-        raise click.ClickException(f"{folder}: {error.strerror}") from None
+        raise click.ClickException(f"cannot write to {folder}: {error.strerror}") from None
     steps = [f"pip install -e {folder}", f"corral check {values['name']}", f"corral plugins enable {values['name']}"]
     text = "\n".join([f"Wrote {len(written)} files to {folder}. Next:", *(f"  {step}" for step in steps)])
     output.print_value({"folder": str(folder), "files": [str(path) for path in written]}, as_json=as_json, text=text)

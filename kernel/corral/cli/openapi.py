@@ -13,8 +13,8 @@ from corral.config.reader import load as load_config
 
 
 @click.command("openapi")
-@click.option("--yaml", "as_yaml", is_flag=True, help="print YAML (requires PyYAML)")
-@click.option("--json", "as_json", is_flag=True, help="print JSON (default)")
+@click.option("--yaml", "as_yaml", is_flag=True, help="print the document as YAML (requires PyYAML)")
+@click.option("--json", "as_json", is_flag=True, help="print the document as JSON (default)")
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="write to this file instead of standard output"
 )
@@ -45,7 +45,7 @@ def openapi_command(as_yaml: bool, as_json: bool, out: Path | None, config_path:
         try:
             out.write_text(text, "utf-8")
         except OSError as error:
-            raise click.ClickException(f"{out}: {error.strerror}") from None
+            raise click.ClickException(f"cannot write {out}: {error.strerror}") from None
 
 
 def _is_out_of_service(state: str) -> bool:

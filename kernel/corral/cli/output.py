@@ -20,7 +20,7 @@ WARNINGS = {
 config_option = click.option(
     "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="configuration file to read"
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
+json_option = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 
 
 COLOURS = {

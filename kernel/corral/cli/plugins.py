@@ -142,7 +142,7 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
         click.echo(f"This permanently drops the tables {', '.join(tables)} and all their rows.", err=True)
         typed = click.prompt("Type the name of the plugin to confirm", err=True)
         if typed.strip() != name:
-            raise click.ClickException("the text that you typed is not the plugin's name; no table was dropped")
+            raise click.ClickException(f"the name that you typed is not {name}; no table was dropped")
         dropped = drop(database, name, known)
     finally:
         database.close()
@@ -271,8 +271,8 @@ def _print_change(name: str, state: str, path: Path, changed: bool, as_json: boo
         click.echo(f"{click.style('warning', fg='yellow')}: {line}", err=True)
     if failures:
         undo = f"corral plugins {'disable' if state == 'enabled' else 'enable'} {name}"
-        told_once = "\n".join(dict.fromkeys(failures))
-        raise click.ClickException(f"{told_once}\nFix the cause and reload the plugins, or undo the change: {undo}")
+        problems = "\n".join(dict.fromkeys(failures))
+        raise click.ClickException(f"{problems}\nFix the cause and reload the plugins, or undo the change: {undo}")
 
 
 def _failed_reload(reload: ReloadResult, name: str) -> str | None:

@@ -23,8 +23,8 @@ field_option = click.option(
     "fields",
     multiple=True,
     metavar="KEY=VALUE",
-    help="set a field to text; KEY=@FILE reads the text from a file (@- reads standard input, or prompts without echo "
-    'on a terminal), and KEY:=VALUE sets a JSON value such as true, 3 or ["a"]; repeatable',
+    help="field to set: KEY=TEXT, KEY=@FILE to read the text from a file (@- reads standard input or, on a terminal, "
+    'prompts without echo), or KEY:=JSON for a JSON value such as true, 3 or ["a"]; repeatable',
 )
 body_option = click.option(
     "--input",

@@ -120,7 +120,7 @@ def user_sessions() -> SavedSessions:
     try:
         folder = Path(base) if base else Path.home() / ".config"
     except RuntimeError:
-        raise click.ClickException("the home folder is unknown; set HOME or XDG_CONFIG_HOME") from None
+        raise click.ClickException("the home folder cannot be determined; set HOME or XDG_CONFIG_HOME") from None
     return SavedSessions(folder / "corral")
 
 

@@ -49,7 +49,7 @@ CLOSING_SECONDS = 1.5  # busy connections close after their next response, befor
     help="ASGI server (default auto, which selects uvicorn if the extra `fast` is installed, and hypercorn otherwise)",
 )
 @click.option("--processes", type=click.IntRange(1, 256), help="number of server processes (default 1)")
-@click.option("--no-jobs", is_flag=True, help="leave background jobs and schedules to `corral jobs`")
+@click.option("--no-jobs", is_flag=True, help="do not run background jobs and schedules; run them with `corral jobs`")
 @click.option("--no-embedded-worker", is_flag=True, help="do not start the embedded worker")
 @config_option
 @click.option("--inherit", hidden=True, help="file descriptors of the listener and of the socket to the parent process")

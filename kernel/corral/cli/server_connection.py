@@ -21,7 +21,7 @@ from corral.cli.saved_sessions import SavedSession, SavedSessions, user_sessions
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 NO_OPERATION = "There is no operation at this path"
-OTHER_PLUGINS = (
+PLUGIN_NOT_ACTIVE = (
     "the server does not run this command's plugin. If the plugin is enabled, the plugin or the last reload failed; "
     "`corral status` says why"
 )
@@ -30,8 +30,8 @@ TOLD = "corral.told_server"  # in the `meta` of a command that has named the ser
 server_option = click.option(
     "--server",
     metavar="NAME",
-    help="name or URL of the server (default: CORRAL_URL, or else the server that runs in this folder if you have "
-    "signed in to it with `corral login`, or else the server of the last `corral login`)",
+    help="name or URL of the server (default: CORRAL_URL; otherwise the server that runs in this folder, if you have "
+    "signed in to it with `corral login`; otherwise the server of the last `corral login`)",
     shell_complete=lambda context, parameter, start: [
         CompletionItem(name) for name in user_sessions().names() if name.startswith(start)
     ],
@@ -64,10 +64,10 @@ def _name_list_command(error: ApiClientError) -> ApiClientError:
     if error.status != 404 or group is None or group.parent is None or not isinstance(group.command, click.Group):
         return error
     if NO_OPERATION in str(error):
-        return ApiClientError(f"{error}; {OTHER_PLUGINS}", error.status, error.problem)
+        return ApiClientError(f"{error}; {PLUGIN_NOT_ACTIVE}", error.status, error.problem)
     if error.code != "not_found" or "corral " in str(error) or "list" not in group.command.commands:
         return error
-    return ApiClientError(f"{error}; run `{group.command_path} list` to see what exists", error.status, error.problem)
+    return ApiClientError(f"{error}; run `{group.command_path} list` to find the right id", error.status, error.problem)
 
 
 def with_server_here(url: str, error: ApiClientError) -> ApiClientError:

@@ -267,5 +267,5 @@ def _secret_file(path: Path, name: str) -> str:
     if name.startswith("keys.") and readable_by_others(path):
         raise ValueError(f"{path}: other users can read this key; run chmod 600 {path}")
     if not (text := path.read_text("utf-8").strip()):
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{path} is empty; write the value of {name} to it")
     return text

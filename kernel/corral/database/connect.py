@@ -29,5 +29,6 @@ def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Data
         try:
             return PostgresDatabase(url, pool_size=pool_size)
         except psycopg.ProgrammingError as error:  # the rest of the message quotes the URL and may contain a password
-            raise StartupError(f"database.url: {str(error).partition(':')[0]}; write % in the URL as %25") from None
+            reason = str(error).partition(":")[0]
+            raise StartupError(f"database.url: {reason}; write % in the URL as %25") from None
     raise StartupError("database.url: use sqlite:///path or postgresql://user@host/name")

@@ -169,7 +169,7 @@ def translate(error: BaseException) -> BaseException:
     """Return the `Problem` for a database error. Problems and programming errors are returned unchanged."""
     psycopg = sys.modules.get("psycopg")  # it may not be installed
     if psycopg is not None and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-        return Unavailable("The database cannot be reached.", retry_after=2)
+        return Unavailable("The database cannot be reached; try again later.", retry_after=2)
     if isinstance(error, Problem) or not isinstance(
         error, (peewee.DatabaseError, peewee.InterfaceError, sqlite3.Error)
     ):
@@ -182,10 +182,12 @@ def translate(error: BaseException) -> BaseException:
     text = str(error).lower()
     if "readonly" in text or "read-only" in text:
         return error  # a read unit that writes is a bug in its handler
-    problem = Unavailable("The database cannot be reached.", retry_after=2)
+    problem = Unavailable("The database cannot be reached; try again later.", retry_after=2)
     if "full" in text or "disk i/o" in text or "no space" in text:
-        problem = Unavailable("The database's disk is full or failing.", code="storage_full", retry_after=10)
+        problem = Unavailable(
+            "The database's disk is full or failing; try again later.", code="storage_full", retry_after=10
+        )
     elif "locked" in text or "busy" in text or "interrupt" in text:
-        problem = Unavailable("The database is busy.", code="overloaded")
+        problem = Unavailable("The database is busy; try again.", code="overloaded")
     problem.__cause__ = error
     return problem

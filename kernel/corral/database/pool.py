@@ -95,7 +95,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
                 break
             except BaseException:
                 log.exception("a database thread failed")
-                queued.error, ended = Unavailable("The database failed."), [queued]
+                queued.error, ended = Unavailable("The database operation failed unexpectedly; try again."), [queued]
             if not self.lost:
                 self.pool.release(queued)  # first, so that the caller's next unit finds this thread and starts no other
                 self.database.deliver(ended)
@@ -132,7 +132,10 @@ class DatabaseThread(threading.Thread, abc.ABC):
             value = queued.fn()
             if not unit.read_only:
                 if not transaction_is_open():
-                    raise RuntimeError("the unit caught the error of a statement that ended its transaction")
+                    raise RuntimeError(
+                        "a failed statement ended the transaction, but the unit of work caught the error; let the "
+                        "error propagate"
+                    )
                 unit.finish()
                 if not self.is_sharing:
                     write_collected(unit.collected)
@@ -284,7 +287,9 @@ class DatabasePool:
         self.release(queued)
         is_route = queued.entry.request_id is not None and (guard is None or not guard.counts)
         answered = QueuedUnit(queued.fn, queued.entry, queued.future, read=queued.read)  # the thread has the other one
-        answered.error = Unavailable("The operation ran too long and was rolled back.", retry_after=1, **plugin)
+        answered.error = Unavailable(
+            "The operation took too long and was rolled back; try again.", retry_after=1, **plugin
+        )
 
         def answer() -> None:  # after the loss was counted, so that the client's next request sees the quarantine
             if is_route:

@@ -131,7 +131,7 @@ def run_in_unit(unit: Unit, fn: Callable[[], Any]) -> Any:
     try:
         return fn()
     except (StopIteration, SystemExit) as error:  # a future cannot raise the former; the latter would end the process
-        raise RuntimeError(f"{type(error).__name__} ended a unit of work") from error
+        raise RuntimeError(f"the unit of work raised {type(error).__name__}") from error
     finally:
         _local.unit = None
 

@@ -152,7 +152,7 @@ class Egress:
         method `addresses`. Raise `OSError` if no address answers, or `EgressBlocked` if the peer does not have the
         address that was checked.
         """
-        proxy, failure = self.proxy(), OSError("the host name has no address")
+        proxy, failure = self.proxy(), OSError("the host name does not resolve to an address")
         for address in addresses:
             try:
                 if proxy is not None and not canonical_address(address).is_loopback:

@@ -215,7 +215,7 @@ def read_host(text: str) -> str:
 
 
 def read_exempt(text: str) -> Exemption:
-    """Parse an entry of `CORRAL_EGRESS_ALLOW`: host, host:port, cidr or cidr:port.
+    """Parse an entry of `CORRAL_EGRESS_ALLOW`: host, host:port, CIDR or CIDR:port.
 
     Raise `StartupError` if the entry does not have one of these forms.
     """
@@ -230,7 +230,7 @@ def read_exempt(text: str) -> Exemption:
             return Exemption("", ipaddress.ip_network(name + prefix, strict=False), port)
         return Exemption(read_host(name), None, port)
     except (ValueError, EgressBlocked):
-        raise StartupError(f"egress.allow: {text}: must be host, host:port, cidr or cidr:port") from None
+        raise StartupError(f"egress.allow: {text}: must be host, host:port, CIDR or CIDR:port") from None
 
 
 def _is_address(text: str) -> bool:

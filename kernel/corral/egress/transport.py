@@ -58,7 +58,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
             addresses = await self._addresses(host.strip("[]"), port)
         except Unresolved as error:
             raise httpcore2.ConnectError(str(error)) from None
-        failure: Exception = httpcore2.ConnectError(f"{host} has no address")
+        failure: Exception = httpcore2.ConnectError(f"{host} does not resolve to an address")
         for number, address in enumerate(addresses):
             seconds = None if deadline is None else (deadline - time.monotonic()) / (len(addresses) - number)
             try:
@@ -93,7 +93,9 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         self._inner = httpx2.AsyncHTTPTransport(verify=egress.tls_context(), trust_env=False, limits=limits)
         pool: Any = self._inner._pool
         if not isinstance(pool._network_backend, httpcore2.AsyncNetworkBackend):  # otherwise nothing would be guarded
-            raise RuntimeError("this version of httpx2 has no network backend to replace; install a supported version")
+            raise RuntimeError(
+                "the network backend of this version of httpx2 cannot be replaced; install a supported version"
+            )
         pool._network_backend = egress.network(policy)
         self._egress, self._sink, self._policy = egress, sink, policy
         self._seconds, self._max_bytes, self._per_host = seconds, max_bytes, per_host

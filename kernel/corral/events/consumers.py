@@ -177,7 +177,7 @@ class Consumer:
 
     def _move_cursor(self, before: int, cursor: int) -> None:
         if not _MOVE.run({"name": self.name, "before": before, "cursor": cursor, "now": clock.now()}):
-            raise RuntimeError(f"consumer {self.name}: another process moved the cursor of this consumer")
+            raise RuntimeError(f"consumer {self.name}: another process moved its cursor")
 
 
 def poison_alert(who: str, event: Any, reason: str, about: dict[str, str] | None = None) -> SystemAlert:

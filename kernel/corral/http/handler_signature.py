@@ -102,7 +102,7 @@ def read_signature(route: Route) -> Signature:
     names = inspect.signature(route.handler).parameters
     in_path = route.names
     if missing := set(in_path).difference(names):
-        raise TypeError(f"{route.label}: the handler lacks the path parameters {sorted(missing)}")
+        raise TypeError(f"{route.label}: the handler has no parameters for the path parameters {sorted(missing)}")
     parts: dict[str, Any] = {"services": {}}
     for name in names:
         if name not in kinds:

@@ -58,7 +58,7 @@ class TimeOfDay(msgspec.Struct, frozen=True):
         if not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]", str(self.time)):
             raise ValueError(f"{self.time!r} is not a time of day; write it as HH:MM, such as 07:30")
         if not self.days or not {*self.days} <= {*WEEKDAYS}:
-            raise ValueError(f"{self.days!r} are not days of the week; choose from {', '.join(WEEKDAYS)}")
+            raise ValueError(f"the days {self.days!r} must be one or more of {', '.join(WEEKDAYS)}")
         try:
             ZoneInfo(self.zone)
         except (LookupError, ValueError, OSError):

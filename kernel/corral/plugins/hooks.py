@@ -101,7 +101,8 @@ def all_specs(records: Iterable[PluginRecord]) -> dict[str, Any]:
         for module in offered:
             added = specs_of(module)
             if not added or specs.keys() & added:
-                raise ValueError(f"{module!r} must specify new hooks; existing hooks: {sorted(specs.keys() & added)}")
+                known = sorted(specs.keys() & added)
+                raise ValueError(f"{module!r} must specify at least one hook, and none that already exists: {known}")
             specs.update(added)
         record.contributions_to("corral_hookspecs")[:] = offered
 
@@ -139,5 +140,7 @@ def first_result(records: Sequence[PluginRecord], hook: str, url: str, *, requir
     block_dependants(records)
     if not made and required:
         key, scheme = URL_KEYS.get(hook, "[redis] url"), url.partition(":")[0]
-        raise StartupError(f"{key}: no active plugin serves {scheme}:// (hook {hook}); install one, or remove the key")
+        raise StartupError(
+            f"{key}: no active plugin supports {scheme}:// URLs (hook {hook}); install one that does, or remove the key"
+        )
     return made[0] if made else None

@@ -62,7 +62,7 @@ def order(records: Iterable[PluginRecord]) -> list[PluginRecord]:
         circle = [] if ready else [record for record in waiting.values() if record.name in _required(record, waiting)]
         for record in circle:
             if record.active:
-                record.fail(f"the plugins require each other in a circle: {', '.join(item.name for item in circle)}")
+                record.fail(f"the plugins require each other in a cycle: {', '.join(item.name for item in circle)}")
         for record in circle or [min(ready, key=_rank)]:
             ordered.append(waiting.pop(record.name))
     block_dependants(ordered)
@@ -113,11 +113,17 @@ def _import(record: PluginRecord, config: Config) -> None:
 
 def _check_manifest(record: PluginRecord, kind: type[Plugin]) -> None:
     if getattr(kind, "name", None) != record.name or not _IDENTIFIER.fullmatch(record.name):
-        raise TypeError(f"plugin name {getattr(kind, 'name', None)!r} differs from the entry point {record.name!r}")
+        raise TypeError(
+            f"the plugin's name {getattr(kind, 'name', None)!r} must be the name of the entry point, {record.name!r}, "
+            "and consist of lower-case letters, digits and _"
+        )
     if record.name == KERNEL.plugin:
         raise TypeError("the name kernel is reserved for the kernel's own tables")
     if kind.kernel_api != KERNEL_API:
-        raise TypeError(f"the plugin requires kernel API {kind.kernel_api}, but this kernel provides {KERNEL_API}")
+        raise TypeError(
+            f"the plugin requires version {kind.kernel_api} of the kernel API, but this kernel provides version "
+            f"{KERNEL_API}"
+        )
     if kind.protected not in _RANKS:
         raise TypeError(f'protected must be True, False or "essential", not {kind.protected!r}')
     if kind.protected and not record.found.built_in and record.found.distribution != "test":
@@ -128,10 +134,10 @@ def _check_manifest(record: PluginRecord, kind: type[Plugin]) -> None:
             raise TypeError("requires and wants must be tuples of names of other plugins")
     check_items("permissions", kind.permissions, Permission)
     if kind.prefixes and not record.found.built_in:
-        raise TypeError("only plugins in Corral's own distribution may declare prefixes")
+        raise TypeError("only plugins in Corral's own distribution may declare additional name prefixes")
     foreign = [each.name for each in kind.permissions if each.name.split(".")[0] not in (kind.name, *kind.prefixes)]
     if foreign:
-        raise TypeError(f"permissions must begin with '{record.name}.', unlike {', '.join(foreign)}")
+        raise TypeError(f"permission names must begin with '{record.name}.', but these do not: {', '.join(foreign)}")
 
 
 def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:
@@ -156,7 +162,10 @@ def _collect_contributions(record: PluginRecord, specs: Mapping[str, Any], absen
     found = implementations(specs, record)
     unknown = [name for name, (spec, _, is_optional) in found.items() if spec is None and not (is_optional and absent)]
     if unknown:
-        raise TypeError(f"unknown hook {', '.join(unknown)}; check its spelling and the names in wants")
+        raise TypeError(
+            f"unknown hook {', '.join(unknown)}; check the spelling, and add the plugin that specifies the hook to "
+            "wants"
+        )
     staged = {
         name: checked_contributions(spec, method())
         for name, (spec, method, _) in found.items()

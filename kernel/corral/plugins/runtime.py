@@ -86,7 +86,7 @@ class PluginRuntime:
                 async with asyncio.timeout(seconds):
                     await guard.call_async(*arguments)
             except TimeoutError:
-                error = TimeoutError(f"the callback took longer than {seconds:g} s")
+                error = TimeoutError(f"the callback took longer than {seconds:g} seconds")
                 self._guards.quarantine.count_error(self._record, name, error)
             except ExpectedFailure as failure:
                 log.warning("a callback failed", extra={"plugin": self._record.name, "reason": str(failure)})

@@ -125,7 +125,7 @@ def _validator_class(strict_integers: bool) -> Any:
     def unique(validator: Any, wanted: bool, value: Any, schema: Any) -> Iterator[Any]:  # the original is quadratic
         items = value if wanted and isinstance(value, list) else ()
         if len({json.dumps(item, sort_keys=True) for item in items}) < len(items):
-            yield jsonschema.ValidationError("not unique")
+            yield jsonschema.ValidationError("the items are not unique")
 
     if not strict_integers:
         return jsonschema.validators.extend(base, {"$ref": ref, "uniqueItems": unique})

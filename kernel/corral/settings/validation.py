@@ -92,9 +92,9 @@ def check_declaration(setting: Setting[Any]) -> None:
     if setting.secret and (kind is not str or setting.default is not None):
         raise ValueError(f"setting {setting.name}: a secret must be a string, and its default must be None")
     if setting.env in VARIABLES:
-        raise ValueError(f"setting {setting.name}: {setting.env} configures something else; choose another variable")
+        raise ValueError(f"setting {setting.name}: the variable {setting.env} is already used for another purpose")
     if setting.env and not _VARIABLE.fullmatch(setting.env):
-        raise ValueError(f"setting {setting.name}: {setting.env} must match CORRAL_[A-Z0-9_]+")
+        raise ValueError(f"setting {setting.name}: the variable {setting.env} must match CORRAL_[A-Z0-9_]+")
 
 
 def _refusal(setting: Setting[Any], source: str, code: str, error: Exception | None = None) -> SettingRefused:

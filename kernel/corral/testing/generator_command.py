@@ -42,7 +42,7 @@ def main(files: Callable[[], Mapping[Path, str]]) -> None:
     The exit status is 1 if files are outdated and `--write` is not given, otherwise 0.
     """
     parser = argparse.ArgumentParser()
-    parser.add_argument("--write", action="store_true", help="rewrite the outdated files")
+    parser.add_argument("--write", action="store_true", help="rewrite the outdated generated files")
     write, made = parser.parse_args().write, files()
     found = outdated(made)
     for path in found:

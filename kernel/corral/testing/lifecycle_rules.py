@@ -102,7 +102,7 @@ def _subscribed_events(loaded: PluginRecord, plugin_dir: Path | None) -> Iterato
             hint = f"did you mean {near[0]}?" if near else "check the spelling"
             yield f"{subscriber}: no installed plugin has the event {event}; {hint}"
         elif owner.name not in (loaded.name, *loaded.requires, *loaded.wants) and not is_core(owner.kind or Plugin):
-            yield f"{subscriber}: {event} is an event of {owner.name}; name {owner.name} in requires or wants"
+            yield f"{subscriber}: {event} is an event of {owner.name}; add {owner.name} to requires or wants"
 
 
 def _event_owners(plugin_dir: Path | None) -> dict[str, PluginRecord]:

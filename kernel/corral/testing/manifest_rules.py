@@ -47,7 +47,10 @@ def _docstring(kind: type[Plugin]) -> Iterator[str]:
 
 def _kernel_api(kind: type[Plugin]) -> Iterator[str]:
     if kind.kernel_api != KERNEL_API:
-        yield f"the plugin requires kernel API {kind.kernel_api}, but this kernel provides {KERNEL_API}"
+        yield (
+            f"the plugin requires version {kind.kernel_api} of the kernel API, but this kernel provides version "
+            f"{KERNEL_API}"
+        )
 
 
 def _neighbours(kind: type[Plugin], attribute: str) -> Iterator[str]:

@@ -124,7 +124,7 @@ class ServerProcess:
         until = time.monotonic() + seconds
         while text not in (log := self.log):
             if time.monotonic() > until:
-                raise RuntimeError(f"the log does not contain {text!r}\n{log[-4000:]}")
+                raise RuntimeError(f"the log did not contain {text!r} within {seconds:g} seconds\n{log[-4000:]}")
             time.sleep(0.02)
         return log
 

@@ -184,7 +184,10 @@ def _hooks(kind: type[Plugin], neighbours: Sequence[type[Plugin]]) -> Iterator[s
         if not hasattr(function, "corral_impl"):
             yield f"{name} is not marked with @hookimpl, so it is never called"
         elif name not in specs:
-            yield f"{name}: there is no such hook; check the spelling, and name its owner in requires or wants"
+            yield (
+                f"{name}: there is no such hook; check the spelling, and add the plugin that specifies the hook to "
+                "requires or wants"
+            )
 
 
 def _hookspec_modules(owner: type[Plugin]) -> Iterable[Any]:
@@ -248,7 +251,7 @@ def foreign_plugin_imports(package: Package, named: Collection[str], packages: M
             elif not is_under(name, f"{owner}.api"):
                 yield f"{source.path.name}:{line} imports {name}; only {owner}.api may be imported"
             elif packages[owner] not in named:
-                yield f"{source.path.name}:{line} imports {name}; name {packages[owner]} in requires or wants"
+                yield f"{source.path.name}:{line} imports {name}; add {packages[owner]} to requires or wants"
 
 
 def undeclared_classes(

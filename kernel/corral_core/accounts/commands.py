@@ -177,7 +177,7 @@ def set_user_role(email: str, role: str, config_path: Path | None, as_json: bool
 
 @user_command_group.command("reset-password")
 @click.argument("email")
-@click.option("--must-change", is_flag=True, help="require the user to choose another password at the next sign-in")
+@click.option("--must-change", is_flag=True, help="require the user to choose a new password at the next sign-in")
 @password_option
 @config_option
 @json_option
@@ -265,9 +265,7 @@ def purge_user(email: str, yes: bool, config_path: Path | None, as_json: bool) -
         if not yes:
             typed = click.prompt(f"This cannot be undone. Type {user.email} to purge the account", err=True)
             if str(typed).strip().casefold() != user.email.casefold():
-                raise click.ClickException(
-                    "the address that you typed is not the address of the account; nothing was changed"
-                )
+                raise click.ClickException(f"the address that you typed is not {user.email}; nothing was changed")
         accounts = found.service(Accounts)
         found.run(lambda: accounts.purge(user.id))
         gone = found.run(lambda: accounts.get(user.id), read=True)
@@ -334,7 +332,7 @@ def _read_password(path: Path | None) -> str:
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--password-file {path}: {error}") from None
+        raise click.UsageError(f"--password-file {path} cannot be read: {error}") from None
     password = text.removesuffix("\n").removesuffix("\r")
     if not password:
         raise click.UsageError(f"--password-file {path}: the file is empty")

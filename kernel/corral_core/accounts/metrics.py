@@ -38,7 +38,7 @@ def _hash_seconds(passwords: Passwords) -> Mapping[tuple[str, ...], Observed]:
 METRICS = (
     Metric(
         name="corral_auth_attempts_total",
-        help="Number of sign-ins by result.",
+        help="Number of sign-in attempts by result.",
         kind="counter",
         labels={"result": RESULTS},
         collect=_count_sign_ins,
@@ -48,7 +48,7 @@ METRICS = (
     ),
     Metric(
         name="corral_auth_refresh_total",
-        help="Number of token refreshes by result.",
+        help="Number of attempts to refresh tokens, by result.",
         kind="counter",
         labels={"result": REFRESHES},
         collect=_count_refreshes,

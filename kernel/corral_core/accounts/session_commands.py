@@ -172,7 +172,7 @@ def _sign_in(client: ApiClient, email: str | None, password_file: Path | None) -
     try:
         answer = client.post("/auth/login", {"email": email, "password": password})
     except ApiClientError as error:
-        raise ApiClientError(f"{client.url}: {error}", error.status, error.problem) from None
+        raise ApiClientError(f"cannot sign in to {client.url}: {error}", error.status, error.problem) from None
     if answer.get("mfa_required"):
         proof = _ask_for_code()
         kind = "code" if CODE.fullmatch(proof) else "recovery_code"

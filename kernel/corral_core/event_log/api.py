@@ -257,7 +257,7 @@ class TableRedactorValues(abc.ABC, Generic[Row]):
         self.unreadable = 0
         """The number of rows whose credentials could not be decrypted."""
         self.known: frozenset[str] = frozenset()
-        """The names of the credentials that the redactor knows."""
+        """The names of the credentials that are registered for redaction."""
 
     @abc.abstractmethod
     def _open(self, row: Row) -> Mapping[str, str]:

@@ -60,7 +60,7 @@ class EventLogPlugin(Plugin):
     def corral_metrics(self) -> Iterable[Metric]:
         lag = Metric(
             name="corral_event_consumer_lag",
-            help="Number of events that a consumer has not processed yet.",
+            help="Number of events that each consumer has not processed yet.",
             labels={"consumer": self._consumers},
             collect=consumer_lag,
         )

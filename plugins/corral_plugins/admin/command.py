@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 config_option = click.option(
     "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path to corral.toml"
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
+json_option = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 
 
 @click.group("kill-switch")
@@ -24,7 +24,7 @@ def kill_switch_command() -> None:
 
 
 @kill_switch_command.command("on")
-@click.option("--reason", required=True, help="reason, which is shown to everyone whose tasks stop")
+@click.option("--reason", required=True, help="reason for the emergency stop; users whose tasks stop can see it")
 @click.option("--cancel", is_flag=True, help="cancel running tasks instead of pausing them")
 @click.option("--hold-deliveries", is_flag=True, help="hold back webhooks and notifications as well")
 @config_option

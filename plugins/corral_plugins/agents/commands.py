@@ -175,7 +175,7 @@ def start_agent(client: ApiClient, *, agent: str, override: bool, as_json: bool)
 @agent_argument
 @click.option("--drain", is_flag=True, help="stop the agent only after its running tasks have finished")
 @click.option("--cancel-tasks", is_flag=True, help="cancel running tasks instead of returning them to the queue")
-@click.option("--reason", help="reason, which is stored in the event that records the change")
+@click.option("--reason", help="reason for stopping the agent, recorded in the event log")
 @client_command
 def stop_agent(
     client: ApiClient, *, agent: str, drain: bool, cancel_tasks: bool, reason: str | None, as_json: bool
@@ -189,7 +189,7 @@ def stop_agent(
 
 @agents_command_group.command("pause")
 @agent_argument
-@click.option("--reason", help="reason, which is stored in the event that records the change")
+@click.option("--reason", help="reason for pausing the agent, recorded in the event log")
 @client_command
 def pause_agent(client: ApiClient, *, agent: str, reason: str | None, as_json: bool) -> None:
     """Pause an agent. It takes no new tasks, but its running tasks continue."""

@@ -37,12 +37,23 @@ def approvals_command_group() -> None:
     "--status",
     type=click.Choice([*get_args(Status), "all"]),
     multiple=True,
-    help="list only approvals with this status; repeatable",
+    help="list only approval requests with this status; repeatable",
 )
 @click.option("--mine", is_flag=True, help="list only approval requests that you may decide")
-@click.option("--type", "kind", type=click.Choice(get_args(Kind)), help="list only approvals of this type")
-@click.option("--risk", type=click.Choice(RISKS), multiple=True, help="list only approvals with this risk; repeatable")
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of approvals")
+@click.option("--type", "kind", type=click.Choice(get_args(Kind)), help="list only approval requests of this type")
+@click.option(
+    "--risk",
+    type=click.Choice(RISKS),
+    multiple=True,
+    help="list only approval requests with this risk level; repeatable",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 200),
+    default=50,
+    show_default=True,
+    help="maximum number of approval requests to list",
+)
 @client_command
 def list_approvals(
     client: ApiClient,
@@ -210,11 +221,13 @@ def _find(client: ApiClient, approval: str) -> dict[str, Any]:
     wanted = approval.strip().casefold()
     found = [each for each in client.pages("/approvals", status=list(OPEN)) if each["title"].casefold() == wanted]
     if not found:
-        told = f"there is no open approval with the title {approval} at {client.url}"
-        raise ApiClientError(f"{told}; `corral approvals list --status all` shows all approvals", 404)
+        problem = f"there is no open approval request with the title {approval} at {client.url}"
+        raise ApiClientError(f"{problem}; `corral approvals list --status all` shows all approval requests", 404)
     if len(found) > 1:
         ids = ", ".join(each["id"] for each in found)
-        raise ApiClientError(f"{len(found)} approvals have the title {approval}; give the id instead: {ids}")
+        raise ApiClientError(
+            f"{len(found)} approval requests have the title {approval}; give one of these ids instead: {ids}"
+        )
     return dict(client.get(f"/approvals/{found[0]['id']}"))
 
 

@@ -81,7 +81,7 @@ AUTO_APPROVE = Setting[list[AutoApproveRule]](
     maximum=50,
     own_session=True,
     title="Rules that approve requests of low or medium risk without a person",
-    description="The rules never apply to runs that have read untrusted content.",
+    description="The rules for automatic approval never apply to runs that have read untrusted content.",
 )
 UNCHECKED = (DEFAULT_TTL, REQUIRE_SECOND_PERSON, REQUIRE_MFA_FOR_HIGH, REJECT_COOLDOWN, REMINDER, MAX_OPEN)
 """All settings except `AUTO_APPROVE`. The plugin adds a check of the conditions to `AUTO_APPROVE`."""

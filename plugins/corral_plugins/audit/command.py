@@ -21,7 +21,7 @@ HEADER_BYTES = 16
 config_option = click.option(
     "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path to corral.toml"
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
+json_option = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 readable = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -33,10 +33,14 @@ def audit_command() -> None:
 @audit_command.command("verify")
 @click.argument("source", required=False)
 @click.option(
-    "--checkpoints", "checkpoints_path", type=readable, help="file that contains checkpoints that were saved earlier"
+    "--checkpoints",
+    "checkpoints_path",
+    type=readable,
+    help="file that contains previously saved checkpoints of the audit log",
 )
 @click.option(
-    "--public-key", help="base64 public key that verifies the checkpoints (default: the key in the --checkpoints file)"
+    "--public-key",
+    help="base64-encoded public key that verifies the checkpoints (default: the key in the --checkpoints file)",
 )
 @click.option("--filtered", is_flag=True, help="accept missing rows; use this option if SOURCE is a filtered export")
 @config_option

@@ -131,7 +131,7 @@ class AuditPlugin(Plugin):
             ),
             Metric(
                 name="corral_audit_last_checkpoint_age_seconds",
-                help="Age of the newest checkpoint, in seconds.",
+                help="Age of the newest checkpoint of the audit log, in seconds.",
                 collect=_checkpoint_age,
             ),
         ]

@@ -12,7 +12,7 @@ RETENTION_DAYS: Setting[int | None] = Setting(
     minimum=30,
     maximum=36_500,
     title="Days for which audit rows are kept (unset: forever)",
-    description="Audit rows are removed oldest first, up to a signed checkpoint.",
+    description="The oldest audit rows are removed first, and removal always ends at a signed checkpoint.",
 )
 VERBOSE = Setting(
     name="audit.verbose",
@@ -20,7 +20,7 @@ VERBOSE = Setting(
     kind=bool,
     default=False,
     title="Whether the audit log records every request",
-    description="If true, the audit log also records reads and ordinary writes, so every request adds one row.",
+    description="If true, every request adds one row, including reads and writes that are otherwise not audited.",
 )
 RECORD_IP = Setting(
     name="audit.record_ip",

@@ -23,7 +23,7 @@ NAMED = {"notify": "/notifications/channels", "ssh": "/ssh-connections"}
 STATES = ("closed", "open", "half_open")
 
 name_argument = click.argument("name")
-reason_option = click.option("--reason", default="", help="reason for the change, which is shown with the breaker")
+reason_option = click.option("--reason", default="", help="reason for the change, to be shown with the breaker")
 
 
 @click.group("circuit-breakers")

@@ -45,7 +45,9 @@ def reviews_command_group() -> None:
 )
 @click.option("--mine", is_flag=True, help="list only reviews in which you are a reviewer")
 @click.option("--task", metavar="TASK", help="list only reviews of this task, by title or id")
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of reviews")
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of reviews to list"
+)
 @client_command
 def list_reviews(
     client: ApiClient, *, status: tuple[str, ...], mine: bool, task: str | None, limit: int, as_json: bool
@@ -106,7 +108,7 @@ def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
 @review_argument
 @click.option("--revision", type=int, help="revision to show (default: the current revision)")
 @click.option("--against", type=int, help="show the changes since this revision")
-@click.option("--raw", is_flag=True, help="print the diff byte for byte, for example as input for git apply")
+@click.option("--raw", is_flag=True, help="print the diff unchanged, for example as input for git apply")
 @client_command
 def show_diff(
     client: ApiClient, *, review: str, revision: int | None, against: int | None, raw: bool, as_json: bool
@@ -180,8 +182,10 @@ def approve_review(
         )
     found = _find(client, review)
     if found["status"] == "changes_requested":
-        told = f"changes to {found['title']} were requested; wait for the agent's next revision, or upload one yourself"
-        raise ApiClientError(f"{told}: corral reviews revise {found['id']} PATCH")
+        raise ApiClientError(
+            f"changes to {found['title']} were requested; wait for the agent's next revision, or upload one yourself: "
+            f"corral reviews revise {found['id']} PATCH"
+        )
     body = {"note": note, "patch_sha256": sha256.lower() if sha256 else found["patch_sha256"], "force": force}
     try:
         _act(client, found, "approve", body, as_json=as_json)
@@ -220,7 +224,11 @@ def cancel_review(client: ApiClient, *, review: str, as_json: bool) -> None:
 @reviews_command_group.command("comment")
 @review_argument
 @click.argument("text")
-@click.option("--at", metavar="FILE[:LINE[-LINE]]", help="file, line or range of lines in the diff to comment on")
+@click.option(
+    "--at",
+    metavar="FILE[:LINE[-LINE]]",
+    help="file to comment on, optionally with a line or a range of lines of the diff",
+)
 @click.option(
     "--side",
     type=click.Choice(get_args(Side)),
@@ -291,8 +299,8 @@ def _comment_id(review: dict[str, Any], comment: str) -> str:
     alike = [each["id"] for each in review["comments"] if each["body"].casefold().startswith(begin)]
     if len(alike) == 1:
         return str(alike[0])
-    told = f"{len(alike)} comments begin" if alike else "no comment begins"
-    raise ApiClientError(f"{told} with {comment}; `corral reviews show {review['id']}` shows their ids")
+    problem = f"{len(alike)} comments begin with {comment}" if alike else f"no comment begins with {comment}"
+    raise ApiClientError(f"{problem}; `corral reviews show {review['id']}` shows the ids of all comments")
 
 
 def _find(client: ApiClient, review: str, *, decided: bool = False) -> dict[str, Any]:
@@ -310,15 +318,17 @@ def _find(client: ApiClient, review: str, *, decided: bool = False) -> dict[str,
     if not found and all_of_title:
         newest = all_of_title[0]
         if not decided:
-            told = f"the code review {newest['title']} ({newest['id']}) is {newest['status']}"
-            raise ApiClientError(f"{told}; `corral reviews show {newest['id']}` shows the decision")
+            problem = f"the code review {newest['title']} ({newest['id']}) is {newest['status']}"
+            raise ApiClientError(f"{problem}; `corral reviews show {newest['id']}` shows the decision")
         found = [newest]
     if not found:
-        told = f"there is no code review with the title {review} at {client.url}"
-        raise ApiClientError(f"{told}; `corral reviews list` shows all reviews", 404)
+        problem = f"there is no code review with the title {review} at {client.url}"
+        raise ApiClientError(f"{problem}; `corral reviews list` shows all reviews", 404)
     if len(found) > 1:
         ids = ", ".join(each["id"] for each in found)
-        raise ApiClientError(f"{len(found)} open code reviews have the title {review}; give the id instead: {ids}")
+        raise ApiClientError(
+            f"{len(found)} open code reviews have the title {review}; give one of these ids instead: {ids}"
+        )
     return dict(client.get(f"/code-reviews/{found[0]['id']}"))
 
 

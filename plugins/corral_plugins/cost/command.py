@@ -103,7 +103,7 @@ def show_budget(client: ApiClient, *, as_json: bool) -> None:
 
 
 @budget_group.command("set")
-@click.option("--limit", metavar="USD", help="monthly limit in USD; 0 allows no paid use, and none removes the limit")
+@click.option("--limit", metavar="USD", help="monthly limit in USD; 0 allows no paid use, and 'none' removes the limit")
 @click.option(
     "--threshold",
     type=click.IntRange(1, 200),
@@ -118,7 +118,7 @@ def show_budget(client: ApiClient, *, as_json: bool) -> None:
 @click.option(
     "--on-exceeded", type=click.Choice(ON_EXCEEDED), help="effect on running attempts when the limit is reached"
 )
-@click.option("--timezone", help="IANA time zone in which months begin and end")
+@click.option("--timezone", help="IANA time zone that determines when each month begins and ends")
 @client_command
 def set_budget(
     client: ApiClient,
@@ -149,7 +149,7 @@ def _amount(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise click.UsageError(
-            f"--limit {text} is not an amount in USD; give an amount such as 12.50, or none"
+            f"--limit {text} is not an amount in USD; give an amount such as 12.50, or 'none'"
         ) from None
 
 

@@ -42,7 +42,7 @@ def dead_letter_command_group() -> None:
 )
 @reason_option
 @click.option(
-    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of dead letters"
+    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of dead letters to list"
 )
 @client_command
 def list_letters(client: ApiClient, *, status: str, reason: str | None, limit: int, as_json: bool) -> None:
@@ -166,11 +166,11 @@ def _letter_id(client: ApiClient, letter: str) -> str:
         task = ObjectNames(client).read(f"/tasks/{letter}")
         found = _letters_of(client, task["title"], lambda each: each["task_id"] == letter) if task else []
     if not found:
-        told = f"there is no dead letter for {letter} at {client.url}"
-        raise ApiClientError(f"{told}; `corral dead-letter list --status all` shows all dead letters", 404)
+        problem = f"there is no dead letter for {letter} at {client.url}"
+        raise ApiClientError(f"{problem}; `corral dead-letter list --status all` shows all dead letters", 404)
     if len({each["task_id"] for each in found}) > 1:
         ids = ", ".join(each["id"] for each in found)
-        raise ApiClientError(f"{len(found)} dead letters have the title {letter}; give the id instead: {ids}")
+        raise ApiClientError(f"{len(found)} dead letters have the title {letter}; give one of these ids instead: {ids}")
     return str(found[0]["id"])
 
 

@@ -80,7 +80,9 @@ def upload_file(
 ) -> None:
     """Store a file, or standard input if PATH is `-`."""
     if share and task is None:
-        raise click.UsageError("--share needs --task TASK: a file is shared with everyone who may read its task")
+        raise click.UsageError(
+            "--share needs --task TASK, because a file is shared with everyone who may read its task"
+        )
     given = {"name": name, "visibility": "task" if share else None, "expires_at": expires_at}
     fields = {key: value for key, value in given.items() if value is not None}
     query = {} if task is None else {"task_id": _task_id(client, task)}
@@ -159,7 +161,7 @@ def share_file(client: ApiClient, *, file: str, task: str | None, off: bool, as_
     """Share a file with everyone who may read its task, or make it private again."""
     found = _find(client, file)
     if not off and task is None and found["task_id"] is None:
-        raise click.UsageError("the file belongs to no task; name one with --task TASK")
+        raise click.UsageError("the file does not belong to a task; choose a task with --task TASK")
     body = {"visibility": "private" if off else "task"}
     if task is not None:
         body["task_id"] = _task_id(client, task)
@@ -218,15 +220,15 @@ def move_files(open_session: OpenSession, url: str, config_path: Path | None, as
         raise click.ClickException("no active plugin supports this URL; use s3://bucket?endpoint=… or file:///…")
     with open_session(config_path, "files move") as session:
         move = StoreTransfer(session.service, session.run)
-        told = asyncio.run(move.run(target))
-    if told.failed:
-        names = ", ".join(told.failed[:5])
+        report = asyncio.run(move.run(target))
+    if report.failed:
+        names = ", ".join(report.failed[:5])
         raise click.ClickException(
-            f"{len(told.failed)} file{'' if len(told.failed) == 1 else 's'} could not be copied intact: {names}"
+            f"{len(report.failed)} file{'' if len(report.failed) == 1 else 's'} could not be copied intact: {names}"
         )
-    found: dict[str, Any] = {"copied": told.copied, "present": told.present, "bytes": told.bytes}
+    found: dict[str, Any] = {"copied": report.copied, "present": report.present, "bytes": report.bytes}
     text = (
-        f"Copied {told.copied} files ({format_bytes(told.bytes)}); {told.present} were there already. "
+        f"Copied {report.copied} files ({format_bytes(report.bytes)}); {report.present} were there already. "
         f"Now set CORRAL_STORAGE_URL to the new URL and restart the server."
     )
     print_value(found, as_json=as_json, text=text)

@@ -130,7 +130,9 @@ def _apply_fields(new: NewFile, upload: UploadBody) -> None:
     if not isinstance(fields.visibility, msgspec.UnsetType):
         new.visibility = fields.visibility
     if new.visibility == "task" and new.task_id is None:
-        raise Invalid.at("/visibility", "not_allowed", "The file belongs to no task; name one with ?task_id=.")
+        raise Invalid.at(
+            "/visibility", "not_allowed", "The file does not belong to a task; choose a task with ?task_id=."
+        )
     if new.expires_at is None:
         new.expires_at = future_instant(fields.expires_at, "/expires_at")
 

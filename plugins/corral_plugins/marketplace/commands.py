@@ -51,7 +51,7 @@ def _installation_options(command: F) -> F:
             "secrets",
             multiple=True,
             metavar="NAME=VAULT_NAME",
-            help="vault secret to use for the template's secret NAME; repeatable",
+            help="secret in the vault to use for the template's secret NAME; repeatable",
         ),
         click.option(
             "--on-conflict",
@@ -84,7 +84,7 @@ def list_templates(client: ApiClient, *, category: str | None, search: str | Non
 @template_command_group.command("show")
 @template_argument
 @version_option
-@click.option("--manifest", "is_manifest", is_flag=True, help="print the manifest as JSON")
+@click.option("--manifest", "is_manifest", is_flag=True, help="print the template's manifest as JSON")
 @client_command
 def show_template(client: ApiClient, *, template: str, version: str | None, is_manifest: bool, as_json: bool) -> None:
     """Show a template, the objects that it would create, and the resources that it may use."""
@@ -200,7 +200,7 @@ def upgrade_installation(
 
 @template_command_group.command("uninstall")
 @installation_argument
-@click.option("--force", is_flag=True, help="also remove objects that people edited")
+@click.option("--force", is_flag=True, help="also remove objects that people have edited")
 @dry_run_option
 @client_command
 def uninstall_installation(client: ApiClient, *, installation: str, force: bool, dry_run: bool, as_json: bool) -> None:
@@ -501,7 +501,9 @@ def _find_installation(client: ApiClient, name: str) -> str:
         return str(present[0])
     if present:
         raise ApiClientError(
-            f"{name} is installed {len(present)} times; give the id of an installation instead: {', '.join(present)}"
+            f"{name} is installed {len(present)} times; give one of these ids instead: {', '.join(present)}"
         )
-    hint = f"{client.url}; `corral template installations` shows all installations"
-    raise ApiClientError(f"there is no installation of {name} at {hint}", 404)
+    raise ApiClientError(
+        f"there is no installation of {name} at {client.url}; `corral template installations` shows all installations",
+        404,
+    )

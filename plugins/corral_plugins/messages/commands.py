@@ -25,7 +25,7 @@ WARNINGS = {
 
 for_agent = click.option(
     "--agent",
-    help="agent on whose behalf the command acts, if you may act for several recipients",
+    help="agent for which the command acts; needed if you own several recipients of the message",
     shell_complete=complete_names("/agents"),
 )
 
@@ -42,7 +42,9 @@ def messages_command_group() -> None:
 @click.option(
     "--unread", is_flag=True, help="list only messages that you (or the agent given with --agent) have not read"
 )
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of messages")
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of messages to list"
+)
 @client_command
 def list_messages(
     client: ApiClient,
@@ -149,7 +151,7 @@ def read_message(client: ApiClient, *, message: str, agent: str | None, as_json:
 @messages_command_group.command("ack")
 @click.argument("message")
 @click.option("--rejected", is_flag=True, help="reject the request in the message instead of reporting it as done")
-@click.option("--note", help="note, which is stored with the acknowledgement")
+@click.option("--note", help="note to store with the acknowledgement")
 @for_agent
 @client_command
 def acknowledge_message(

@@ -47,7 +47,7 @@ channel_argument = click.argument("channel", shell_complete=complete_names(CHANN
 notification_argument = click.argument("notification")
 rule_argument = click.argument("rule", shell_complete=complete_names(RULES, "name"))
 limit_option = click.option(
-    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of rows to list"
+    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of entries to list"
 )
 
 
@@ -527,11 +527,11 @@ def _find_id(client: ApiClient, path: str, name: str) -> str:
     same = [row for row in alike if row["name"] == name] or alike
     kind = path.rpartition("/")[2]
     if not same:
-        told = f"there is no {kind.removesuffix('s')} named {name} at {client.url}"
-        raise ApiClientError(f"{told}; `corral notifications {kind}` lists all {kind}", 404)
+        problem = f"there is no {kind.removesuffix('s')} named {name} at {client.url}"
+        raise ApiClientError(f"{problem}; `corral notifications {kind}` lists all {kind}", 404)
     if len(same) > 1:
         ids = ", ".join(row["id"] for row in same)
-        raise ApiClientError(f"{len(same)} {kind} are named {name}; give the id instead: {ids}")
+        raise ApiClientError(f"{len(same)} {kind} are named {name}; give one of these ids instead: {ids}")
     return str(same[0]["id"])
 
 

@@ -105,7 +105,7 @@ async def update_notification_preferences(
 ) -> Preferences:
     """Change the caller's notification preferences. Absent fields stay unchanged."""
     if caller.user_id is None:
-        raise Forbidden("Only people have notification preferences.")
+        raise Forbidden("Only user accounts have notification preferences; sign in as a user.")
     checks.check_preferences(body)
     return await work(lambda: preferences.update(body, by=caller), entry=request.unit_context(caller))
 

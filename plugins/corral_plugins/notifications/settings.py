@@ -36,7 +36,7 @@ RETRY_SCHEDULE = Setting[list[int]](
     minimum=1,
     maximum=20,
     title="Seconds to wait before each attempt to deliver a notification",
-    description="The list contains one delay per attempt, so its length is the maximum number of attempts.",
+    description="The list contains one delay per delivery attempt, so its length is the maximum number of attempts.",
 )
 
 

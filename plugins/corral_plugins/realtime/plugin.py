@@ -58,7 +58,7 @@ class RealtimePlugin(Plugin):
             ),
             Metric(
                 name="corral_ws_dropped_total",
-                help="Number of events dropped because their reader was too slow.",
+                help="Number of events dropped because a client read them too slowly.",
                 kind="counter",
                 collect=_dropped_events,
             ),

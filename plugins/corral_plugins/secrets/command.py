@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 config_option = click.option(
     "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path to corral.toml"
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
+json_option = click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 
 
 @click.group("secrets")

@@ -175,7 +175,7 @@ class SecretsPlugin(Plugin):
             ),
             Metric(
                 name="corral_vault_rewrap_remaining",
-                help="Number of rows that are not encrypted under the active master key.",
+                help="Number of rows whose values are not encrypted with the active master key.",
                 collect=_collect_remaining_rows,
             ),
         ]

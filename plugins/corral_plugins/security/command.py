@@ -25,7 +25,7 @@ def ip_rules_command() -> None:
 
 @ip_rules_command.command("off")
 @click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path to corral.toml")
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 @click.pass_obj
 def turn_off_ip_rules(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
     """Turn the IP rules off. The rules are kept and apply again after an admin sets a mode."""

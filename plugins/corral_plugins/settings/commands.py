@@ -119,7 +119,9 @@ def reset_setting(client: ApiClient, *, setting: str, as_json: bool) -> None:
 
 @settings_command_group.command("history")
 @click.argument("setting", required=False, shell_complete=_complete)
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of changes")
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of changes to list"
+)
 @client_command
 def list_history(client: ApiClient, *, setting: str | None, limit: int, as_json: bool) -> None:
     """List the changes to one setting, or to all settings, newest first."""
@@ -161,8 +163,9 @@ def _new_value(setting: Setting, value: str | None) -> Any:
     name = _name(setting)
     if setting["type"] == "secret":
         if value is not None:
-            told = "is a secret, which other users can see on the command line; omit the value to enter it at a prompt"
-            raise click.UsageError(f"{name} {told}")
+            raise click.UsageError(
+                f"{name} is a secret, and other users can see the command line; omit the value to enter it at a prompt"
+            )
         if sys.stdin.isatty():
             return click.prompt(setting["title"], hide_input=True, err=True)
         return sys.stdin.read().rstrip("\r\n")

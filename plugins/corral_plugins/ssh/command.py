@@ -217,7 +217,9 @@ def _read_password() -> str:
     if sys.stdin.isatty():
         return str(click.prompt("Password", hide_input=True, err=True))
     if not (secret := sys.stdin.readline().rstrip("\r\n")):
-        raise click.UsageError("--password reads the password from a terminal or from standard input, which is empty")
+        raise click.UsageError(
+            "standard input contains no password; pipe the password to the command, or run the command on a terminal"
+        )
     return secret
 
 

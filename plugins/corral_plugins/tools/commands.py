@@ -26,7 +26,9 @@ def tools_command_group() -> None:
 
 
 @tools_command_group.command("list")
-@click.option("--risk", type=click.Choice(RISKS), multiple=True, help="list only tools with this risk; repeatable")
+@click.option(
+    "--risk", type=click.Choice(RISKS), multiple=True, help="list only tools with this risk level; repeatable"
+)
 @click.option("--source", help="list only tools from this source, such as plugin:tasks, mcp:docs or worker")
 @client_command
 def list_tools(client: ApiClient, *, risk: tuple[str, ...], source: str | None, as_json: bool) -> None:
@@ -144,12 +146,12 @@ def refresh_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
 def accept_mcp_tools(client: ApiClient, *, name: str, tools: tuple[str, ...], accept_all: bool, as_json: bool) -> None:
     """Accept the definitions of TOOLS, as shown by `corral mcp show`, so that agents may use the tools."""
     if bool(tools) == accept_all:
-        raise click.UsageError("Name the tools to accept, or give --all.")
+        raise click.UsageError("name the tools to accept, or use --all")
     listed = {tool["name"]: tool for tool in _send(client, "GET", name)["tools"]}
     wanted = [tool["name"] for tool in listed.values() if tool["status"] == "changed"] if accept_all else list(tools)
     names = [tool if tool in listed else f"mcp.{name}.{tool}" for tool in wanted]
     if unknown := [tool for tool in names if tool not in listed]:
-        raise click.ClickException(f"The MCP server {name} does not list these tools: {', '.join(unknown)}.")
+        raise click.ClickException(f"the MCP server {name} does not list these tools: {', '.join(unknown)}")
     found = client.get(_path(name))
     if names:
         hashes = [listed[tool]["definition_sha256"] for tool in names]

@@ -335,7 +335,7 @@ def delete_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
     type=click.IntRange(1, 200),
     default=50,
     show_default=True,
-    help="maximum number of slots",
+    help="maximum number of slots to list",
 )
 @client_command
 def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], limit: int, as_json: bool) -> None:
@@ -464,8 +464,10 @@ def _config_changes(
     for member in changes:
         kind, option, _ = given[member]
         if trigger["type"] != kind:
-            told = f"{option} belongs to triggers of the type {kind}, and {trigger['name']} has the type"
-            raise click.UsageError(f"{told} {trigger['type']}, which cannot be changed; create another trigger")
+            raise click.UsageError(
+                f"{option} can be used only for triggers of the type {kind}, but {trigger['name']} has the type "
+                f"{trigger['type']}, which cannot be changed; create another trigger"
+            )
     return changes
 
 

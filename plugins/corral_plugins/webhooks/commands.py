@@ -227,7 +227,7 @@ def rotate_secret(client: ApiClient, *, webhook: str, overlap: int, secret_file:
 @click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only deliveries with this status")
 @click.option("--event", "events", multiple=True, help="list only deliveries of this event; repeatable")
 @click.option(
-    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of deliveries"
+    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of deliveries to list"
 )
 @client_command
 def list_deliveries(
@@ -300,8 +300,8 @@ def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) 
         with _looking_for(client, webhook, delivery):
             row = client.post(f"/webhooks/{found['id']}/deliveries/{delivery}/redeliver", {})
     except ApiClientError as error:  # it waits already: say for what
-        held = _breaker_text(client, found["host"]) if error.code == "invalid_state" else None
-        raise ApiClientError(f"{error}: {held}", error.status, error.problem) if held else error from None
+        cause = _breaker_text(client, found["host"]) if error.code == "invalid_state" else None
+        raise ApiClientError(f"{error}: {cause}", error.status, error.problem) if cause else error from None
     held = None if as_json else _breaker_text(client, found["host"])
     print_value(row, as_json=as_json, text=f"{row['id']} {f'waits: {held}' if held else 'is sent again.'}")
 
@@ -338,8 +338,8 @@ def _find(client: ApiClient, name: str) -> Any:
         return same[0]
     if same:
         ids = ", ".join(row["id"] for row in same)
-        raise ApiClientError(f"{len(same)} webhooks send to {name}; give the id instead: {ids}")
-    raise ApiClientError(f"no webhook sends to {name}; `corral webhooks list` shows all webhooks", 404)
+        raise ApiClientError(f"{len(same)} webhooks have the URL or host {name}; give one of these ids instead: {ids}")
+    raise ApiClientError(f"no webhook has the URL or host {name}; `corral webhooks list` shows all webhooks", 404)
 
 
 def _id(client: ApiClient, name: str) -> str:

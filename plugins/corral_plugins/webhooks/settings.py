@@ -26,8 +26,8 @@ RETRY_SCHEDULE = Setting[list[int]](
     minimum=1,
     maximum=20,
     title="Seconds to wait before each attempt to deliver an event",
-    description="The list contains one delay per attempt, so its length is the maximum number of attempts. Each delay "
-    "varies randomly by up to 10 %.",
+    description="The list contains one delay per delivery attempt, so its length is the maximum number of attempts. "
+    "Each delay varies randomly by up to 10 %.",
     env="CORRAL_WEBHOOK_RETRY_SCHEDULE",
 )
 
@@ -78,8 +78,8 @@ PROBE_SECONDS = Setting(
     maximum=3600,
     check=_is_off_or_ten_seconds,
     title="Seconds between the probes of a failing webhook in the first hour",
-    description="If 0, failing webhooks are not probed. After an hour of failures, a probe is sent every 5 minutes, "
-    "and after a day, every 15 minutes, unless the value of this setting is larger.",
+    description="If 0, failing webhooks are not probed. After one hour of failures, the interval is at least 5 "
+    "minutes; after one day, it is at least 15 minutes.",
 )
 RETENTION_DAYS = Setting(
     name="webhooks.retention_days",

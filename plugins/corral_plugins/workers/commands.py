@@ -72,7 +72,7 @@ def show_worker(client: ApiClient, *, worker: str, as_json: bool) -> None:
 
 @workers_command_group.command("approve")
 @worker_argument
-@click.option("--group", help="group of the worker, by which agents select workers")
+@click.option("--group", help="group for the worker; agents can select workers by group")
 @client_command
 def approve_worker(client: ApiClient, *, worker: str, group: str | None, as_json: bool) -> None:
     """Approve a worker, so that it can claim tasks."""

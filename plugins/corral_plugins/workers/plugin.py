@@ -148,13 +148,13 @@ class WorkersPlugin(Plugin):
             ),
             Metric(
                 name="corral_worker_capacity",
-                help="Maximum number of leases that online workers may hold together.",
+                help="Maximum number of leases that all online workers together can hold.",
                 collect=fleet.lease_capacity,
             ),
             Metric(name="corral_worker_leases", help="Number of leases that workers hold.", collect=fleet.lease_count),
             Metric(
                 name="corral_claims_total",
-                help="Number of answered claim requests, by the reason in the response.",
+                help="Number of answered claim requests, by result (the field reason of the response).",
                 kind="counter",
                 labels={"reason": CLAIM_REASONS},
                 collect=self._claims.by_reason,

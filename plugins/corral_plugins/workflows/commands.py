@@ -151,9 +151,10 @@ def delete_workflow(client: ApiClient, *, workflow: str, force: bool, yes: bool,
     """Delete a workflow. Its runs stay readable. Triggers that start it will fail."""
     found = _find(client, workflow)
     if not yes and (triggers := _triggers_of(client, found["id"])):
-        told = f"triggers run the workflow {found['name']}, and would fail without it: {', '.join(triggers)}"
-        remedy = "delete them (corral triggers delete NAME), or delete only the workflow with --yes"
-        raise ApiClientError(f"{told}; {remedy}")
+        raise ApiClientError(
+            f"these triggers run the workflow {found['name']} and would fail without it: {', '.join(triggers)}; delete "
+            "them (corral triggers delete NAME), or delete only the workflow with --yes"
+        )
     client.send("DELETE", f"/workflows/{found['id']}", query={"force": "true"} if force else None)
     print_value({"id": found["id"], "deleted": True}, as_json=as_json, text=f"Deleted {found['name']} ({found['id']}).")
 
@@ -216,7 +217,9 @@ def run_workflow(
 @workflows_command_group.command("runs")
 @click.argument("workflow", required=False)
 @click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only runs in this state; repeatable")
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of runs")
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of runs to list"
+)
 @client_command
 def list_runs(client: ApiClient, *, workflow: str | None, status: tuple[str, ...], limit: int, as_json: bool) -> None:
     """List the newest runs of one workflow or of all workflows."""
@@ -416,8 +419,8 @@ def _run_id(client: ApiClient, run: str) -> str:
     chosen = next((each for each in runs if number in ("", str(each["number"]))), None)
     if chosen is None:
         which = f"run {number}" if number else "run yet"
-        told = f"there is no {which} of the workflow {found['name']} at {client.url}"
-        raise ApiClientError(f"{told}; `corral workflows runs {shlex.quote(found['name'])}` shows its runs", 404)
+        problem = f"there is no {which} of the workflow {found['name']} at {client.url}"
+        raise ApiClientError(f"{problem}; `corral workflows runs {shlex.quote(found['name'])}` shows its runs", 404)
     return str(chosen["id"])
 
 

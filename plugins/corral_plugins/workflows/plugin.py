@@ -212,7 +212,7 @@ class WorkflowsPlugin(Plugin):
             ),
             Metric(
                 name="corral_workflow_advance_lag_seconds",
-                help="Time that a workflow run waited to be advanced, in seconds.",
+                help="Time that a workflow run waited in the queue before it was processed, in seconds.",
                 kind="histogram",
                 collect=self._metrics.lag_seconds.read,
             ),

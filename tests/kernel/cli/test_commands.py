@@ -311,7 +311,7 @@ def test_config_check_tells_what_is_wrong(corral: Any) -> None:
     corral.configure('[egress]\nallow = ["10.0.0.0/8:443", "a.example/8"]\n')
     done = corral("config", "check")
     assert done.status == 3
-    assert "egress.allow: a.example/8: must be host, host:port, cidr or cidr:port" in done.err
+    assert "egress.allow: a.example/8: must be host, host:port, CIDR or CIDR:port" in done.err
     corral.configure('[plugins]\nenabled = ["echo"]\n[plugins.accounts]\ncolour = "red"\n[settings]\n"no.such" = 1\n')
     done = corral("config", "check")
     assert done.status == 3  # a start would be refused: accounts takes no configuration

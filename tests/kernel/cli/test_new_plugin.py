@@ -251,7 +251,7 @@ CHANGES = {
         "from corral import clock",
         "from corral import clock\nfrom corral_plugins.agents.api import Agents",
         "imports.plugins",
-        "name agents in requires or wants",
+        "add agents to requires or wants",
     ),
     "not its api": (
         "service.py",
@@ -310,7 +310,7 @@ CHANGES = {
             'Subscriber("echo.failures", ("task.failed",), lambda event: None)',
         ),
         "subscribers.events",
-        "echo.failures: task.failed is an event of tasks; name tasks in requires or wants",
+        "echo.failures: task.failed is an event of tasks; add tasks to requires or wants",
     ),
     "tool without a dot": (
         "plugin.py",

@@ -118,7 +118,7 @@ async def test_a_built_in_one_keeps_its_paths_whoever_is_asked_first(tmp_path: P
         reasons = {item.name: item.reason for item in kit.kernel.plugins if not item.active}
         assert sorted(reasons) == ["a", "b", "z"]
         assert "{name} is named {id} in another route" in str(reasons["a"])
-        assert "in requires or wants" in str(reasons["b"])
+        assert "to requires or wants" in str(reasons["b"])
         assert reasons["z"] == "socket /ws is also declared by realtime"
         assert kit.application.sockets["/ws"].loaded.name == "realtime"
 

@@ -262,7 +262,7 @@ async def test_without_a_client_no_server_can_be_added(make_kit: Callable[..., A
     answer = await (await kit.as_user("admin")).post(SERVERS, {"name": "docs", "url": URL})
     (fault,) = answer.json()["errors"]
     assert (answer.status, fault["pointer"]) == (422, "/transport")
-    assert "(pip install corral-mcp; from a clone: pip install ./contrib/corral-mcp)" in fault["detail"]
+    assert "(pip install corral-mcp; from a clone of Corral: pip install ./contrib/corral-mcp)" in fault["detail"]
     assert "corral-mcp" in answer.json()["detail"]
 
 

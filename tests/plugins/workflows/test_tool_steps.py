@@ -78,7 +78,7 @@ class Shop(World):
             path = request.url.raw_path.decode()
             if self.overloads and "/tools/" in path:
                 self.overloads -= 1
-                problem = {"code": "dependency_unavailable", "detail": "The operation ran too long."}
+                problem = {"code": "dependency_unavailable", "detail": "The operation took too long."}
                 return httpx2.Response(503, headers={"content-type": "application/problem+json"}, json=problem)
             answer = await agent.request(request.method, path, content=request.content or None)
             return httpx2.Response(answer.status, headers=answer.headers, content=answer.body)

@@ -175,7 +175,9 @@ def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
         receipt = _insert(repository_id, received) or _duplicate(repository_id, received)
         if receipt is not None:
             return receipt
-    raise Unavailable("Deliveries from this repository are being deleted; send the delivery again.", code="overloaded")
+    raise Unavailable(
+        "Old deliveries from this repository are being deleted; send this delivery again.", code="overloaded"
+    )
 
 
 def _insert(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:

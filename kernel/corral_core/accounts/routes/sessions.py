@@ -71,7 +71,7 @@ async def logout(
         origins = settings.get(CORS_ORIGINS)
         check_origin(request, installation, origins)
     if access is None and refresh is None:
-        raise Unauthorized("Send the access token or the refresh token of the session.", headers=CHALLENGE)
+        raise Unauthorized("Send the access token or the refresh token of the session to end.", headers=CHALLENGE)
 
     def find_holders() -> list[Principal]:
         holders = [] if access is None else [sign_out.holder_of_access_token(access)]

@@ -322,7 +322,7 @@ class AccountsService:
         with translate_duplicate_address():
             proved = update.where((UserRow.id == row.id) & (UserRow.email_key == row.email_key)).execute()
         if not proved:
-            raise Conflict("The account was changed in the meantime; request another link.", current_status="changed")
+            raise Conflict("The account was changed in the meantime; request a new link.", current_status="changed")
         self._publish_changes(row, changes)
         return self.get(row.id)
 
@@ -448,7 +448,7 @@ def update_row(row: UserRow, changes: Mapping[str, Any]) -> None:
     if loses_admin and UserRow.get_by_id(row.id).version == row.version:
         raise Conflict("This is the last active admin; make another user an admin first.", code="last_admin")
     raise Conflict(
-        "The account was changed in the meantime; read it again and repeat the change.", current_status="changed"
+        "The account was changed in the meantime; fetch it again and repeat the change.", current_status="changed"
     )
 
 

@@ -162,7 +162,9 @@ class AccessTokens:
             keys = self._current_keys(str(kid))
             if self._is_sealed_key(str(kid)):
                 raise Unavailable(
-                    "This server cannot decrypt the key that signed the access token.", code="vault_sealed"
+                    "This server cannot verify the access token, because its master key is missing or wrong; ask an "
+                    "admin to correct the master key.",
+                    code="vault_sealed",
                 )
             payload = _jwt_codec().decode(
                 token, keys.secrets.get(str(kid), b""), algorithms=[ALGORITHM], audience=AUDIENCE, issuer=keys.issuer
@@ -174,7 +176,9 @@ class AccessTokens:
         if claims.typ != TYPE or claims.nbf > now + LEEWAY_SECONDS:
             raise Unauthorized("The access token is not valid for this installation; sign in again.")
         if claims.exp <= now - LEEWAY_SECONDS and not may_have_expired:
-            raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
+            raise Unauthorized(
+                "The access token has expired; get a new one with the refresh token.", code="token_expired"
+            )
         return claims
 
     def _current_keys(self, kid: str | None = None) -> _CachedKeys:
@@ -352,7 +356,9 @@ class AccessTokenAuthenticator:
             min(claims.exp, claims.iat + self._settings.get(ACCESS_TTL)) + LEEWAY_SECONDS
         )  # the lifetime may have been shortened after the token was issued
         if until <= clock.time_s():
-            raise Unauthorized("The access token has expired; refresh it.", code="token_expired")
+            raise Unauthorized(
+                "The access token has expired; get a new one with the refresh token.", code="token_expired"
+            )
         return self._principals.for_session(claims.sub, claims.sid, until)
 
     def reread(self, caller: Principal) -> Principal | None:

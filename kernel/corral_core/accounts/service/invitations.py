@@ -54,11 +54,14 @@ class InvitationsService:
         )
         if not InvitationRow.insert(row.__data__).on_conflict_ignore().as_rowcount().execute():
             known = InvitationRow.get_or_none((InvitationRow.email_key == key) & PENDING)
-            detail = "There is already an invitation for this address; revoke it first"
             if known is None:
-                raise Conflict(f"{detail}.", code="duplicate")
-            remedy = f"corral invitations revoke {shlex.quote(known.email)}"
-            raise Conflict(f"{detail}: {remedy}", code="duplicate", existing_id=known.id)
+                raise Conflict("There is already an invitation for this address; revoke it first.", code="duplicate")
+            command = f"corral invitations revoke {shlex.quote(known.email)}"
+            raise Conflict(
+                f"There is already an invitation for this address; revoke it first: {command}",
+                code="duplicate",
+                existing_id=known.id,
+            )
         url = self._links.issue_url(INVITATION, row.id, email)
         self._mail.send_link(email, INVITATION, row.id, role=role)
         self._emit_event(InvitationCreated(invitation_id=row.id, role=role))

@@ -161,7 +161,7 @@ class SingleUseLinks:
     @staticmethod
     def link_expired_error() -> Gone:
         """Return the problem to raise for an invalid link."""
-        return Gone("The link was already used, was replaced or has expired; request a new one.", code="link_expired")
+        return Gone("The link was already used or replaced, or it has expired; request a new one.", code="link_expired")
 
     def _own_address(self) -> str:
         place = urlsplit(f"//{self._bind}")

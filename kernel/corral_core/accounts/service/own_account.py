@@ -59,7 +59,9 @@ class OwnSecondFactor:
         if password is not None:
             await self._sign_in.check_password(user.email, password, entry, user_id=user.id)
         elif not caller.has_stepped_up and not await self._work(lambda: self._is_session_recent(caller), read=True):
-            raise Forbidden("Send your password to set up a second factor.", code="reauth_required")
+            raise Forbidden(
+                "Setting up a second factor requires your password; send it as `password`.", code="reauth_required"
+            )
         return await self._work(lambda: self._second.start_setup(self._accounts.get_row(user.id)), entry=entry)
 
     async def activate(self, caller: Principal, code: str, entry: UnitContext) -> list[str]:

@@ -84,7 +84,9 @@ class AccountRegistration:
     def _refuse_unless_open(self, setup_token: str | None) -> None:
         if setup_token is not None:
             raise Forbidden(
-                "The set-up token is for the first account, which already exists.", code="registration_closed"
+                "The set-up token is valid only for the first account, which already exists; register without the "
+                "token.",
+                code="registration_closed",
             )
         if self._settings.get(REGISTRATION) != "open":
             raise Forbidden(

@@ -88,7 +88,7 @@ class SecondFactor:
         same = (SecondFactorRow.user_id == user.id) & (SecondFactorRow.seed == row.seed) & waiting
         if not SecondFactorRow.update(confirmed_at=clock.now(), last_step=step).where(same).execute():
             raise Conflict(
-                "A newer second-factor setup was started; send a code from the newest setup.",
+                "A newer second-factor setup was started; send a code that belongs to the newest setup.",
                 current_status="disabled",
             )
         self._mark_user(user.id, enabled=True)

@@ -146,7 +146,8 @@ class Sessions:
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
         if row is None:
             raise Unauthorized(
-                "The refresh token belongs to no session of this installation; sign in again.", code="session_revoked"
+                "The refresh token does not belong to any session of this installation; sign in again.",
+                code="session_revoked",
             )
         sealed = self._sealer.encrypt(
             successor.encode(), aad=associated_data("accounts_refresh_tokens", used, 1, "successor")

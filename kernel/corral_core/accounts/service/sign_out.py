@@ -26,7 +26,7 @@ class SignOut:
             return _holder(claims.sub, claims.sid)
         caller = self._credentials.authenticate(credential)
         code = "insufficient_scope" if caller.kind == "api_key" else "forbidden"
-        raise Forbidden("Only users can sign out; to disable an API key or a token, revoke it instead.", code=code)
+        raise Forbidden("Only users can sign out; to make an API key or a token invalid, revoke it.", code=code)
 
     @staticmethod
     def holder_of_refresh_token(refresh: str) -> Principal:
@@ -39,7 +39,10 @@ class SignOut:
         )
         row = found.where(RefreshRow.hash == digest(refresh)).first()
         if row is None:
-            raise Unauthorized("The refresh token belongs to no session of this installation.", headers=CHALLENGE)
+            raise Unauthorized(
+                "The refresh token does not belong to any session of this installation; sign in again.",
+                headers=CHALLENGE,
+            )
         return _holder(row.user_id, row.id)
 
 

@@ -124,7 +124,7 @@ def _json_value(value: Any, depth: int = 0) -> Any:
 def _no_json(value: Any) -> str:
     match value:
         case int() | float():
-            return "a number that is infinite or too large, for example from a division by zero"
+            return "a number that is infinite or too large, for example the result of a division by zero"
         case str():
             return "the character U+0000"
         case dict():

@@ -70,7 +70,7 @@ def to_json(value: Any) -> str:
     text = msgspec.json.encode(value).decode()
     _check_length(len(text))
     if "null" in text and not _is_finite(value):
-        raise ValueError("the value contains a number that is not finite, for example from a division by zero")
+        raise ValueError("the value contains a number that is not finite, for example the result of a division by zero")
     return text
 
 
@@ -134,7 +134,7 @@ def rounded(number: Any, digits: int = 0) -> Any:
     if not _is_number(number) or not math.isfinite(number):
         raise ValueError(f"round() needs a finite number, not {_kind(number)}")
     if not 0 <= digits <= 15:
-        raise ValueError("round() needs a digit count from 0 to 15")
+        raise ValueError("round() needs a number of digits from 0 to 15")
     if abs(number) >= 2**53:  # no float of this size has decimals
         return number
     exact = Decimal(repr(number)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)

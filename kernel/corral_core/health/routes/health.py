@@ -74,7 +74,7 @@ async def read_metrics(request: Request, installation: InstallationConfig, scrap
         if not hmac.compare_digest(given, installation.metrics_token.encode()):
             challenge = {"WWW-Authenticate": "Bearer"}
             raise Unauthorized(
-                "The metrics token is missing or incorrect; send it as Authorization: Bearer <token>.",
+                "The metrics token is missing or incorrect; send the header Authorization: Bearer <token>.",
                 headers=challenge,
             )
     text = await scrape.render_all()

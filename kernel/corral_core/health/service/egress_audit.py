@@ -142,5 +142,9 @@ METRICS = (
         labels={"kind": sorted({"value", *(pattern.kind for pattern in BUILT_IN)})},
         collect=_count_redactions,
     ),
-    Metric(name="corral_redactor_values", help="Number of credentials that the redactor knows.", collect=_count_values),
+    Metric(
+        name="corral_redactor_values",
+        help="Number of credentials that are registered for redaction.",
+        collect=_count_values,
+    ),
 )

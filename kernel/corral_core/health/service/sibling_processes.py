@@ -79,7 +79,7 @@ class SiblingProcesses:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise PermissionError(f"{folder} belongs to another user")
+            raise PermissionError(f"{folder} is not a folder that belongs to the server's user")
         return folder
 
 

@@ -127,7 +127,8 @@ class PluginAdministration:
             raise Conflict("This plugin is protected and cannot be disabled.", code="plugin_required")
         if name in self._registry.configuration.enabled:
             raise Conflict(
-                "corral.toml enables this plugin; remove it from [plugins] enabled first.", code="setting_locked"
+                "corral.toml enables this plugin; first remove it from `enabled` in the section [plugins].",
+                code="setting_locked",
             )
         dependants = self._required_by(name)
         if dependants:
@@ -154,10 +155,13 @@ class PluginAdministration:
         loaded = self._find_plugin(name)
         if name in self._registry.configuration.disabled:
             raise Conflict(
-                "corral.toml disables this plugin; remove it from [plugins] disabled first.", code="setting_locked"
+                "corral.toml disables this plugin; first remove it from `disabled` in the section [plugins].",
+                code="setting_locked",
             )
         if not loaded.found.built_in and name not in self._registry.configuration.enabled:
-            raise Conflict(f"Add the plugin to corral.toml: run `corral plugins enable {name}`.", code="setting_locked")
+            raise Conflict(
+                f"The plugin is not enabled in corral.toml; run `corral plugins enable {name}`.", code="setting_locked"
+            )
         if loaded.state in ("blocked", "failed"):
             raise Conflict(
                 f"The plugin cannot be enabled, because it is {loaded.state}: {loaded.reason}",

@@ -77,7 +77,7 @@ class KillSwitchService:
         The mode `cancel` also cancels leased tasks. Raise `Invalid` if the switch is engaged without a reason.
         """
         if change.engaged and change.reason is None:
-            raise Invalid.at("/reason", "required", "Give a reason, which is shown to everyone whose tasks stop.")
+            raise Invalid.at("/reason", "required", "Give a reason; users whose tasks stop can see it.")
         before = self.state()
         row = {
             "engaged": change.engaged,

@@ -127,7 +127,7 @@ def refuse_loosened_tool_policy(before: dict[str, Any], after: dict[str, Any], *
     loosened = sorted(_allowed_when_tainted(after) - _allowed_when_tainted(before))
     if loosened and not manages:
         raise Forbidden(
-            f"Setting when_tainted to `allow` requires the permission agents.manage (tools: {', '.join(loosened[:5])})."
+            f"Setting when_tainted to `allow` for {', '.join(loosened[:5])} requires the permission agents.manage."
         )
 
 

@@ -317,7 +317,7 @@ class AgentManagement:
         live = self.tasks.leased_task_ids([agent_id]).get(agent_id, [])
         if live and not force:
             raise Conflict(
-                "The agent holds active leases; stop it first, or delete it with force=true.",
+                "Workers hold leases for tasks of this agent; stop the agent first, or delete it with force=true.",
                 code="agent_busy",
                 task_ids=live,
             )

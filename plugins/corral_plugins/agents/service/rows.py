@@ -89,7 +89,7 @@ def has_leases(tasks: Tasks | None, agent_id: str) -> bool:
 def contention_error() -> Unavailable:
     """Return the error to raise if other units of work changed the row during every attempt to update it."""
     return Unavailable(
-        "The agent was changed by other requests at the same time; repeat the request.", code="overloaded"
+        "The agent was changed by another request at the same time; repeat the request.", code="overloaded"
     )
 
 

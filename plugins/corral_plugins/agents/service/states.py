@@ -145,7 +145,7 @@ class AgentStates:
         code `invalid_state` if it was paused because its provider's circuit breaker is open.
         """
         if override and not by.may("agents.manage"):
-            raise Forbidden("`override` requires the permission agents.manage.")
+            raise Forbidden("Starting an agent with `override` requires the permission agents.manage.")
         for _ in range(TRIES):
             row = self._writable_row(agent_id, match, by)
             if row.status in ("idle", "busy"):

@@ -25,7 +25,7 @@ class ApprovalComments:
         found = rows.find_readable(approval_id, by)
         row = self._outcomes.lock(found.id, found.task_id)
         if row is None:
-            raise NotFound("There is no approval with this id.")
+            raise NotFound("There is no approval request with this id.")
         kind, author = ("user", by.user_id) if by.kind == "api_key" else (by.kind, by.agent_id or by.worker_id or by.id)
         comment = CommentRow(
             id=new_id(),

@@ -123,13 +123,13 @@ class ApprovalDecisions:
         found = rows.find_readable(approval_id, by)
         row = self._outcomes.lock(found.id, found.task_id)
         if row is None:
-            raise NotFound("There is no approval with this id.")
+            raise NotFound("There is no approval request with this id.")
         return row
 
     @staticmethod
     def _require_in_time(row: Approval) -> None:
         if row.status == "expired" or rows.is_overdue(row):
-            raise Gone(f"The approval expired at {row.expires_at}.", code="approval_expired")
+            raise Gone(f"The approval request expired at {row.expires_at}.", code="approval_expired")
 
     def _edit(self, row: Approval, payload: Any) -> dict[str, Any]:
         """Return the column values for an edited payload and its hash.

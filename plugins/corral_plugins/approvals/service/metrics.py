@@ -39,13 +39,13 @@ class ApprovalMetrics:
         return [
             Metric(
                 name="corral_approvals",
-                help="Number of approvals by status.",
+                help="Number of approval requests by status.",
                 labels={"status": STATUSES},
                 collect=count_by_status,
             ),
             Metric(
                 name="corral_approvals_resolved_total",
-                help="Number of resolved approvals by outcome.",
+                help="Number of resolved approval requests by outcome.",
                 kind="counter",
                 labels={"outcome": OUTCOMES},
                 collect=self._outcome_counts,

@@ -43,7 +43,7 @@ def find_readable(approval_id: str, by: Principal) -> Approval:
     """Return an approval. Raise `NotFound` if it does not exist or the caller may not read it."""
     row: Approval | None = Approval.get_or_none((Approval.id == approval_id.lower()) & readable(by))
     if row is None:
-        raise NotFound("There is no approval with this id.")
+        raise NotFound("There is no approval request with this id.")
     return row
 
 
@@ -73,7 +73,7 @@ def update_if_open(row: Approval, **changes: Any) -> None:
 
 def already_decided(status: str) -> Conflict:
     """Return the error for a decision on an approval request that is already resolved."""
-    return Conflict(f"The approval is already {status}.", code="already_decided", current_status=status)
+    return Conflict(f"The approval request is already {status}.", code="already_decided", current_status=status)
 
 
 def is_overdue(row: Approval) -> bool:

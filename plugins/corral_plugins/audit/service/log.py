@@ -249,7 +249,7 @@ def lock_chain_head() -> tuple[int, str]:
     """Lock the head of the chain until the unit of work ends. Return the `seq` and `hash` of the newest row."""
     head = _HEAD.one({"id": HEAD})
     if head is None:
-        raise RuntimeError("the table audit_head has no row")
+        raise RuntimeError("the table audit_head is empty; restore the database from a backup")
     return head[0], head[1]
 
 
@@ -372,7 +372,7 @@ class AuditLog:
         values["hash"] = chain.build_row_without_hash([values[name] for name in chain.COLUMNS[:-1]]).digest()
         _INSERT.run(values)
         if not _ADVANCE.run({"seq": values["seq"], "hash": values["hash"], "was": seq}):
-            raise RuntimeError("another writer advanced the head of the audit log")
+            raise RuntimeError("another process appended a row to the audit log at the same time")
         if values["seq"] % CHECKPOINT_ROWS == 0:
             enqueue("audit.checkpoint")
 

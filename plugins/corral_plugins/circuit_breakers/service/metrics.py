@@ -75,14 +75,14 @@ class BreakerMetrics:
         return [
             Metric(
                 name="corral_breaker_state",
-                help="Highest state among the circuit breakers with the same breaker label: 0 for closed, 1 for "
-                "half-open, 2 for open.",
+                help="Highest state among the circuit breakers with the same value of the label breaker: 0 for "
+                "closed, 1 for half-open, 2 for open.",
                 labels=breaker,
                 collect=self._read_states,
             ),
             Metric(
                 name="corral_breaker_calls_total",
-                help="Number of calls that circuit breakers guarded, by outcome.",
+                help="Number of calls made through circuit breakers, by outcome.",
                 kind="counter",
                 labels={**breaker, "outcome": OUTCOMES},
                 collect=lambda: self._calls,

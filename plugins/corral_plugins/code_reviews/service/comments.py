@@ -58,7 +58,7 @@ class ReviewComments:
             made = await self._work(functools.partial(self._insert, review_id, new, place, by=by), entry=entry)
             if made is not None:
                 return made
-        raise Unavailable("The review is receiving new revisions at the moment; repeat the request.", code="overloaded")
+        raise Unavailable("New revisions are being added to the review; repeat the request.", code="overloaded")
 
     def _insert(
         self, review_id: str, new: NewReviewComment, place: dict[str, Any], *, by: Principal

@@ -101,7 +101,7 @@ class Budgets:
             increment_revision()
             unchanged = (Budget.id == BUDGET_ID) & (Budget.version == version)
             if not Budget.update(**changes, version=version + 1).where(unchanged).execute():
-                raise Conflict("The budget was changed in the meantime; read it again and repeat the change.")
+                raise Conflict("The budget was changed in the meantime; fetch it again and repeat the change.")
             self._apply(changes)
             self._record_audit({name: (before[name], value) for name, value in changes.items()})
         return self.get()

@@ -97,7 +97,7 @@ class BudgetMetrics:
             ),
             Metric(
                 name="corral_reservations",
-                help="Number of budget reservations for running attempts and calls.",
+                help="Number of budget reservations held for running attempts and calls.",
                 collect=lambda: {(): float(Reservation.select().count())},
             ),
         ]

@@ -26,7 +26,7 @@ from corral_plugins.cost.shapes import FoundPrice, LookupQuery, NewPrice, PriceC
 SCOPE = "cost.prices"
 MAX_PRICES = 1000
 DUPLICATE = "There is already a price for this provider and model that applies from this time; change that price."
-CHANGED = "The price was changed in the meantime; read it again and repeat the change."
+CHANGED = "The price was changed in the meantime; fetch it again and repeat the change."
 _MONEY_COLUMNS = {
     "input_usd": "input_micro",
     "output_usd": "output_micro",

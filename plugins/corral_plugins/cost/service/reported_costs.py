@@ -62,7 +62,7 @@ class ReportedCosts:
 
     def _record_as_admin(self, new: NewCostEvent, by: Principal) -> ReportedCostResult:
         if not by.may("cost.write"):
-            raise Forbidden("Only admins may write cost events without a lease.")
+            raise Forbidden("Only admins may report costs without a lease.")
         ids = {name: getattr(new, name) for name in ("agent_id", "task_id", "user_id", "conversation_id", "run_id")}
         charged = self._ledger.record_cost(
             _billable_usage(new, **{name: id and id.lower() for name, id in ids.items()})

@@ -216,7 +216,7 @@ def refuse_closed(row: DeadLetter) -> None:
     if row.status == "retried":
         raise already_retried()
     if row.status != "open":
-        raise Conflict("The dead letter was discarded.", current_status=row.status)
+        raise Conflict("The dead letter was discarded and cannot be retried.", current_status=row.status)
 
 
 def already_retried() -> Conflict:

@@ -106,7 +106,7 @@ class FileRegistry:
             changes["shared_with"] = patch.visibility
         if changes.get("task_id", row.task_id) is None:
             if patch.visibility == "task":
-                raise Invalid.at("/visibility", "not_allowed", "The file belongs to no task; set task_id too.")
+                raise Invalid.at("/visibility", "not_allowed", "The file does not belong to a task; set task_id too.")
             changes["shared_with"] = "private"
         if any(getattr(row, name) != value for name, value in changes.items()):
             row = self._change(row, changes)
@@ -229,7 +229,7 @@ class FileRegistry:
         changed = File.update(**changes, updated_at=clock.now(), version=File.version + 1)
         if not changed.where((File.id == row.id) & (File.version == row.version)).execute():
             raise Conflict(
-                "The file was changed by another request at the same time; read it again and repeat the change."
+                "The file was changed by another request at the same time; fetch it again and repeat the change."
             )
         found: File = File.get_by_id(row.id)
         return found

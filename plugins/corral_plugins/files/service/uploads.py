@@ -48,7 +48,8 @@ class NewFile(msgspec.Struct, kw_only=True):
     """A file to store. `size` is the file's size, if it is known before the bytes arrive.
 
     If a run uploads the file, `lease` contains the ids of the task and the lease. `upload_key` identifies the upload,
-    so that repeated uploads are recognized. `cause` is the cause chain of the upload if the file belongs to no task.
+    so that repeated uploads are recognized. `cause` is the cause chain of the upload if the file does not belong to a
+    task.
     """
 
     name: str

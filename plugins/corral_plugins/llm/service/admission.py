@@ -325,9 +325,8 @@ def _check_vendor_fields(request: Mapping[str, Any], target: ModelTarget) -> Non
     vendor = sorted(vendor_fields(request))
     if vendor and not target.provider.fields.passthrough:
         detail = f"Unknown field; set passthrough: true to send such fields to the provider {target.provider.name}."
-        faults = [
-            FieldError(f"/{name.replace('~', '~0').replace('/', '~1')}", "unknown_field", detail) for name in vendor
-        ]
+        pointers = [f"/{name.replace('~', '~0').replace('/', '~1')}" for name in vendor]
+        faults = [FieldError(pointer, "unknown_field", detail) for pointer in pointers]
         raise Invalid(
             f"The request has fields that are not part of the OpenAI API: {', '.join(vendor)}.", errors=faults
         )

@@ -74,7 +74,7 @@ class CallDispatcher:
                 log.info("falling back to the next model", extra={"model": target.name, "status": error.status})
                 if error.code != CIRCUIT_OPEN:
                     await self._record_error(call, target, error)
-        raise AssertionError("a call has at least one target")
+        raise AssertionError("the call has no target")
 
     async def _wait_for_slot(self, call: CallRecord) -> None:
         await self._slots.wait_for_slot(call.slot, self._settings.get(QUEUE_TIMEOUT_SECONDS))

@@ -53,7 +53,7 @@ class CallMetrics:
             ),
             Metric(
                 name="corral_llm_queue",
-                help="Number of calls that are waiting for a concurrency slot.",
+                help="Number of model calls that are waiting for a concurrency slot.",
                 labels=labels,
                 collect=_waiting_calls,
             ),
@@ -84,7 +84,7 @@ class CallMetrics:
             ),
             Metric(
                 name="corral_llm_fallbacks_total",
-                help="Number of calls that fell back to another model, by the provider that failed.",
+                help="Number of model calls that fell back to another model, by the provider that failed.",
                 kind="counter",
                 labels=labels,
                 collect=lambda: self._fallbacks,

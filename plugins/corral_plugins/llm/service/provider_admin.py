@@ -262,7 +262,9 @@ class ProviderChecks:
         if fetch is None:
             return
         if not provider.usable:
-            raise Conflict(f"The provider {provider.name} is disabled or not configured.")
+            raise Conflict(
+                f"The provider {provider.name} is disabled or not configured; enable and configure it first."
+            )
         try:
             models = await self._fetch_models(provider, fetch)
         except ProviderError as error:

@@ -134,8 +134,8 @@ def check_specs(
                 found = faults_below(invalid, prefix)
         faults += found
     if faults:
-        count = "an invalid value:" if len(faults) == 1 else f"{len(faults)} invalid values. The first problem:"
-        raise Invalid(f"The template contains {count} {faults[0].detail}", errors=faults)
+        count = "an invalid value" if len(faults) == 1 else f"{len(faults)} invalid values"
+        raise Invalid(f"The template contains {count}. The first problem: {faults[0].detail}", errors=faults)
 
 
 def faults_below(invalid: Invalid, prefix: str) -> list[FieldError]:

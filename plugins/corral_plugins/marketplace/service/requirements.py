@@ -81,7 +81,9 @@ def refuse_missing_secrets(required: Sequence[NeededSecret]) -> None:
             for each in required
         ]
         raise Invalid(
-            f"The template needs the secret {required[0].name}, which does not exist in the vault.", errors=faults
+            f"The template needs the secret {required[0].name}, which does not exist in the vault; ask an admin to "
+            "create it, or name another secret in secrets_map.",
+            errors=faults,
         )
 
 

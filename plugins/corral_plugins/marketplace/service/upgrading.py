@@ -74,7 +74,7 @@ class UpgradeService:
         """Upgrade an installation or, if `body.dry_run` is set, return the changes that an upgrade would make."""
         row = await self._work(lambda: find_writable_installation(installation_id, by), read=True)
         if row.status == "removed":
-            raise Conflict("The installation has been removed.", current_status=row.status)
+            raise Conflict("The installation has been removed; install the template again.", current_status=row.status)
         version = body.version if isinstance(body.version, str) else None
         template, parts = await self._catalogue.find(row.slug, version), self._catalogue.parts()
         is_same = (template.manifest.version, template.manifest.sha256) == (row.template_version, row.sha256)

@@ -54,8 +54,8 @@ class TemplateUploads:
             *(FieldError(each.pointer, each.code, each.detail) for each in findings if each.severity == "error"),
         ]
         if faults:
-            count = "a fault:" if len(faults) == 1 else f"{len(faults)} faults. The first fault:"
-            raise Invalid(f"The manifest has {count} {faults[0].detail}", errors=faults)
+            count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
+            raise Invalid(f"The manifest has {count}. The first fault: {faults[0].detail}", errors=faults)
         others = await self._catalogue.contributed()
         if manifest.slug in others:
             detail = f"The slug {manifest.slug} belongs to a template of {others[manifest.slug][0].source}."

@@ -46,7 +46,7 @@ class MessageMetrics:
             ),
             Metric(
                 name="corral_messages_undelivered",
-                help="Number of undelivered messages, counted once per recipient.",
+                help="Number of messages that are waiting for delivery, counted once per recipient.",
                 collect=count_undelivered,
             ),
             Metric(

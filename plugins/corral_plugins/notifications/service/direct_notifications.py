@@ -58,7 +58,7 @@ class DirectNotifications:
         """Raise a `Problem` for people or channels that do not exist or that the caller may not use."""
         users, channels = _lower(fields.get("user_ids")), _lower(fields.get("channel_ids"))
         if channels and not by.may(MANAGE):
-            raise Forbidden(f"Sending through channels needs the permission {MANAGE}.")
+            raise Forbidden(f"Sending notifications through channels needs the permission {MANAGE}.")
         active = {key for key, user in self._accounts.get_many(users).items() if user.is_active} if users else set()
         known = {row.id for row in Channel.select(Channel.id).where(Channel.id.in_(channels))} if channels else set()
         _require_known(users, active, f"{pointer}/user_ids", "There is no active user with this id.")

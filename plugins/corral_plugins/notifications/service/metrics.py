@@ -38,7 +38,7 @@ class NotificationMetrics:
             ),
             Metric(
                 name="corral_notification_lag_seconds",
-                help="Time by which the most overdue notification is late, in seconds.",
+                help="Delay of the most overdue notification, in seconds.",
                 collect=longest_lag,
             ),
         ]

@@ -106,10 +106,10 @@ class ViewerHub:
         """
         key = address_key(client_ip)
         if self._pending[key] >= MAX_PENDING_OF_ADDRESS:
-            raise TooMany("Too many connections of this address have not signed in yet.", code="concurrency_limit")
+            raise TooMany("Too many connections from this address are waiting to sign in.", code="concurrency_limit")
         if self._pending.total() >= MAX_PENDING:
             raise Unavailable(
-                "Too many connections have not signed in yet; send the credential in the handshake.", code="overloaded"
+                "Too many connections are waiting to sign in; send the credential in the handshake.", code="overloaded"
             )
         self._pending[key] += 1
         try:

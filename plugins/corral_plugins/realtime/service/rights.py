@@ -155,7 +155,7 @@ def _check_may_follow(principal: Principal) -> None:
     if not principal.may(PERMISSION):
         raise Forbidden(f"Live connections require the permission {PERMISSION}.")
     if principal.expires_at is not None and principal.expires_at <= clock.time_s():
-        raise Unauthorized("The credential has expired.", code="token_expired")
+        raise Unauthorized("The credential has expired; authenticate again.", code="token_expired")
 
 
 def _read_principals(viewers: Sequence[Viewer]) -> list[Principal | Problem]:

@@ -116,7 +116,8 @@ class SecretsService:
             )
         if sent and row.allowed_hosts and (host is None or not matches_host(row.allowed_hosts, host)):
             raise Forbidden(
-                f"The secret {row.name} must not be sent to {host or 'an unknown host'}, which is not in allowed_hosts."
+                f"The secret {row.name} must not be sent to {host or 'an unknown host'}, which is not in "
+                "allowed_hosts; an admin can add the host."
             )
         value = self._values.decrypt(row)
         self._redactor_values.expect(row)

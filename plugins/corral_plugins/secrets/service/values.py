@@ -29,7 +29,7 @@ def checked_value(value: str, pointer: str = "/value") -> str:
     """Return the value unchanged if it can be stored. Raise `Invalid` if it is a masked value or larger than 64 KiB."""
     refuse_mask(value, pointer)
     if len(value.encode()) > MAX_VALUE_BYTES:
-        raise Invalid.at(pointer, "too_long", "must be at most 64 KiB of UTF-8")
+        raise Invalid.at(pointer, "too_long", "must not exceed 64 KiB when it is encoded as UTF-8")
     return value
 
 
@@ -148,7 +148,7 @@ class SecretValues:
         """
         if n == row.version:
             raise Conflict(
-                "The current value cannot be destroyed; rotate or delete the secret.", current_status="current"
+                "The current value cannot be destroyed; rotate or delete the secret instead.", current_status="current"
             )
         there = (SecretVersion.id == self.get_version(row, n).id) & SecretVersion.sealed.is_null(False)
         if not SecretVersion.update(sealed=None, grace_until=None).where(there).execute():

@@ -39,7 +39,9 @@ def parse_network(text: str) -> str:
     IPv4-mapped IPv6 addresses become IPv4 addresses.
     """
     if "%" in text:
-        raise ValueError(f"{text} contains an IPv6 zone, but client addresses are compared without zones")
+        raise ValueError(
+            f"{text} contains an IPv6 zone; omit the zone, because client addresses are compared without zones"
+        )
     network: Network = ipaddress.ip_network(text.strip())
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(MAPPED):
         base = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)

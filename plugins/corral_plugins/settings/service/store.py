@@ -178,7 +178,7 @@ class SettingsService:
                     refuse_mask(value, pointer(name))
                 found[name] = convert_value(item.setting, value)
                 if len(msgspec.json.encode(found[name])) > MAX_VALUE_BYTES:
-                    raise SettingRefused(f"{name} must be at most 64 KiB of JSON", "too_long")
+                    raise SettingRefused(f"{name} must not exceed 64 KiB when it is encoded as JSON", "too_long")
             except Invalid as masked:
                 code, faults = masked.code, [*faults, *masked.errors]
             except SettingRefused as refusal:
@@ -193,7 +193,9 @@ class SettingsService:
         pins = {name: item.pinned_by for name in names if (item := self._registry.find(name)) and item.pinned_by}
         if pins:
             pinned = ", ".join(f"{name} is set by {by}" for name, by in pins.items())
-            raise Conflict(f"{pinned}; change it there.", code="setting_locked", pinned_by=sorted(set(pins.values())))
+            raise Conflict(
+                f"{pinned}; change the value there.", code="setting_locked", pinned_by=sorted(set(pins.values()))
+            )
 
     def _store_changes(
         self, changes: Sequence[SettingChange], stored: Stored, by: Principal, pointer: Callable[[str], str]

@@ -78,7 +78,10 @@ class ConnectionCredentials:
         Raise `Conflict` if there is no credential. Errors of the `Secrets` service are passed on.
         """
         if row.secret_id is None:
-            raise Conflict("The connection has no credential yet.", current_status="no_credential")
+            raise Conflict(
+                "The connection has no credential yet; add a private key or a password to it.",
+                current_status="no_credential",
+            )
         value = self._read_part(row, "credential", row.secret_id)
         passphrase = row.passphrase_secret_id
         return Credential(
@@ -129,7 +132,8 @@ class ConnectionCredentials:
         name = self._secrets.name_of(secret_id)
         if name is None:
             raise Conflict(
-                "The secret that contains the connection's credential no longer exists.", current_status="no_credential"
+                "The secret that contains the connection's credential no longer exists; set the credential again.",
+                current_status="no_credential",
             )
         return self._secrets.use_value(name, attached.consumer_name, row.hostname, attached=attached)
 

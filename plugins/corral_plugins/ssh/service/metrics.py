@@ -29,14 +29,14 @@ class SshMetrics:
         return [
             Metric(
                 name="corral_ssh_executions_total",
-                help="Number of commands that were run on machines over SSH, by outcome.",
+                help="Number of commands run over SSH, by outcome.",
                 kind="counter",
                 labels={"outcome": OUTCOMES},
                 collect=self._read_outcomes,
             ),
             Metric(
                 name="corral_ssh_seconds",
-                help="Duration of commands that were run on machines over SSH, in seconds.",
+                help="Duration of commands run over SSH, in seconds.",
                 kind="histogram",
                 collect=self._seconds.read,
             ),

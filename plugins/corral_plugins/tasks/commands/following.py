@@ -149,7 +149,7 @@ def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until:
             done: dict[str, Any] = client.get(f"/tasks/{task_id}")
             if done["finished_at"] is not None:
                 return done
-    raise AssertionError("the event stream of a task does not end by itself")
+    raise AssertionError("the event stream of the task ended unexpectedly")
 
 
 def _failure_text(client: ApiClient, task_id: str, retried: dict[str, Any]) -> str:

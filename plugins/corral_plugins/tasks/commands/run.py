@@ -29,7 +29,7 @@ from corral_plugins.tasks.commands.task_options import (
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="stop following the task after this time (default: follow the task to its end)",
+    help="stop following the task after this many seconds (default: follow the task to its end)",
 )
 @click.argument("instructions")
 @client_command

@@ -52,7 +52,9 @@ def tasks_command_group() -> None:
 @click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only tasks in this state; repeatable")
 @click.option("--agent", metavar="NAME", help="list only tasks of this agent", shell_complete=complete_names("/agents"))
 @click.option("--search", help="list only tasks whose title or description contains these words")
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of tasks")
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of tasks to list"
+)
 @client_command
 def list_tasks(
     client: ApiClient, *, status: tuple[str, ...], agent: str | None, search: str | None, limit: int, as_json: bool
@@ -220,7 +222,7 @@ def explain_task(client: ApiClient, *, task: str, as_json: bool) -> None:
 
 @tasks_command_group.command("cancel")
 @task_argument
-@click.option("--reason", help="reason, which is stored with the task")
+@click.option("--reason", help="reason for the cancellation, stored with the task")
 @client_command
 def cancel_task(client: ApiClient, *, task: str, reason: str | None, as_json: bool) -> None:
     """Cancel a task. A running task ends as soon as its worker confirms the cancellation."""
@@ -232,9 +234,11 @@ def cancel_task(client: ApiClient, *, task: str, reason: str | None, as_json: bo
 @click.option(
     "--from-start", is_flag=True, help="start the task from the beginning instead of from its last checkpoint"
 )
-@click.option("--reason", help="reason, which is stored with the task")
+@click.option("--reason", help="reason for the retry, stored with the task")
 @click.option(
-    "--yes", is_flag=True, help="retry the task even if it failed because of its cost limit, which stays the same"
+    "--yes",
+    is_flag=True,
+    help="retry the task even if it failed because of its cost limit; the retry has the same limit",
 )
 @client_command
 def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | None, yes: bool, as_json: bool) -> None:
@@ -245,8 +249,8 @@ def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | 
             (each for each in client.get(f"/tasks/{found['id']}/explain")["conditions"] if not each["ok"]), None
         )
         if unmet is not None:
-            told = f"{unmet['detail'].rstrip('.')}, and a retry keeps the limit. {unmet['unblock']}"
-            raise ApiClientError(f"{told}. Use --yes to retry the task unchanged")
+            problem = f"{unmet['detail'].rstrip('.')}, and a retry keeps the limit. {unmet['unblock']}"
+            raise ApiClientError(f"{problem}. Use --yes to retry the task unchanged")
     _act(client, found["id"], "retry", {"from_checkpoint": not from_start, "reason": reason}, as_json=as_json)
 
 

@@ -105,12 +105,12 @@ class Screen:
 @click.option(
     "--keep",
     type=click.Path(path_type=Path),
-    help="new data folder, which is kept after the demo (default: a temporary folder)",
+    help="new folder for the data of the demo, which is kept afterwards (default: a temporary folder)",
 )
 @click.option(
     "--template", metavar="SLUG", help="also install this template, such as hello-fleet, and run its workflow"
 )
-@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 @click.pass_obj
 def demo_command(
     command_context: CommandContext,
@@ -129,7 +129,7 @@ def demo_command(
     folder. The exit code is 0 only if both the task and the workflow are completed.
     """
     if keep is not None and keep.exists():
-        raise click.UsageError(f"--keep {keep}: the folder already exists; name a new one")
+        raise click.UsageError(f"--keep {keep}: the folder already exists; choose another folder")
     screen, signals = Screen(as_json=as_json), InterruptHandler()
     text, choice = _input(input_path), choose_model(command_context)
     if require_model and choice.model is None:

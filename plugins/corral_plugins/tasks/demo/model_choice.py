@@ -66,7 +66,8 @@ def choose_model(command_context: CommandContext) -> ModelChoice:
             problems.append(model.problem)
     why = (
         "; ".join(problems)
-        or "no plugin with a local model is installed: pip install corral-llama (from a clone: ./contrib/corral-llama)"
+        or "no plugin with a local model is installed: pip install corral-llama (from a clone of Corral: "
+        "./contrib/corral-llama)"
     )
     return ModelChoice(WITHOUT_MODEL, None, "", why)
 
@@ -78,9 +79,9 @@ def check_input_length(text: str, choice: ModelChoice) -> None:
     needed = estimate_tokens(text) + FRAME_TOKENS + NEW_TOKENS
     if needed > choice.model.context_tokens:
         raise click.UsageError(
-            f"the input has about {estimate_tokens(text)} tokens; with {FRAME_TOKENS} for the question and "
-            f"{NEW_TOKENS} for the answer, the task needs {needed} tokens, but the context of {choice.name} holds "
-            f"only {choice.model.context_tokens}"
+            f"the input has about {estimate_tokens(text)} tokens; together with {FRAME_TOKENS} tokens for the question "
+            f"and {NEW_TOKENS} tokens for the answer, the task needs {needed} tokens, but the context of {choice.name} "
+            f"has only {choice.model.context_tokens}; shorten the input"
         )
 
 

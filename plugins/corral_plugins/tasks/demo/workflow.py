@@ -91,7 +91,7 @@ class DemoFlow:
                 return str(data["result"]["run_id"])
             if event in ("trigger.failed", "trigger.disabled"):
                 raise DemoFailed(f"the trigger did not start the workflow: {data.get('error') or data.get('reason')}")
-        raise AssertionError("the event stream never ends by itself")
+        raise AssertionError("the event stream ended unexpectedly")
 
     def _approve(self, run_id: str, person: str) -> None:
         (asked,) = self._remote.get("/approvals", run_id=run_id)["items"]

@@ -358,10 +358,10 @@ class OwnerActions:
         """Add a comment to a task."""
         row = rows.lock_task(task_id)  # locked, because the event must not tell an older state than the one before it
         if by.kind == "worker" and not rows.is_held_by(row, by.worker_id):
-            raise Forbidden("Only the worker that holds the task may comment on it.")
+            raise Forbidden("A worker may comment only on a task for which it holds the lease.")
         if not new.body.strip():
             raise Invalid(
-                "A comment must have at least 1 character.",
+                "The comment must not be empty.",
                 errors=[FieldError("/body", "too_short", "at least 1 character")],
             )
         comment_id, now = new_id(), clock.now()
@@ -477,4 +477,6 @@ def _check_schema(schema: Any, value: Any, pointer: str, what: str) -> None:
 
 def task_ended_error(row: TaskRow) -> Conflict:
     """Return the error for an action on a task that has ended."""
-    return Conflict(f"The task has already ended; it is {row.status}.", code="task_terminal", current_status=row.status)
+    return Conflict(
+        f"The task has already ended with the status {row.status}.", code="task_terminal", current_status=row.status
+    )

@@ -188,7 +188,7 @@ class TaskTools(ToolSet[AgentTools]):
             Tool(
                 name="human.ask",
                 title="Ask a person",
-                description="Ask the person who requested the task a question, and wait for the answer.",
+                description="Send a question to the person who requested the task, and wait for the answer.",
                 risk="write",
                 schema=ASK_SCHEMA,
                 permission="tasks.write",

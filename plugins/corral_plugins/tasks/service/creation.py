@@ -156,7 +156,7 @@ def has_open_dependency(ids: Sequence[str]) -> bool:
     if faults:
         code = "unknown_reference" if all(fault.code == "unknown_reference" for fault in faults) else None
         raise Invalid(
-            f"Number of dependencies that do not exist or will never be completed: {len(faults)}.",
+            "Some dependencies do not exist or will never be completed.",
             code=code,
             errors=faults,
         )

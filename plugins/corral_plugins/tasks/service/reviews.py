@@ -88,7 +88,7 @@ class TaskReviews:
             return False
         index, diff = diffs[0] if diffs else (None, None)
         if diff is not None and patch is None:  # the policy changed after the diff was looked at
-            raise Unavailable("The review policy has just changed; repeat the request.", code="overloaded")
+            raise Unavailable("The review policy changed during the request; repeat the request.", code="overloaded")
         if self._outcomes.end_mismatching(row, attempt, result, by="complete"):
             return True
         review = self.code_reviews.open_for_task(_task_diff(row, attempt, policy, patch, diff))

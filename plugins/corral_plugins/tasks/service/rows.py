@@ -242,7 +242,7 @@ def change_task(row: TaskRow, changes: Mapping[str, Any]) -> None:
         if now is None:
             raise NotFound("There is no task with this id.")
         raise Conflict(
-            "The task was changed in the meantime; read it again and repeat the change.", current_status=now.status
+            "The task was changed in the meantime; fetch it again and repeat the change.", current_status=now.status
         )
     row.version += 1
     _copy_to_struct(row, values)

@@ -136,7 +136,7 @@ class TaskRuns:
             return row, attempt, True
         if attempt.ended_by in rows.END_REPORTS:
             raise Conflict(
-                f"The {attempt.ended_by} call already ended this lease.",
+                f"This lease was already ended by a `{attempt.ended_by}` request.",
                 code="task_terminal",
                 current_status=row.status,
             )
@@ -378,7 +378,9 @@ class TaskRuns:
         """
         if self.approvals is None:
             raise Unavailable(
-                "Approvals require the `approvals` plugin, which is not active.", code="plugin_disabled", retry_after=60
+                "Approvals require the `approvals` plugin, which is not active; enable the plugin.",
+                code="plugin_disabled",
+                retry_after=60,
             )
         if report.approval is not None:
             asked = {"type": "task_step", **report.approval, "task_id": row.id}
@@ -386,7 +388,7 @@ class TaskRuns:
         else:
             found = self.approvals.find((report.approval_id or "").lower())
             if found is None or found.task_id != row.id:
-                detail = "This task has no approval with this id."
+                detail = "This task has no approval request with this id."
                 raise Invalid.at("/approval_id", "unknown_reference", detail, problem="unknown_reference")
             approval = found
         decided = self.approvals.resume_data(approval.id)

@@ -271,7 +271,7 @@ class TaskMetrics:
             ),
             Metric(
                 name="corral_stale_calls_total",
-                help="Number of calls by workers whose lease had already ended, by type of call.",
+                help="Number of requests from workers whose lease had already ended, by type of request.",
                 kind="counter",
                 labels={"call": LEASED_CALLS},
                 collect=self.stale_calls,
@@ -301,7 +301,7 @@ class TaskMetrics:
             ),
             Metric(
                 name="corral_task_cancel_seconds",
-                help="Time from the request to cancel a run until the run ends, in seconds.",
+                help="Time from the request to cancel a run to the end of the run, in seconds.",
                 kind="histogram",
                 collect=self.cancel_time_histogram.read,
             ),

@@ -158,7 +158,7 @@ class ToolExecutions:
             call_store.update_call_row(row, status="running")
         if row.status != "running" or row.executions != execution.executions:
             raise Conflict(
-                "Another process has ended or taken over this call; read the call again.", current_status=row.status
+                "Another process has ended or taken over this call; fetch the call again.", current_status=row.status
             )
         return row
 

@@ -80,7 +80,7 @@ class ToolListing:
             changed = bool(ToolRow.update(values).where(unchanged).execute())
         if not changed:
             raise Conflict(
-                "The tool was changed in the meantime; read it again and repeat the change.", current_status="changed"
+                "The tool was changed in the meantime; fetch it again and repeat the change.", current_status="changed"
             )
         if self.audit is not None:
             changes = {field: (getattr(before, field), value) for field, value in given.items()}

@@ -58,7 +58,7 @@ class TriggerMetrics:
             ),
             Metric(
                 name="corral_triggers",
-                help="Number of enabled and disabled triggers.",
+                help="Number of triggers, by whether they are enabled.",
                 labels={"enabled": ("true", "false")},
                 collect=count_triggers,
             ),

@@ -68,7 +68,7 @@ def _check_cron(config: Mapping[str, Any]) -> list[FieldError]:
     expression = cron_expression(config["expression"])
     try:
         if len(expression.split()) != 5:
-            raise CronSimError("the expression needs five fields")
+            raise CronSimError("the expression must have five fields")
         next(CronSim(expression, datetime.now(UTC)))
     except (CronSimError, StopIteration) as error:
         reason = "the expression names no existing day" if isinstance(error, StopIteration) else str(error)

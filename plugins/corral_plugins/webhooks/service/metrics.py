@@ -38,7 +38,7 @@ class WebhookMetrics:
             ),
             Metric(
                 name="corral_webhook_lag_seconds",
-                help="Time by which the most overdue delivery to a webhook is late, in seconds.",
+                help="Delay of the most overdue delivery to a webhook, in seconds.",
                 collect=longest_lag,
             ),
             Metric(

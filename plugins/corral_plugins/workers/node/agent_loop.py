@@ -115,7 +115,7 @@ class AgentLoop(Attempt):
                     await asyncio.sleep(retry_delay(tries + 1, error))
                 else:
                     await self._handle_model_error(error)
-        raise AssertionError("the last try returns or ends the attempt")
+        raise AssertionError("the last try neither returned a reply nor ended the attempt")
 
     async def _stream_reply(self, key: str) -> ModelReply:
         """Request one reply, and report its text as progress while the text arrives.

@@ -29,7 +29,7 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
     "labels",
     multiple=True,
     metavar="KEY=VALUE",
-    help="label of the worker, by which agents select workers; repeatable",
+    help="label of the worker; agents can select workers by label; repeatable",
 )
 @click.option(
     "--max-agents",
@@ -143,7 +143,7 @@ def _valid_url(text: str) -> str:
     import httpx2
 
     if not text.startswith(("http://", "https://")):
-        raise click.BadParameter("must begin with http:// or https://", param_hint="--url")
+        raise click.BadParameter("the URL must begin with http:// or https://", param_hint="--url")
     with contextlib.suppress(httpx2.InvalidURL):
         if httpx2.URL(text).host:
             return text.rstrip("/")

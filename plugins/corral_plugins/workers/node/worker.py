@@ -205,8 +205,8 @@ class ReferenceWorker:
             if self._identity is refused:
                 if self._duplicates.record_revoked_token():
                     raise WorkerRefused(
-                        "Another worker with the same name and fingerprint is registering. Its --dir may be a copy "
-                        "of this worker's folder; give each worker a folder of its own."
+                        "Another worker with the same name and fingerprint is registering. It may use a copy of this "
+                        "worker's folder (--dir); give each worker its own folder."
                     )
                 log.warning("the server revoked this worker's token; registering again")
                 await self._use_identity(await self._register_worker())

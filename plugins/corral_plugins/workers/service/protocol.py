@@ -87,7 +87,9 @@ class WorkerProtocol:
         """
         repository.require_own_token(worker_id, caller)
         if self.tasks is None:
-            raise Unavailable("The `tasks` plugin is not active.", code="plugin_disabled", retry_after=60)
+            raise Unavailable(
+                "The `tasks` plugin is not active; enable the plugin.", code="plugin_disabled", retry_after=60
+            )
         began = time.perf_counter()
         self._liveness.record_contact(worker_id)
         agents = None if wanted.agent_ids is None else [each.lower() for each in wanted.agent_ids]

@@ -86,7 +86,7 @@ def worker_view(row: Worker, kind: type[V], **more: Any) -> V:
 def require_own_token(worker_id: str, caller: Principal) -> None:
     """Raise `Forbidden` unless the caller is this worker."""
     if caller.kind != "worker" or caller.worker_id != worker_id:
-        raise Forbidden("Only the worker itself, with its own token, may make this call.")
+        raise Forbidden("Only the worker itself, with its own token, may perform this operation.")
 
 
 def require_worker_or_owner(row: Worker, caller: Principal) -> None:
@@ -107,7 +107,7 @@ def wrong_status_error(row: Worker, action: str) -> Conflict:
 def changed_error(row: Worker) -> Conflict:
     """Return the error for an update that failed because another request changed the worker first."""
     return Conflict(
-        "The worker was changed in the meantime; read it again and repeat the change.", current_status=row.status
+        "The worker was changed in the meantime; fetch it again and repeat the change.", current_status=row.status
     )
 
 

@@ -183,7 +183,7 @@ class WorkflowManagement:
             if view is not None:
                 return view
         raise Unavailable(
-            "The workflow was changed by other requests at the same time; repeat the request.", code="overloaded"
+            "The workflow was changed by another request at the same time; repeat the request.", code="overloaded"
         )
 
     async def _write(self, row: Workflow, wanted: Json, by: Principal, entry: UnitContext) -> WorkflowView | None:

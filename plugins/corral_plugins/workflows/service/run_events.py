@@ -87,7 +87,7 @@ def _position(cursor: str | None) -> int:
         raise Invalid.at("/query/after", "bad_format", "`after` must be the seq or the id of an event.")
     if place is None or place < event_log.first_seq() - 1:
         raise Gone(
-            "The event log no longer contains the requested events; read the run instead.", code="cursor_expired"
+            "The event log no longer contains the requested events; fetch the run instead.", code="cursor_expired"
         )
     return place
 

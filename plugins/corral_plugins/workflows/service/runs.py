@@ -221,7 +221,9 @@ class RunsService:
         config = row.input or {}
         assignees = config.get("assignees") or []
         if assignees and by.user_id not in assignees and not by.is_admin:
-            raise Conflict("Only the assignees of the step and admins may give this input.", current_status=row.status)
+            raise Conflict(
+                "Only the assignees of the step and admins may submit this input.", current_status=row.status
+            )
         schema = config.get("schema")
         if schema is not None and (faults := json_schema_errors(schema, body.input, pointer_prefix="/input")):
             raise Invalid("The input does not match the schema of the step.", code="schema_mismatch", errors=faults)

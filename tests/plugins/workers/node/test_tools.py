@@ -195,5 +195,7 @@ def test_a_worker_that_stops_ends_commands_and_gives_the_task_back(site: Site) -
 
 def test_a_missing_mcp_library_is_told_with_both_ways_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp, "entry_points", lambda group: ())
-    with pytest.raises(mcp.McpConfigurationError, match=r"install corral-mcp; from a clone: pip install \./contrib"):
+    with pytest.raises(
+        mcp.McpConfigurationError, match=r"install corral-mcp; from a clone of Corral: pip install \./contrib"
+    ):
         mcp.find_connector()

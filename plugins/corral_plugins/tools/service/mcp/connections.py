@@ -72,8 +72,8 @@ class McpConnections:
         """Raise `Invalid` if no active plugin contributes an MCP client."""
         if self._client() is None:
             detail = (
-                "No active plugin can reach MCP servers. Install corral-mcp (pip install corral-mcp; from a clone: "
-                "pip install ./contrib/corral-mcp) and enable it with `corral plugins enable mcp`."
+                "No active plugin can reach MCP servers. Install corral-mcp (pip install corral-mcp; from a clone of "
+                "Corral: pip install ./contrib/corral-mcp) and enable it with `corral plugins enable mcp`."
             )
             raise Invalid.at("/transport", "not_allowed", detail)
 

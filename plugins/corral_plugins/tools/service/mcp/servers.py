@@ -164,7 +164,7 @@ class McpServers:
         ]
         if faults:
             raise Invalid(
-                "The MCP server no longer lists all of the given definitions; review and accept the current "
+                "The MCP server no longer lists some of the given definitions; review and accept the current "
                 "definitions.",
                 code="unknown_reference",
                 errors=tuple(faults),

@@ -102,8 +102,8 @@ def find_connector() -> Connector:
     found = sorted(entry_points(group=CONNECTORS), key=lambda each: each.name)
     if not found:
         raise McpConfigurationError(
-            "No installed package can start MCP servers; install corral-mcp (pip install corral-mcp; from a clone: "
-            "pip install ./contrib/corral-mcp)."
+            "No installed package can start MCP servers; install corral-mcp (pip install corral-mcp; from a clone of "
+            "Corral: pip install ./contrib/corral-mcp)."
         )
     connector: Connector = found[0].load()
     return connector
