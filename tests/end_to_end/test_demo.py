@@ -133,7 +133,7 @@ def test_operations_2_without_json_it_is_for_people_and_the_folder_can_be_kept(d
     assert (demo.home / "kept" / "data" / "corral.db").is_file()
     status, out, err = demo.run("--once", "--keep", "kept")
     assert (status, out) == (2, "")
-    assert "name a new one" in err
+    assert "choose another folder" in err
 
 
 @pytest.mark.parametrize(

@@ -682,7 +682,7 @@ def test_any_operation_can_be_called(terminal: Terminal) -> None:
     assert len(json.loads(terminal("api", "GET", f"{terminal.address}/api/v1/agents?limit=1"))["items"]) == 1
     for url in ("https://example.org/tasks", "//example.org/tasks", f"{terminal.address}.example.org/tasks"):
         foreign = terminal.run("api", "GET", url)
-        assert (foreign.returncode, "--server chooses the server" in foreign.stderr) == (2, True), foreign
+        assert (foreign.returncode, "choose the server with --server" in foreign.stderr) == (2, True), foreign
     image = "data:image/svg+xml;base64," + "A" * 300
     terminal("agents", "create", "Painted", "-f", f"description={image}")
     seen = terminal.on_a_terminal("api", "GET", "/agents?search=Painted")

@@ -77,7 +77,7 @@ BROKEN = {
     "exit at import": (PLUGIN + "raise SystemExit(3)\n" + FAULTY, "SystemExit: 3"),
     "syntax": ("def (:\n", "SyntaxError"),
     "no plugin": ("class FaultyPlugin:\n    name = 'faulty'\n", "not a subclass"),
-    "other name": (PLUGIN + FAULTY.replace('name = "faulty"', 'name = "other"'), "plugin name 'other'"),
+    "other name": (PLUGIN + FAULTY.replace('name = "faulty"', 'name = "other"'), "the plugin's name 'other'"),
     "other kernel": (
         body("kernel_api = 2"),
         "the plugin requires version 2 of the kernel API, but this kernel provides version 1",

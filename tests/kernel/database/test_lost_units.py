@@ -88,7 +88,7 @@ def counted(database: Database, label: str) -> float | None:
 async def lose(database: Database) -> None:
     """One unit, and wait until it is counted."""
     before = counted(database, SLOW.label)
-    with pytest.raises(Unavailable, match="ran too long"):
+    with pytest.raises(Unavailable, match="took too long"):
         await database.work(lambda: time.sleep(2), entry=SLOW)
     async with asyncio.timeout(60):
         while counted(database, SLOW.label) == before:  # noqa: ASYNC110  (nothing tells)

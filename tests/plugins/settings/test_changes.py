@@ -200,7 +200,7 @@ async def test_settings_of_a_plugin_out_of_service_are_kept_and_hidden(shelf: Sh
         ("shelf.api_key", {"kind": str, "default": ""}, "credential"),
         ("shelf.code", {"kind": str, "default": "1234", "secret": True}, "its default must be None"),
         ("shelf.high", {"env": "HIGH"}, "CORRAL_"),
-        ("shelf.high", {"env": "CORRAL_BIND"}, "configures something else"),
+        ("shelf.high", {"env": "CORRAL_BIND"}, "already used for another purpose"),
         (f"shelf.{'x' * 64}.y", {}, "category.key"),
         (f"{'s' * 40}.{'x' * 50}", {}, "longer than"),
     ],
