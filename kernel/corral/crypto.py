@@ -212,10 +212,7 @@ class Keyring:
     def active(self) -> MasterKey:
         """The master key that seals new values. Raises `Unavailable` if the keyring is sealed."""
         if self.sealed:
-            raise Unavailable(
-                "No usable master key is loaded; start the server with the installation's master key.",
-                code="vault_sealed",
-            )
+            raise Unavailable("No usable master key is loaded; start the server with one.", code="vault_sealed")
         return self.keys[0]
 
     @property
@@ -272,10 +269,7 @@ class Keyring:
     def _data_key(self, sealed: bytes) -> bytes:
         key = self._by_id.get(key_id(sealed))
         if key is None or self.sealed:
-            raise Unavailable(
-                "The master key that encrypted this value is not loaded; start the server with this key.",
-                code="vault_sealed",
-            )
+            raise Unavailable("The master key that encrypted this value is not loaded.", code="vault_sealed")
         return _decrypt(derive(key.secret, "wrap"), sealed[_HEAD:_BODY], sealed[:_HEAD])
 
     def mac(self, purpose: str, data: bytes) -> bytes:

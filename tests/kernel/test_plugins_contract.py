@@ -77,10 +77,13 @@ BROKEN = {
     "exit at import": (PLUGIN + "raise SystemExit(3)\n" + FAULTY, "SystemExit: 3"),
     "syntax": ("def (:\n", "SyntaxError"),
     "no plugin": ("class FaultyPlugin:\n    name = 'faulty'\n", "not a subclass"),
-    "other name": (PLUGIN + FAULTY.replace('name = "faulty"', 'name = "other"'), "the plugin's name 'other'"),
+    "other name": (
+        PLUGIN + FAULTY.replace('name = "faulty"', 'name = "other"'),
+        "the name 'other' is invalid or differs",
+    ),
     "other kernel": (
         body("kernel_api = 2"),
-        "the plugin requires version 2 of the kernel API, but this kernel provides version 1",
+        "the plugin requires kernel API version 2, but this kernel has 1",
     ),
     "requires no tuple": (body('requires = "core"'), "requires and wants must be tuples"),
     "foreign permission": (body('permissions = (Permission("tasks.read", "Read"),)'), "must begin with 'faulty.'"),
@@ -100,7 +103,7 @@ BROKEN = {
         body("@hookimpl\ndef corral_services(self):\n    return [Provide(One, One), Provide(Two, Two)]")
         + "\n\nclass One:\n    def __init__(self, two: Two) -> None: ..."
         + "\n\n\nclass Two:\n    def __init__(self, one: One) -> None: ...\n",
-        "the services ['One', 'Two'] depend on each other in a cycle",
+        "the services ['One', 'Two'] form a cycle",
     ),
     "table of another": (
         body(
@@ -121,7 +124,7 @@ BROKEN = {
             "class T(Model):\n    visibility = 'private'\n    class Meta:\n        table_name = 'faulty_x'\n"
             "@hookimpl\ndef corral_models(self):\n    return [self.T]"
         ),
-        "T has the visibility private; set owner_field to its owner column",
+        "model T is private; set owner_field to its owner column",
     ),
     "unknown visibility of an event": (
         body(
@@ -135,7 +138,7 @@ BROKEN = {
             "@hookimpl\ndef corral_subscribers(self):\n"
             "    return [Subscriber('faulty.f', ('user.purgde',), lambda event: None)]"
         ),
-        "faulty.f: unknown event user.purgde; check the spelling, and add the plugin that declares the event to wants",
+        "faulty.f: unknown event user.purgde; fix the name or add its plugin to wants",
     ),
     "async subscriber": (
         body(
@@ -160,7 +163,7 @@ BROKEN = {
     ),
     "unknown permission": (
         (PLUGIN + FAULTY).replace("needs=PUBLIC", 'needs="faulty.read"'),
-        "`needs` must name declared permissions, not faulty.read",
+        "`needs` must name known permissions, not faulty.read",
     ),
     "no docstring": ((PLUGIN + FAULTY).replace('    """Answer."""\n', ""), "the handler has no docstring"),
     "argument that no hook has": (
@@ -173,7 +176,7 @@ BROKEN = {
     ),
     "name in a path": (
         (PLUGIN + FAULTY).replace('@routes.get("/"', '@routes.get("/{someId}"'),
-        "GET /faulty/{someId}: path parameters must be in lower case, such as {task_id}",
+        "GET /faulty/{someId}: path parameters must be lower case, as in {task_id}",
     ),
     "path of a built-in": (
         (PLUGIN + FAULTY).replace('"/faulty"', '"/health"'),

@@ -198,6 +198,4 @@ def _check_route(route: Route, permissions: Permissions) -> None:
         raise ValueError(f"{route.label}: a route with path parameters cannot be exempt from the host check")
     unknown = [need for need in route.needs if not permissions.is_known(need)]
     if unknown or not route.needs:
-        raise ValueError(
-            f"{route.label}: `needs` must name declared permissions, not {', '.join(unknown) or 'nothing'}"
-        )
+        raise ValueError(f"{route.label}: `needs` must name known permissions, not {', '.join(unknown) or 'nothing'}")

@@ -79,6 +79,4 @@ async def _handle(request: IncomingRequest, endpoint: Endpoint) -> Response:
                 running = run_until_client_leaves(running, asyncio.ensure_future(request.disconnected()))
             return render(await running, endpoint, request)
     except TimeoutError:
-        raise Unavailable(
-            f"The operation took longer than {seconds:g} seconds; try again later.", code="overloaded"
-        ) from None
+        raise Unavailable(f"The operation took more than {seconds:g} seconds; try again.", code="overloaded") from None

@@ -100,8 +100,6 @@ class Router:
                 node.parameter = _Node(segment[1:-1])
             elif node.parameter.name != segment[1:-1]:
                 other = node.parameter.name
-                raise ValueError(
-                    f"{path}: the path parameter {segment} is named {{{other}}} in another route; use the same name"
-                )
+                raise ValueError(f"{path}: the parameter {segment} is named {{{other}}} elsewhere; use the same name")
             node = node.parameter
         return node

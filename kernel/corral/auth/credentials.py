@@ -73,10 +73,7 @@ class Credentials:
         for header, value in named.items():
             found: Principal | None = self._delegations[header].act_as(caller, value)
             if found is None:  # None: the plugin failed or is quarantined
-                raise Unavailable(
-                    f"The plugin that reads the header {header} is not available; try again later.",
-                    code="plugin_failed",
-                )
+                raise Unavailable(f"The plugin that reads {header} is not available; try again.", code="plugin_failed")
             caller = found
         return caller
 
@@ -105,10 +102,7 @@ class Credentials:
                 return found
             unsure = True
         if unsure:
-            raise Unavailable(
-                "The plugin that checks this kind of credential is not available; try again later.",
-                code="plugin_failed",
-            )
+            raise Unavailable("The plugin for this credential type is not available; try again.", code="plugin_failed")
         raise Unauthorized(
             "The credential is not an access token, an API key, a worker token or an agent token.", headers=CHALLENGE
         )

@@ -27,22 +27,15 @@ Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}$", description="a lis
 Host = Annotated[str, Meta(pattern=r"^\w[\w.-]*(:\d+)?$", description="a list of host names")]
 Network = Annotated[str, Meta(description="a list of addresses and networks")]
 Exemption = Annotated[
-    str,
-    Meta(
-        pattern=r"^[\w.:\[\]*-]+(/\d+(:\d+)?)?$", description="a list of entries of the form host[:port] or CIDR[:port]"
-    ),
+    str, Meta(pattern=r"^[\w.:\[\]*-]+(/\d+(:\d+)?)?$", description="a list of host[:port] or CIDR[:port] entries")
 ]
 WebUrl = Annotated[str, Meta(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", description="http(s)://host[:port][/path]")]
 ProxyUrl = Annotated[str, Meta(pattern=r"^https?://[^\s/?#]+/?$", description="http(s)://[user:password@]host:port")]
 _PG = r"postgresql://(?=\S)([^\s@/]*@)?[^\s@?]*(\?\S*)?$"
 _SQL_HINT = "sqlite:///… or postgresql://… (in a password, @ is written %40, / %2F and % %25)"
 SqlUrl = Annotated[str, Meta(pattern=rf"^(sqlite:///\S|{_PG})", description=_SQL_HINT)]
-RedisUrl = Annotated[
-    str, Meta(pattern=r"^(rediss?|unix)://\S", description="a URL of the form redis://…, rediss://… or unix://…")
-]
-StoreUrl = Annotated[
-    str, Meta(pattern=r"^(s3://|file:///)\S", description="a URL of the form s3://bucket?endpoint=… or file:///…")
-]
+RedisUrl = Annotated[str, Meta(pattern=r"^(rediss?|unix)://\S", description="a redis://, rediss:// or unix:// URL")]
+StoreUrl = Annotated[str, Meta(pattern=r"^(s3://|file:///)\S", description="an s3://bucket?endpoint=… or file:/// URL")]
 
 
 class Key(NamedTuple):

@@ -32,10 +32,7 @@ _STOCK = re.compile(
 
 
 def load(
-    environ: Mapping[str, str] | None = None,
-    *,
-    path: Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None, *, path: Path | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Config:
     """Load the configuration. The command line overrides the environment, and the environment overrides the file.
 

@@ -184,9 +184,7 @@ def translate(error: BaseException) -> BaseException:
         return error  # a read unit that writes is a bug in its handler
     problem = Unavailable("The database cannot be reached; try again later.", retry_after=2)
     if "full" in text or "disk i/o" in text or "no space" in text:
-        problem = Unavailable(
-            "The database's disk is full or failing; try again later.", code="storage_full", retry_after=10
-        )
+        problem = Unavailable("The database's disk is full or failing; try again.", code="storage_full", retry_after=10)
     elif "locked" in text or "busy" in text or "interrupt" in text:
         problem = Unavailable("The database is busy; try again.", code="overloaded")
     problem.__cause__ = error

@@ -132,10 +132,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
             value = queued.fn()
             if not unit.read_only:
                 if not transaction_is_open():
-                    raise RuntimeError(
-                        "a failed statement ended the transaction, but the unit of work caught the error; let the "
-                        "error propagate"
-                    )
+                    raise RuntimeError("the unit of work caught a statement's error, which had ended the transaction")
                 unit.finish()
                 if not self.is_sharing:
                     write_collected(unit.collected)
@@ -287,9 +284,7 @@ class DatabasePool:
         self.release(queued)
         is_route = queued.entry.request_id is not None and (guard is None or not guard.counts)
         answered = QueuedUnit(queued.fn, queued.entry, queued.future, read=queued.read)  # the thread has the other one
-        answered.error = Unavailable(
-            "The operation took too long and was rolled back; try again.", retry_after=1, **plugin
-        )
+        answered.error = Unavailable("The operation took too long and was rolled back.", retry_after=1, **plugin)
 
         def answer() -> None:  # after the loss was counted, so that the client's next request sees the quarantine
             if is_route:

@@ -86,8 +86,7 @@ class _PostgresThread(DatabaseThread):
         else:
             if done == "ROLLBACK" and not queued.read:
                 queued.error = RuntimeError(
-                    "the unit of work caught the error of a failed statement; let the error propagate, or use a "
-                    "savepoint"
+                    "the unit of work caught the error of a failed statement; let it propagate, or use a savepoint"
                 )
         return True
 

@@ -93,9 +93,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         self._inner = httpx2.AsyncHTTPTransport(verify=egress.tls_context(), trust_env=False, limits=limits)
         pool: Any = self._inner._pool
         if not isinstance(pool._network_backend, httpcore2.AsyncNetworkBackend):  # otherwise nothing would be guarded
-            raise RuntimeError(
-                "the network backend of this version of httpx2 cannot be replaced; install a supported version"
-            )
+            raise RuntimeError("the network backend of this httpx2 version cannot be replaced; install a supported one")
         pool._network_backend = egress.network(policy)
         self._egress, self._sink, self._policy = egress, sink, policy
         self._seconds, self._max_bytes, self._per_host = seconds, max_bytes, per_host

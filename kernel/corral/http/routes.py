@@ -150,9 +150,7 @@ class Routes:
         def declare(handler: Handler) -> Handler:
             summary, _, description = (inspect.getdoc(handler) or "").partition("\n")
             if set("{}") & set(_NAME.sub("", self.prefix + path)):
-                raise ValueError(
-                    f"{method} {self.prefix}{path}: path parameters must be in lower case, such as {{task_id}}"
-                )
+                raise ValueError(f"{method} {self.prefix}{path}: path parameters must be lower case, as in {{task_id}}")
             route = Route(
                 method=method,
                 path=(self.prefix + path).rstrip("/") or "/",

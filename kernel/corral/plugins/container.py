@@ -74,8 +74,7 @@ class Container:
             own = {item.kind for item, _ in waiting}
             ready = [item for item, needed in waiting if own.isdisjoint(needed)]
             if not ready:
-                names = sorted(_name(item.kind) for item, _ in waiting)
-                raise WiringError(f"the services {names} depend on each other in a cycle")
+                raise WiringError(f"the services {sorted(_name(item.kind) for item, _ in waiting)} form a cycle")
             for item in ready:
                 instance = self.call(item.factory, record)
                 self.add(item.kind, instance, record)
@@ -121,10 +120,7 @@ class Container:
         """
         if kind in self.sections:
             if record.plugin is None or kind is not record.plugin.config:
-                raise WiringError(
-                    f"{record.name}: {where}: {_name(kind)} is the configuration of another plugin; a plugin can use "
-                    "only its own configuration"
-                )
+                raise WiringError(f"{record.name}: {where}: {_name(kind)} is the configuration of another plugin")
             return record.plugin.section
         if kind not in self._services:
             if optional:
@@ -136,9 +132,7 @@ class Container:
         if owner.name not in record.wants and getattr(kind, "__module__", "").partition(".")[0] != KERNEL:
             raise WiringError(f"{record.name}: {where}: to use {_name(kind)}, add {owner.name} to requires or wants")
         if not optional:
-            raise WiringError(
-                f"{record.name}: {where}: the plugin {owner.name} may be absent; use the type {_name(kind)} | None"
-            )
+            raise WiringError(f"{record.name}: {where}: the plugin {owner.name} is optional; use {_name(kind)} | None")
         return self.get_optional(kind)
 
     def _is_injectable(self, kind: Any) -> bool:

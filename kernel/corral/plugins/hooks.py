@@ -101,8 +101,7 @@ def all_specs(records: Iterable[PluginRecord]) -> dict[str, Any]:
         for module in offered:
             added = specs_of(module)
             if not added or specs.keys() & added:
-                known = sorted(specs.keys() & added)
-                raise ValueError(f"{module!r} must specify at least one hook, and none that already exists: {known}")
+                raise ValueError(f"{module!r} must add new hooks, not existing ones: {sorted(specs.keys() & added)}")
             specs.update(added)
         record.contributions_to("corral_hookspecs")[:] = offered
 
@@ -140,7 +139,5 @@ def first_result(records: Sequence[PluginRecord], hook: str, url: str, *, requir
     block_dependants(records)
     if not made and required:
         key, scheme = URL_KEYS.get(hook, "[redis] url"), url.partition(":")[0]
-        raise StartupError(
-            f"{key}: no active plugin supports {scheme}:// URLs (hook {hook}); install one that does, or remove the key"
-        )
+        raise StartupError(f"{key}: no active plugin supports {scheme}:// (hook {hook}); install one or remove the key")
     return made[0] if made else None

@@ -114,16 +114,12 @@ def _import(record: PluginRecord, config: Config) -> None:
 def _check_manifest(record: PluginRecord, kind: type[Plugin]) -> None:
     if getattr(kind, "name", None) != record.name or not _IDENTIFIER.fullmatch(record.name):
         raise TypeError(
-            f"the plugin's name {getattr(kind, 'name', None)!r} must be the name of the entry point, {record.name!r}, "
-            "and consist of lower-case letters, digits and _"
+            f"the name {getattr(kind, 'name', None)!r} is invalid or differs from its entry point {record.name!r}"
         )
     if record.name == KERNEL.plugin:
         raise TypeError("the name kernel is reserved for the kernel's own tables")
     if kind.kernel_api != KERNEL_API:
-        raise TypeError(
-            f"the plugin requires version {kind.kernel_api} of the kernel API, but this kernel provides version "
-            f"{KERNEL_API}"
-        )
+        raise TypeError(f"the plugin requires kernel API version {kind.kernel_api}, but this kernel has {KERNEL_API}")
     if kind.protected not in _RANKS:
         raise TypeError(f'protected must be True, False or "essential", not {kind.protected!r}')
     if kind.protected and not record.found.built_in and record.found.distribution != "test":
@@ -162,10 +158,7 @@ def _collect_contributions(record: PluginRecord, specs: Mapping[str, Any], absen
     found = implementations(specs, record)
     unknown = [name for name, (spec, _, is_optional) in found.items() if spec is None and not (is_optional and absent)]
     if unknown:
-        raise TypeError(
-            f"unknown hook {', '.join(unknown)}; check the spelling, and add the plugin that specifies the hook to "
-            "wants"
-        )
+        raise TypeError(f"unknown hooks: {', '.join(unknown)}; check the spelling, and add their plugins to wants")
     staged = {
         name: checked_contributions(spec, method())
         for name, (spec, method, _) in found.items()

@@ -85,9 +85,7 @@ class PluginWiring:
             if not table.startswith(tuple(f"{each}_" for each in prefixes)) and table != record.name:
                 raise ValueError(f"the name of the table {table} must begin with {record.name}_")
             if model.visibility in (PRIVATE, PRIVATE_AND_ADMIN) and model.owner_field is None:
-                raise ValueError(
-                    f"{model.__name__} has the visibility {model.visibility}; set owner_field to its owner column"
-                )
+                raise ValueError(f"model {model.__name__} is {model.visibility}; set owner_field to its owner column")
         kinds: list[Any] = [*record.contributions_to("corral_models"), *record.contributions_to("corral_events")]
         for kind in kinds:
             if kind.visibility not in VISIBILITIES:
@@ -128,7 +126,4 @@ class PluginWiring:
                 )
             unknown = [] if absent else [each for each in item.events if not self._event_types.is_known(each)]
             if unknown:
-                raise ValueError(
-                    f"{item.name}: unknown event {unknown[0]}; check the spelling, and add the plugin that declares "
-                    "the event to wants"
-                )
+                raise ValueError(f"{item.name}: unknown event {unknown[0]}; fix the name or add its plugin to wants")

@@ -47,10 +47,7 @@ def _docstring(kind: type[Plugin]) -> Iterator[str]:
 
 def _kernel_api(kind: type[Plugin]) -> Iterator[str]:
     if kind.kernel_api != KERNEL_API:
-        yield (
-            f"the plugin requires version {kind.kernel_api} of the kernel API, but this kernel provides version "
-            f"{KERNEL_API}"
-        )
+        yield f"the plugin requires kernel API version {kind.kernel_api}, but this kernel has {KERNEL_API}"
 
 
 def _neighbours(kind: type[Plugin], attribute: str) -> Iterator[str]:

@@ -447,7 +447,7 @@ async def test_unit_of_work_6_a_unit_that_catches_the_end_of_its_transaction_fai
 
     results = await run_in_one_batch(database, lambda: note("before"), catches, lambda: note("after"))
     assert (results[0], results[2]) == ("before", "after")
-    with pytest.raises(RuntimeError, match="ended the transaction"):
+    with pytest.raises(RuntimeError, match="had ended the transaction"):
         raise results[1]
     assert keys(database) == {"before", "after"}
     assert sorted(event.object_id for event in events(database)) == sorted(keys(database))

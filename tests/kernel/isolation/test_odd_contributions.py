@@ -70,11 +70,11 @@ ODD: dict[str, tuple[str, list[Any], str]] = {
     "schedule_never": ("schedules", [Schedule("x", float("inf"), nothing)], "at `$.every`"),
     "schedule_always": ("schedules", [Schedule("x", 0, nothing)], "at `$.every`"),
     "letters": ("subscribers", [Subscriber("x", "task.completed", nothing)], "at `$.events`"),  # type: ignore[arg-type]
-    "hook_of_the_kernel": ("hookspecs", [specs(corral_routes=nothing)], "already exists: ['corral_routes']"),
-    "hook_of_tools": ("hookspecs", [specs(corral_tools=nothing)], "already exists: ['corral_tools']"),
+    "hook_of_the_kernel": ("hookspecs", [specs(corral_routes=nothing)], "not existing ones: ['corral_routes']"),
+    "hook_of_tools": ("hookspecs", [specs(corral_tools=nothing)], "not existing ones: ['corral_tools']"),
     "misnamed_series": ("metrics", [Metric(name="a b{", help="", collect=dict)], "at `$.name`"),
     "socket_nowhere": ("sockets", [Socket("live", nothing)], "at `$.path`"),
-    "no_hooks": ("hookspecs", [specs()], "must specify at least one hook"),
+    "no_hooks": ("hookspecs", [specs()], "must add new hooks"),
 }
 MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "requires_lists": ({"requires": (["tasks"],)}, "tuples of names"),
