@@ -41,7 +41,7 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="show the changes 
 
 
 def _installation_options(command: F) -> F:
-    """Add the options that `plan` and `install` share."""
+    """Add the options that `corral template plan` and `corral template install` share."""
     options = (
         parameter_option,
         version_option,

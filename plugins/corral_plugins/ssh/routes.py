@@ -169,7 +169,10 @@ async def execute_command(
 
 @routes.post("/{id}/host-key/accept", needs=WRITE, raises=CHANGES)
 def accept_host_key(id: str, body: AcceptedHostKey, match: IfMatch, connections: SshConnections) -> ConnectionView:
-    """Accept the host key that the machine presented last. The fingerprint in the request must match this key."""
+    """Accept the host key that the machine presented most recently.
+
+    The fingerprint in the request must match this key.
+    """
     return view_of(connections.accept_host_key(id, body.fingerprint, match))
 
 

@@ -74,8 +74,8 @@ class ModelResolver:
     def resolve(self, kind: str, requested: str, agent: AgentFacts | None) -> list[ModelTarget]:
         """Return the targets to try for a model name, in order.
 
-        Raise a problem with the code `model_not_found` for an unknown model, `Invalid` with the pointer `/model` for an
-        ambiguous name, and `Forbidden` for a model that the agent is not allowed to use.
+        Raise a `Problem` with the code `model_not_found` for an unknown model, `Invalid` with the pointer `/model` for
+        an ambiguous name, and `Forbidden` for a model that the agent is not allowed to use.
         """
         if requested == "agent" and agent is None:
             raise Invalid.at(

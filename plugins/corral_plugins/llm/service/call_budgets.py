@@ -68,7 +68,7 @@ class CallBudgets:
         return TokenCounts(input_tokens=min(call.input_tokens, MAX_TOKENS), output_tokens=min(output, MAX_TOKENS))
 
     def _expiry(self) -> str:
-        """Return the instant at which the reservation for a call that begins now expires.
+        """Return the time until which money is reserved for a call that begins now.
 
         By then, the call must have ended, because the duration of calls is limited.
         """

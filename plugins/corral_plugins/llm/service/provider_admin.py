@@ -116,7 +116,7 @@ class ProviderAdmin:
     def create(self, new: NewProvider, by: Principal, warnings: Sequence[str] = ()) -> ProviderView:
         """Create a provider and enqueue a job that fetches its models.
 
-        The returned view contains the given `warnings`, followed by warnings about the API key. Raise a problem with
+        The returned view contains the given `warnings`, followed by warnings about the API key. Raise a `Problem` with
         the code `duplicate` if the provider exists, or `setting_locked` if `corral.toml` configures it.
         """
         self._refuse_file_provider(new.name)
@@ -145,7 +145,7 @@ class ProviderAdmin:
     ) -> ProviderView:
         """Change a provider. The first change to a preset or implicit provider inserts a row for it.
 
-        The returned view contains the given `warnings`, followed by warnings about the API key. Raise a problem with
+        The returned view contains the given `warnings`, followed by warnings about the API key. Raise a `Problem` with
         the code `setting_locked` if `corral.toml` configures the provider, or `precondition_failed` if the ETag is
         stale.
         """
@@ -179,7 +179,7 @@ class ProviderAdmin:
     def delete(self, name: str, match: IfMatch) -> None:
         """Delete a provider that was created through the API.
 
-        Raise a problem with the code `in_use` if agents use the provider.
+        Raise a `Problem` with the code `in_use` if agents use the provider.
         """
         self._refuse_file_provider(name)
         locked(Row.select(Row.name).where(Row.name == name)).first()  # keeps the version as it is
@@ -252,7 +252,7 @@ class ProviderChecks:
     async def url_warnings(self, url: Any) -> list[str]:
         """Return warnings about a URL that is about to be stored.
 
-        Raise a problem with the code `url_blocked` if the URL is not allowed.
+        Raise a `Problem` with the code `url_blocked` if the URL is not allowed.
         """
         return await self._egress.check_saved_url(url) if isinstance(url, str) else []
 

@@ -60,8 +60,8 @@ class ProviderKeys:
     def validate_key(self, body: Body) -> None:
         """Check the API key in a request body.
 
-        Raise a problem with the code `plugin_disabled` if the vault is unavailable, or `masked_value_submitted` if the
-        key is a masked value.
+        Raise a `Problem` with the code `plugin_disabled` if the vault is unavailable, or `masked_value_submitted` if
+        the key is a masked value.
         """
         has_key, has_secret = isinstance(body.api_key, str), isinstance(body.api_key_secret, str)
         if not has_key and not has_secret:

@@ -146,7 +146,7 @@ class ConcurrencySlots:
     # -- called outside a unit of work
 
     async def wait_for_slot(self, slot: ConcurrencySlot | None, seconds: float) -> None:
-        """Wait until the slot is assigned. Raise a problem with the code `concurrency_limit` after `seconds`."""
+        """Wait until the slot is assigned. Raise a `Problem` with the code `concurrency_limit` after `seconds`."""
         if slot is None or slot.held:
             return
         assigned = asyncio.get_running_loop().create_future()

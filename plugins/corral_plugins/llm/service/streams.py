@@ -202,7 +202,7 @@ async def relay_stream(
 async def _remaining_chunks(target: ModelTarget, iterator: AsyncGenerator[Chunk, None]) -> AsyncIterator[Chunk]:
     """Yield the chunks after the first one.
 
-    Each chunk must arrive within `idle_seconds`, and the whole response within `total_seconds`.
+    Each chunk must arrive within the provider's `idle_seconds`, and the whole response within its `total_seconds`.
     """
     timeouts, loop = target.provider.connection.timeouts, asyncio.get_running_loop()
     deadline = loop.time() + timeouts.total_seconds

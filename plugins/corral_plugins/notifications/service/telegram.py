@@ -75,7 +75,7 @@ def telegram_text(notification: OutgoingNotification) -> str:
 
 
 def _told_wait(answer: HttpAnswer) -> float | None:
-    """Return the number of seconds to wait that the body of a response contains, or None if it contains none."""
+    """Return the waiting time, in seconds, that the body of a response specifies, or None if it specifies none."""
     if answer.status != 429:
         return None
     try:

@@ -51,8 +51,8 @@ class Vault:
     def create(self, new: NewSecret, by: Principal) -> SecretRow:
         """Store a secret.
 
-        Raise a problem with the code `duplicate` if the name is taken, `setting_locked` if an environment variable sets
-        the secret, or `masked_value_submitted` if the value is a masked value.
+        Raise a `Problem` with the code `duplicate` if the name is taken, `setting_locked` if an environment variable
+        sets the secret, or `masked_value_submitted` if the value is a masked value.
         """
         self._pinned_secrets.refuse_pinned(name=new.name)
         value = checked_value(new.value)
@@ -81,7 +81,7 @@ class Vault:
     def update(self, id: str, patch: SecretPatch, match: IfMatch, by: Principal) -> SecretRow:
         """Change the given fields of a secret. A new value creates a new version.
 
-        Raise a problem (`precondition_failed`) if the ETag or `cas` is stale.
+        Raise a `Problem` (`precondition_failed`) if the ETag or `patch.cas` is stale.
         """
         self._pinned_secrets.refuse_pinned(id=id)
         fields = rows.to_columns(rows.given_fields(patch, *FIELDS))
@@ -156,7 +156,7 @@ class Vault:
     def restore_version(self, id: str, n: int, match: IfMatch, by: Principal) -> SecretRow:
         """Store the value of version `n` as a new version.
 
-        Raise a problem (`secrets.destroyed`) if version `n` was destroyed.
+        Raise a `Problem` (`secrets.destroyed`) if version `n` was destroyed.
         """
         self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
@@ -168,7 +168,7 @@ class Vault:
         return row
 
     def destroy_version(self, id: str, n: int, match: IfMatch, by: Principal) -> None:
-        """Destroy version `n` permanently. Raise a problem (`invalid_state`) if it is the current version."""
+        """Destroy version `n` permanently. Raise a `Problem` (`invalid_state`) if it is the current version."""
         self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         self._values.destroy_version(row, n)
@@ -178,7 +178,7 @@ class Vault:
     def delete(self, id: str, match: IfMatch, by: Principal, *, force: bool) -> None:
         """Delete a secret. The secret can be restored until its retention period ends.
 
-        Raise a problem (`in_use`) if objects use the secret, unless `force` is set.
+        Raise a `Problem` (`in_use`) if objects use the secret, unless `force` is set.
         """
         self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
@@ -194,7 +194,7 @@ class Vault:
     def restore(self, id: str, match: IfMatch, by: Principal) -> SecretRow:
         """Restore a deleted secret.
 
-        Raise `NotFound` if no deleted secret has this id, and a problem (`duplicate`) if the name is taken.
+        Raise `NotFound` if no deleted secret has this id, and a `Problem` (`duplicate`) if the name is taken.
         """
         row = rows.lock_secret_row(id, match, deleted=True)
         self._pinned_secrets.refuse_pinned(name=row.name)

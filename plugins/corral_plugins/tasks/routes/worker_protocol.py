@@ -106,7 +106,10 @@ def append_logs(id: str, body: LogReport, logs: TaskLogs, caller: Principal, req
 def store_checkpoint(
     id: str, body: CheckpointReport, runs: TaskRuns, caller: Principal, request: Request
 ) -> CheckpointAccepted:
-    """Store a checkpoint for the next attempt, and renew the lease. A checkpoint of an earlier step is ignored."""
+    """Store a checkpoint for the next attempt, and renew the lease.
+
+    The checkpoint is ignored if the stored checkpoint belongs to a later step.
+    """
     return runs.checkpoint(id, requested_lease(body, request, caller), body, caller)
 
 
