@@ -70,7 +70,7 @@ class CallBudgets:
     def _expiry(self) -> str:
         """Return the time until which money is reserved for a call that begins now.
 
-        By then, the call must have ended, because the duration of calls is limited.
+        The call must have ended by then, because the duration of calls is limited.
         """
         return clock.now(self._settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
 
