@@ -243,7 +243,7 @@ class Accounts(Protocol):
         ...
 
     def required_action(self, user: UserView) -> str | None:
-        """Return the problem code of an action that the user must take before using other routes, or None.
+        """Return the problem code for the action that the user must take first, or None if there is none.
 
         The result is stored in the `limited` field of each principal that acts with the rights of this user.
         """

@@ -1,4 +1,4 @@
-"""The public interface of the audit log: its event and error codes.
+"""The public interface of the audit log: its error codes, and the event about a signed checkpoint.
 
 Plugins record audit entries through the kernel protocol `Audit`.
 """

@@ -176,9 +176,9 @@ def _describe_verdict(verdict: VerificationResult) -> str:
 
 
 def _database_url(source: str) -> str | None:
-    """Return the URL of a database, given its URL or the path of its file. Return None for an export.
+    """Return the URL of a database, given its URL or the path of its file. Return None for an export or a missing file.
 
-    The header of a database file contains a NUL byte; exports are text.
+    A file is a database if its header contains a NUL byte, because exports are text.
     """
     from corral.database.connect import FILE_SCHEME, SERVER_SCHEMES
 

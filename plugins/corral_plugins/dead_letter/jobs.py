@@ -21,7 +21,7 @@ MARGIN_SECONDS = 5.0
 
 
 def run_batch_step(batch_id: str, batches: DeadLetterBatches) -> None:
-    """Retry the batch's dead letters that are due now, and enqueue the batch's next step."""
+    """Retry as many dead letters of a batch as its rate allows now, and enqueue the next step of the batch."""
     batches.run_step(batch_id)
 
 

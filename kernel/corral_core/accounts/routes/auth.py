@@ -81,7 +81,7 @@ class MfaChallenge(msgspec.Struct, kw_only=True):
 class MeView(UserView, kw_only=True):
     """The user's own account, its permissions and the current session.
 
-    `limited` is the problem code of an action that the user must take before the API accepts other requests, or null.
+    `limited` is the problem code for the action that the user must take before anything else, or null.
     """
 
     permissions: list[str]

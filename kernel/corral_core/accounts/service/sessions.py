@@ -300,7 +300,7 @@ class Sessions:
         return min(self._settings.get(REFRESH_IDLE), self._settings.get(REFRESH_ABSOLUTE))
 
     def _seconds_left(self, session: SessionRow) -> int:
-        """Return the number of seconds until the session expires if it is not used.
+        """Return the number of seconds after which the session expires unless it is used.
 
         If the session lifetime in the settings was shortened, existing sessions expire earlier.
         """

@@ -120,8 +120,8 @@ class SignIn:
 
         All password checks go through this method. `then` runs in a unit of work. It receives the key of the attempt as
         its second argument, and must record the outcome of the attempt. If `user_id` is given, the account must have
-        this id. A wrong address, a wrong password and a deactivated account take the same time and raise the same
-        error, `Unauthorized` (`invalid_credentials`).
+        this id. A wrong email address, a wrong password and a deactivated account take the same time and raise
+        the same error, `Unauthorized` (`invalid_credentials`).
         """
         async with self.reserve_attempt(email, entry, action=action) as key:
             row = await self._work(lambda: self._accounts.row_of(email), read=True)
@@ -143,10 +143,10 @@ class SignIn:
     async def check_password(
         self, email: str, password: str, entry: UnitContext, *, pointer: str = "/password", user_id: str | None = None
     ) -> UserRow:
-        """Return the active account with this address and password.
+        """Return the active account with this email address and password.
 
-        Raise `Unauthorized` (`invalid_credentials`) if there is none, or `TooMany` (`account_locked`) if the address is
-        locked.
+        Raise `Unauthorized` (`invalid_credentials`) if there is none, or `TooMany` (`account_locked`) if the email
+        address is locked.
         """
 
         def then(row: UserRow, key: str) -> UserRow:
@@ -341,8 +341,8 @@ class SignIn:
     ) -> None:
         """Record a rejected or failed attempt in the audit log.
 
-        For an unknown address, only a keyed digest is recorded, which distinguishes addresses without revealing them.
-        Users may enter a password into the address field by mistake, and audit entries are kept forever.
+        For an unknown email address, only a keyed digest is recorded, which distinguishes addresses without revealing
+        them. Users may enter a password into the email field by mistake, and audit entries are kept forever.
         """
         if self.audit is None:
             return

@@ -133,7 +133,10 @@ def _restore_tables(
 
 
 def _adapt_and_record(kernel: Kernel, unit: Unit, manifest: Manifest, by: Principal) -> list[str]:
-    """Adapt the restored rows, and record the restore. Runs in the restore's unit of work."""
+    """Adapt the restored rows, and record the restore. Return the defects that the restore steps found.
+
+    Runs in the restore's unit of work.
+    """
     Lease.delete().execute()
     JobRow.update(state="queued", lease=None, run_at=clock.now()).where(JobRow.state == "running").execute()
     _number_events()

@@ -1,6 +1,6 @@
 """The routes `/health`, `/health/ready` and `/metrics` for load balancers and Prometheus.
 
-They are available at the root and under the base path of the API.
+They are available at the root of the server, and also under the base path of the API.
 """
 
 from __future__ import annotations

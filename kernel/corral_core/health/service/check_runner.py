@@ -136,7 +136,10 @@ class HealthBoard:
         return self._contributions.for_hook("corral_health_checks")
 
     async def _run_check(self, key: str, check: Callable[[], Awaitable[CheckResult]]) -> tuple[Status, str, int]:
-        """Run one check. A check that times out counts as `down`, and is not started again before it returns."""
+        """Run one check. Return its status, a sentence that explains it, and the latency in milliseconds.
+
+        A check that times out counts as `down`, and is not started again before it returns.
+        """
         began = time.monotonic()
         task = self._waiting.get(key)
         if task is None:

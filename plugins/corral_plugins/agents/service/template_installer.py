@@ -123,7 +123,7 @@ class AgentTemplateInstaller:
         )
 
     def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
-        """Return the agents that use one of these agents as the reviewer of their diffs."""
+        """Return the agents whose diffs are reviewed by one of the agents in `ids`."""
         found: Any = Agent.select(Agent.id, Agent.name, Agent.review_policy)
         rows = found.where(LIVING & Agent.review_policy.is_null(False)).tuples()
         reviewers = ((agent_id, name, policy["reviewer_agent_id"]) for agent_id, name, policy in rows)

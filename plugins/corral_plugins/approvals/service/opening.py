@@ -1,4 +1,4 @@
-"""The `Approvals` service, which opens approvals, and lets other plugins read, use and cancel them."""
+"""The `Approvals` service, which creates approval requests, and lets other plugins read, use and cancel them."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class ApprovalStep:
         self._approvals, self._eligibility, self._outcomes = approvals, eligibility, outcomes
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Request an approval, and wait for the decision."""
+        """Request an approval, and let the step wait for the decision."""
         config, risk = context.config, context.config.get("risk", "medium")
         approvers = config.get("approvers")
         escalate = config.get("on_timeout") == "escalate"

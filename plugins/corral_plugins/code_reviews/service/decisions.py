@@ -162,7 +162,7 @@ class ReviewDecisions:
     # -- actions of the opener
 
     def patch(self, review_id: str, body: ReviewPatch, match: IfMatch, *, by: Principal) -> ReviewView:
-        """Change the title, the description, the reviewers or the checks."""
+        """Change the title, the description, the reviewers or the checks of a review."""
         row = self._lock_own(review_id, match, by)
         changes: dict[str, Any] = {}
         for name in ("title", "description"):

@@ -389,9 +389,10 @@ def replace_reviewers(review_id: str, reviewers: list[NewReviewer]) -> None:
 
 
 def keep_objections(review_id: str, older_ids: list[str]) -> None:
-    """Make the required reviewers who sent an older diff back required reviewers of the review that supersedes it.
+    """Keep the objections of required reviewers when a review supersedes older ones.
 
-    Without this function, opening another review of the same task would overrule these reviewers.
+    Required reviewers who requested changes to an older diff become required reviewers of the new review, with the
+    state `rejected`. Otherwise, opening another review of the same task would overrule them.
     """
     older = [each for reviewers in rows.reviewers_of(older_ids).values() for each in reviewers]
     objections = {each.reviewer_id for each in older if each.required and each.state == "rejected"}

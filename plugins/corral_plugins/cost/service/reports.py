@@ -1,4 +1,4 @@
-"""Cost reports by day, agent, provider, model, task and user. Reports read only rollups."""
+"""Cost reports by day, agent, provider, model, task, workflow and user. Reports read only rollups."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class DeadLetterBatches:
     # -- running
 
     def run_step(self, batch_id: str) -> None:
-        """Retry the batch's dead letters that are due now, and enqueue the next step.
+        """Retry as many dead letters of a batch as its rate allows now, and enqueue the next step.
 
         The batch's position is stored in the same transaction as the retries, so no letter is lost or retried twice if
         the process is killed.

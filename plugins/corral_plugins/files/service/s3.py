@@ -110,7 +110,7 @@ class S3Blobs:
             wanted["ContinuationToken"] = page["NextContinuationToken"]
 
     async def sweep(self, older_than_seconds: float) -> int:
-        """Abort interrupted multipart uploads. See `BlobStore.sweep`."""
+        """Abort old multipart uploads that were interrupted. See `BlobStore.sweep`."""
         return await self._call(self._sweep, time.time() - older_than_seconds)  # the store has its own clock
 
     async def probe(self) -> None:
