@@ -76,13 +76,13 @@ async def test_a_delivery_whose_first_copy_is_deleted_meanwhile_is_stored(
 ) -> None:
     payload = recorded("ping")
     first = await world.deliver("ping", payload, id="d-1")
-    look_up = ingress._duplicate
+    look_up = ingress._receipt_of_duplicate
 
     def look_up_too_late(*arguments: Any) -> Any:  # the row is old, or its repository was disconnected
         Delivery.delete().execute()
         return look_up(*arguments)
 
-    monkeypatch.setattr(ingress, "_duplicate", look_up_too_late)
+    monkeypatch.setattr(ingress, "_receipt_of_duplicate", look_up_too_late)
     again = await world.deliver("ping", payload, id="d-1")
     assert (again.status, again.json()["duplicate"]) == (202, False)
     assert [each["id"] for each in await world.listed("deliveries")] == [again.json()["id"]] != [first.json()["id"]]

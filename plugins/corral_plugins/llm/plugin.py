@@ -105,7 +105,7 @@ class LlmPlugin(Plugin):
         self._gateway = runtime.service(Gateway)
         self._follow_breakers(runtime.service(ProviderBreakers), runtime.service(Database))
         await runtime.service(Database).work(runtime.service(ProviderChecks).enqueue_missing)
-        runtime.supervise("slots", runtime.service(ConcurrencySlots).renew_and_detect)
+        runtime.supervise("slots", runtime.service(ConcurrencySlots).renew_and_detect_assigned)
         runtime.supervise("leases", runtime.service(CallLeases).watch_and_renew)
 
     def _follow_breakers(self, breakers: ProviderBreakers, database: Database) -> None:

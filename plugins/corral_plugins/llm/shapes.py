@@ -318,7 +318,7 @@ class ModelSpec(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
         )
 
 
-def _all_models() -> list[ModelSpec | Literal["*"]]:
+def _default_models() -> list[ModelSpec | Literal["*"]]:
     return [ALL_MODELS]
 
 
@@ -332,7 +332,7 @@ class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     base_url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://")] | None = None
     headers: Annotated[dict[str, str], Meta(max_length=10)] = {}
     models: Annotated[list[ModelSpec | Literal["*"]], Meta(min_length=1, max_length=500)] = msgspec.field(
-        default_factory=_all_models
+        default_factory=_default_models
     )
     default_model: Annotated[str, Meta(max_length=200)] | None = None
     timeouts: ProviderTimeouts = ProviderTimeouts()

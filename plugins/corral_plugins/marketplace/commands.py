@@ -145,7 +145,7 @@ def install_template(client: ApiClient, *, template: str, as_json: bool, **optio
     _print_missing(made)
     click.echo(f"Installed {made['slug']} {made['version']} ({made['id']}).")
     click.echo(f"Remove it again: corral template uninstall {made['id']}")
-    for line in _beginning_lines(client, made["created"]):
+    for line in _activation_lines(client, made["created"]):
         click.echo(line)
 
 
@@ -185,7 +185,7 @@ def upgrade_installation(
     change, create = ("would change", "would create") if dry_run else ("changed", "created")
     lines = [f"{change} {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["updated"]]
     for each in result["kept_local"]:
-        lines.append(f"{_keep(dry_run)} {each['kind']} {each['name']}: {', '.join(each['fields'])}")
+        lines.append(f"{_kept_text(dry_run)} {each['kind']} {each['name']}: {', '.join(each['fields'])}")
         lines += [line for field in each["values"] for line in _conflict_lines(field)]
     lines += [f"{create} {each['kind']} {each['name']}" for each in result["created"]]
     lines += _removal_lines(result, dry_run=dry_run)
@@ -382,10 +382,12 @@ def _print_missing(found: Json) -> None:
 def _removal_lines(result: Json, *, dry_run: bool) -> list[str]:
     remove = "would remove" if dry_run else "removed"
     lines = [f"{remove} {each['kind']} {each['name']}" for each in result["removed"]]
-    return lines + [f"{_keep(dry_run)} {each['kind']} {each['name']}: {_reason_text(each)}" for each in result["kept"]]
+    return lines + [
+        f"{_kept_text(dry_run)} {each['kind']} {each['name']}: {_reason_text(each)}" for each in result["kept"]
+    ]
 
 
-def _keep(dry_run: bool) -> str:
+def _kept_text(dry_run: bool) -> str:
     return "would keep" if dry_run else "kept"
 
 
@@ -435,7 +437,7 @@ BEGINNINGS = {
 """For each kind of object, the command that activates an installed object. The object's name is appended."""
 
 
-def _beginning_lines(client: ApiClient, created: list[Json]) -> list[str]:
+def _activation_lines(client: ApiClient, created: list[Json]) -> list[str]:
     """Return the commands, in order, that activate the installed objects."""
     triggers = [client.get(f"/triggers/{each['id']}") for each in created if each["kind"] == "trigger"]
     triggered = {trigger["action"].get("workflow_id"): trigger["name"] for trigger in triggers}

@@ -52,7 +52,7 @@ def send_message(body: NewMessage, sending: MessageSending, caller: Principal) -
     A message to a channel is delivered to the agents that are subscribed when it is sent, except the sender.
     """
     row, warnings = sending.send(body, by=caller)
-    view = SentMessageView(**_fields(rows.view_of(row)), warnings=warnings)
+    view = SentMessageView(**_view_fields(rows.view_of(row)), warnings=warnings)
     return Answer(body=view, headers={"Location": f"/api/v1/messages/{row.id}"})
 
 
@@ -126,5 +126,5 @@ def set_agent_channels(id: str, body: AgentChannels, messages: MessageListing, c
     return messages.subscribe(id, body, by=caller)
 
 
-def _fields(view: MessageView) -> dict[str, Any]:
+def _view_fields(view: MessageView) -> dict[str, Any]:
     return {name: getattr(view, name) for name in view.__struct_fields__}

@@ -13,7 +13,7 @@ from corral.jobs.job import Job, Schedule, enqueue
 from corral.plugin import Settings
 from corral_plugins.notifications.models import Preference
 from corral_plugins.notifications.service.claims import DeliveryClaims
-from corral_plugins.notifications.service.deliveries import delete_ended, forget_groups
+from corral_plugins.notifications.service.deliveries import delete_ended, delete_old_groups
 from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.fan_out import NotificationFanOut
 from corral_plugins.notifications.service.inbox import (
@@ -22,7 +22,7 @@ from corral_plugins.notifications.service.inbox import (
     delete_of_user,
     delete_old,
     delete_surplus,
-    mark_requests,
+    mark_requests_read,
     users_with_surplus,
 )
 from corral_plugins.notifications.settings import RETENTION_DAYS, UNREAD_RETENTION_DAYS
@@ -37,10 +37,10 @@ async def maintain_deliveries(
     database: Database, claims: DeliveryClaims, fan_out: NotificationFanOut, dispatcher: NotificationDispatcher
 ) -> None:
     """Release deliveries of dead processes, end undeliverable ones, and write notifications about new events."""
-    if await database.read(claims.has_late, ENTRY):
+    if await database.read(claims.needs_maintenance, ENTRY):
         await database.work(claims.release_expired, entry=ENTRY)
         await database.work(claims.cancel_orphans, entry=ENTRY)
-        await database.work(claims.give_up, entry=ENTRY)
+        await database.work(claims.fail_overdue, entry=ENTRY)
         dispatcher.wake()
     await fan_out.read()
 
@@ -63,7 +63,7 @@ async def purge(work: Work, settings: Settings, fan_out: NotificationFanOut) -> 
     while await work(lambda: delete_ended(read_before)) == AT_ONCE:
         continue
     forgotten = clock.now(-GROUP_MEMORY_DAYS * DAY)
-    while await work(lambda: forget_groups(forgotten)) == AT_ONCE:
+    while await work(lambda: delete_old_groups(forgotten)) == AT_ONCE:
         continue
 
 
@@ -82,7 +82,7 @@ def forget_purged_user(event: LoggedEvent) -> None:
 def read_decided_requests(event: LoggedEvent) -> None:
     """When a person decides on a request, mark the notifications that asked this person for the decision as read."""
     if event.actor_type == "user" and event.actor_id and event.payload().get("change", "decision") == "decision":
-        mark_requests(event.actor_id, event.object_type, event.object_id)
+        mark_requests_read(event.actor_id, event.object_type, event.object_id)
 
 
 JOBS = (Job(DELETE_JOB, delete_notifications),)

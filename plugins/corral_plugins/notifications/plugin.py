@@ -16,7 +16,7 @@ from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.notifications import hookspecs, jobs, models, routes, settings
 from corral_plugins.notifications.api import EVENTS, ChannelType
-from corral_plugins.notifications.service.apprise_services import AppriseServices
+from corral_plugins.notifications.service.apprise_services import AppriseChannelTypes
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.channels import ChannelManagement
 from corral_plugins.notifications.service.claims import DeliveryClaims
@@ -114,7 +114,7 @@ class NotificationsPlugin(Plugin):
             NotifyActionAndStep(),
             RuleTemplateInstaller(),
         )
-        self._apprise = AppriseServices()
+        self._apprise = AppriseChannelTypes()
         self._unwatch: Callable[[], None] = lambda: None
         self._dispatcher: NotificationDispatcher | None = None
 

@@ -40,7 +40,7 @@ RETRY_SCHEDULE = Setting[list[int]](
 )
 
 
-def _are_entries(value: dict[str, bool], settings: object) -> str | None:
+def _are_known_entries(value: dict[str, bool], settings: object) -> str | None:
     unknown = sorted(value.keys() - {*DEFAULTS, MENTION})
     return f"has an unknown entry: {unknown[0]}" if unknown else None
 
@@ -49,7 +49,7 @@ DEFAULT_NOTIFICATIONS = Setting[dict[str, bool]](
     name="notifications.defaults",
     kind=dict[str, bool],
     default={},
-    check=_are_entries,
+    check=_are_known_entries,
     title="Events about which people are notified even without a rule",
     description="Maps event names to true (notify people) or false (do not notify them). People are notified about "
     "events that are not listed.",

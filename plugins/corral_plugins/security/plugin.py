@@ -80,7 +80,7 @@ class SecurityPlugin(Plugin):
         if here.rate_limits:
             runtime.supervise("rate_limits", self._limits.apply_settings_regularly)
             if self._shared.is_configured:
-                runtime.supervise("shared_rate_limits", self._limits.share_counts)
+                runtime.supervise("shared_rate_limits", self._limits.exchange_counts_regularly)
         if not here.ip_rules_disabled:
             keeper = runtime.service(IpGateUpdater)
             await keeper.load_rules()

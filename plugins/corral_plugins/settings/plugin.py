@@ -44,7 +44,7 @@ class SettingsPlugin(Plugin):
         return [
             Provide(EffectiveSettings, EffectiveSettings),
             Provide(SettingsService, SettingsService),
-            Provide(SettingsStore, _provide_same),
+            Provide(SettingsStore, _provide_settings_store),
             Provide(SettingViews, SettingViews),
             Provide(LiveSettings, LiveSettings),
         ]
@@ -93,7 +93,7 @@ class SettingsPlugin(Plugin):
             await self._live.delete_outdated_record()
 
 
-def _provide_same(service: SettingsService) -> SettingsStore:
+def _provide_settings_store(service: SettingsService) -> SettingsStore:
     return service
 
 

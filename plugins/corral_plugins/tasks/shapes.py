@@ -85,7 +85,7 @@ class TaskGetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dic
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 
     @cached_property
-    def until(self) -> float:
+    def poll_deadline(self) -> float:
         """The end of the wait, in seconds since the epoch. It is fixed when the request first checks the task."""
         return clock.time_s() + self.wait
 
@@ -110,7 +110,7 @@ class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
     wait: Annotated[float, Meta(ge=0, le=30)] = 0
 
     @cached_property
-    def until(self) -> float:
+    def poll_deadline(self) -> float:
         """The end of the wait, in seconds since the epoch. It is fixed when the request first reads the log."""
         return clock.time_s() + self.wait
 

@@ -211,8 +211,8 @@ async def call_tool(
 def get_tool_call(id: str, call: str, query: WaitQuery, history: CallHistory, caller: Principal) -> ToolCallView | Wait:
     """Get a tool call of a task. With `wait`, the response is delayed until the call ends or the wait time passes."""
     found = history.get_call(id, call, caller)
-    if query.wait and query.until > clock.time_s() and found.status not in ENDED:
-        return Wait((id,), query.until)
+    if query.wait and query.poll_deadline > clock.time_s() and found.status not in ENDED:
+        return Wait((id,), query.poll_deadline)
     return found
 
 

@@ -167,7 +167,7 @@ class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=T
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 
     @cached_property
-    def until(self) -> float:
+    def poll_deadline(self) -> float:
         """The time at which the wait ends, in seconds since the Unix epoch.
 
         The value is fixed on first use, because the handler runs again on every event.

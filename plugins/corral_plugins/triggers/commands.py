@@ -196,7 +196,7 @@ def create_trigger(
     **when: Any,
 ) -> None:
     """Create a trigger. `corral api GET /triggers/types` lists all available types and actions."""
-    body = _with_kind(read_body(input_path, fields), **when) | {"name": name}
+    body = _with_type_and_config(read_body(input_path, fields), **when) | {"name": name}
     if condition is not None:
         body["filter"] = condition
     body |= _action_fields(client, body.get("action", {}), task, agent, workflow, values)
@@ -513,7 +513,7 @@ def _find(client: ApiClient, name: str) -> str:
     return str(client.find("/triggers", name, kind="trigger")["id"])
 
 
-def _with_kind(
+def _with_type_and_config(
     body: dict[str, Any],
     *,
     cron: str | None,

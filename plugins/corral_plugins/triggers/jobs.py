@@ -30,12 +30,12 @@ async def read_events(reader: TriggerLogReader) -> None:
 
 async def record_due_slots(scheduler: TriggerScheduler) -> None:
     """Record slots for the triggers that are due. A slot is one occasion on which a trigger fires."""
-    await scheduler.tick()
+    await scheduler.record_due_slots()
 
 
 async def fire_waiting_slots(scheduler: TriggerScheduler) -> None:
     """Fire waiting slots whose delay has ended. A slot is one occasion on which a trigger fires."""
-    await scheduler.sweep()
+    await scheduler.fire_waiting_slots()
 
 
 async def end_waits(scheduler: TriggerScheduler) -> None:

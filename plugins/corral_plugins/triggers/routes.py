@@ -67,7 +67,7 @@ async def create_trigger(
     Only this response contains the URL of a webhook trigger and the secret with which its deliveries are signed.
     """
     entry, made = request.unit_context(caller), new_ingress_secrets()
-    zone, shortest = await work(checks.limits, read=True)
+    zone, shortest = await work(checks.schedule_limits, read=True)
     checks.check_config(body.type, body.config, zone=zone, min_seconds=shortest)
     checks.check_filter(body.filter)
     checks.check_action(body.action)
@@ -100,7 +100,7 @@ async def update_trigger(
     """Change a trigger. Absent fields stay unchanged. `config` and `action` are replaced as a whole."""
     stored = await work(lambda: triggers.get(id, by=caller), read=True)
     if body.config is not UNSET:
-        zone, shortest = await work(checks.limits, read=True)
+        zone, shortest = await work(checks.schedule_limits, read=True)
         checks.check_config(stored.type, body.config, zone=zone, min_seconds=shortest)
     if body.filter is not UNSET:
         checks.check_filter(body.filter)

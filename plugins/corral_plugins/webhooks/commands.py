@@ -170,7 +170,7 @@ def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json:
     if found["delivered"]:
         text = f"Delivered: the receiver answered {found['status_code']} after {format_ms(found['duration_ms'])}."
     elif found["error"] == "circuit_open":
-        text = f"Not sent: {_breaker_text(client, row['host']) or _closed_by_admin(row['host'])}"
+        text = f"Not sent: {_breaker_text(client, row['host']) or _open_breaker_text(row['host'])}"
     elif found["status_code"]:
         text = f"Not delivered to {row['url']}: the receiver answered {found['status_code']}."
     else:
@@ -381,7 +381,7 @@ def _breaker_text(client: ApiClient, host: str) -> str | None:
     return f"{told}. Close it at once: corral circuit-breakers force-close {found['name']}"
 
 
-def _closed_by_admin(host: str) -> str:
+def _open_breaker_text(host: str) -> str:
     told = f"the circuit breaker {_breaker(host)} is open, because attempts to this host failed"
     return (
         f"{told}. It tries again by itself; an admin can close it: corral circuit-breakers force-close {_breaker(host)}"

@@ -94,7 +94,7 @@ class ClaimBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=T
     wait_seconds: Annotated[int, Meta(ge=0, le=30)] = 0
 
     @functools.cached_property
-    def until(self) -> float:
+    def poll_deadline(self) -> float:
         """The time at which the long poll ends, in seconds since the epoch.
 
         The value is set on first use and then kept, because the handler runs again for every event.

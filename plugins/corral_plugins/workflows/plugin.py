@@ -24,7 +24,7 @@ from corral_plugins.workflows.routes import runs as run_routes
 from corral_plugins.workflows.routes import workflows as workflow_routes
 from corral_plugins.workflows.service import metrics
 from corral_plugins.workflows.service.builtin_steps import BuiltInSteps
-from corral_plugins.workflows.service.code_steps import ToolTasks
+from corral_plugins.workflows.service.code_steps import ToolTaskExecutor
 from corral_plugins.workflows.service.definitions import CANCEL_JOB, WorkflowStore
 from corral_plugins.workflows.service.dry_runs import DryRuns
 from corral_plugins.workflows.service.engine import Engine, Graphs, StepStarter
@@ -39,7 +39,7 @@ from corral_plugins.workflows.service.run_views import RunViews
 from corral_plugins.workflows.service.runs import RunsService
 from corral_plugins.workflows.service.step_completion import EVENTS as AWAITED
 from corral_plugins.workflows.service.step_completion import StepEvents
-from corral_plugins.workflows.service.step_tasks import TasksOfSteps
+from corral_plugins.workflows.service.step_tasks import StepTasksService
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.template_installer import WorkflowTemplateInstaller
 from corral_plugins.workflows.service.tool import WorkflowTool
@@ -125,7 +125,7 @@ class WorkflowsPlugin(Plugin):
             Provide(WorkflowMetrics, lambda: self._metrics),
             *(Provide(part, part) for part in parts),
             Provide(Workflows, _provide_workflows),
-            Provide(StepTasks, TasksOfSteps),
+            Provide(StepTasks, StepTasksService),
             *self._steps.services(),
             Provide(WorkflowTriggerAction, lambda: self._trigger_action),
             Provide(WorkflowTool, lambda: self._tool),
@@ -160,7 +160,7 @@ class WorkflowsPlugin(Plugin):
 
     @hookimpl(optionalhook=True)
     def corral_task_executors(self) -> Iterable[TaskExecutor]:
-        return [ToolTasks()]
+        return [ToolTaskExecutor()]
 
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:

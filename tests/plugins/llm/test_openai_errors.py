@@ -9,7 +9,7 @@ import pytest
 from tests.limits import stop_refilling
 
 from corral.errors import CODES, Problem, TooMany
-from corral_plugins.llm.service.responses import explain
+from corral_plugins.llm.service.responses import adapt_for_openai_clients
 
 pytestmark = pytest.mark.one_engine
 
@@ -71,7 +71,7 @@ def test_only_errors_that_may_pass_are_repeated() -> None:
     repeated = set()
     for code, (status, *_) in CODES.items():
         problem = Problem(code=code)
-        explain(problem)
+        adapt_for_openai_clients(problem)
         if status in (408, 409, 429) or status >= 500:
             repeated |= set() if "x-should-retry" in problem.headers else {code}
         else:
@@ -87,8 +87,8 @@ def test_only_errors_that_may_pass_are_repeated() -> None:
     assert not repeated & final
     for kind, is_repeated in (("credentials", False), ("model", False), ("provider", True)):
         problem = Problem(code="provider_error", kind=kind)
-        explain(problem)
+        adapt_for_openai_clients(problem)
         assert ("x-should-retry" not in problem.headers) is is_repeated
     limited = TooMany("Later.", retry_after=3)
-    explain(limited)
+    adapt_for_openai_clients(limited)
     assert limited.headers == {"Retry-After": "3"}

@@ -107,7 +107,7 @@ class Process:
         self.work = kit.kernel.database.work
         self.slots = ConcurrencySlots(self.work)
         self.provider = kit.kernel.container.get(ProviderRegistry).get_provider("up")
-        self.keeping = asyncio.ensure_future(self.slots.renew_and_detect())
+        self.keeping = asyncio.ensure_future(self.slots.renew_and_detect_assigned())
 
     async def enter(self) -> ConcurrencySlot:
         slot: ConcurrencySlot = await self.work(lambda: self.slots.enter_queue(new_id(), self.provider))

@@ -13,7 +13,7 @@ from tests.plugins.notifications.services import Service
 from tests.promises.test_s03_egress import connections
 
 from corral_plugins.notifications.service import apprise_services
-from corral_plugins.notifications.service.apprise_services import SERVICES, AppriseServices
+from corral_plugins.notifications.service.apprise_services import SERVICES, AppriseChannelTypes
 
 __all__ = ["connections"]
 
@@ -114,4 +114,4 @@ async def test_wrong_configs_of_further_services_are_422(world: Notified) -> Non
 
 def test_without_the_extra_there_are_no_further_services(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apprise_services, "LIBRARY", "a_library_that_is_not_installed")
-    assert AppriseServices().definitions() == []
+    assert AppriseChannelTypes().definitions() == []

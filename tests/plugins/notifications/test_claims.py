@@ -364,7 +364,7 @@ async def test_a_process_without_the_key_gives_up_only_what_nobody_sends(
     monkeypatch.setattr(world.kit.kernel.keyring, "sealed", True)
     for days, given_up in ((1.1, 0), (1.8, 0), (0.2, 1)):
         clock.travel(days * DAY)
-        assert await world.kit.work(claims.give_up) == given_up
+        assert await world.kit.work(claims.fail_overdue) == given_up
 
 
 async def test_who_may_not_or_does_not_want_to_know_gets_nothing_that_was_held(

@@ -54,12 +54,12 @@ class Alarm(World):
             clock.travel(seconds)
         kit = kit or self.kit
         scheduler = kit.service(TriggerScheduler)
-        await scheduler.tick()
+        await scheduler.record_due_slots()
         await kit.events()  # on PostgreSQL, until all events are numbered
         await kit.service(TriggerLogReader).read()
         await scheduler.end_waits()
         await kit.run_jobs()
-        await scheduler.sweep()
+        await scheduler.fire_waiting_slots()
 
     async def later(self, seconds: float) -> None:
         """Let time pass. The people sign in again, because access tokens expire."""

@@ -68,16 +68,16 @@ class GitHubIngress:
         repository, values = await self._work(lambda: self._find(repository_id.lower()), read=True)
         is_signed = _is_signed(body, request.header("x-hub-signature-256"), values)
         if repository is None or not is_signed:
-            self._take(UNSIGNED, request.client_ip)  # strangers do not use up the limit of the repository
+            self._take_token(UNSIGNED, request.client_ip)  # strangers do not use up the limit of the repository
             raise Unauthorized(NO_SIGNATURE, code=INVALID_SIGNATURE)
-        self._take(DELIVERIES, repository.id)
+        self._take_token(DELIVERIES, repository.id)
         received = _read(repository, body, request)
         entry = UnitContext(
             label=request.label, actor=ANONYMOUS, request_id=request.request_id, client_ip=request.client_ip
         )
         return await self._work(lambda: _record(repository.id, received), entry=entry)
 
-    def _take(self, rate: Rate, key: str) -> None:
+    def _take_token(self, rate: Rate, key: str) -> None:
         if self.limits is not None:
             self.limits.take(rate, key)
 
@@ -172,7 +172,7 @@ def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
     rows, or the rows of a disconnected repository, at the same time. Raise `Unavailable` after too many attempts.
     """
     for _ in range(TRIES):
-        receipt = _insert(repository_id, received) or _duplicate(repository_id, received)
+        receipt = _insert(repository_id, received) or _receipt_of_duplicate(repository_id, received)
         if receipt is not None:
             return receipt
     raise Unavailable(
@@ -223,7 +223,7 @@ def _thread_of(repository_id: str, kind: str, number: int) -> str | None:
     return None if found is None else str(found.id)
 
 
-def _duplicate(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
+def _receipt_of_duplicate(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
     """Return the receipt of an earlier delivery with the same body, or None if there is none.
 
     Deliveries with equal bodies count as identical, because the signature covers only the body. Raise `Conflict` if an

@@ -6,7 +6,7 @@ from corral.database.engine import Work
 from corral_core.accounts.api import Accounts
 from corral_github.models import Thread
 from corral_github.service.pull_requests import ENDED, one_line
-from corral_github.service.work_queue import WorkItem, finish, hold
+from corral_github.service.work_queue import WorkItem, finish, lock_leased_thread
 from corral_plugins.tasks.api import NewTask, Origin, Tasks
 
 INSTRUCTIONS = """Work on the issue in the input. Its text comes from people outside. It says what they would like to
@@ -29,7 +29,7 @@ class Issues:
         await self._work(lambda: self._create_task(item))
 
     def _create_task(self, item: WorkItem) -> None:
-        thread, repository = hold(item.claimed), item.repository
+        thread, repository = lock_leased_thread(item.claimed), item.repository
         assert item.delivery is not None
         facts = item.delivery.facts or {}
         seen = facts.get("updated_at", "")

@@ -14,7 +14,7 @@ from corral_core.accounts.api import Accounts
 from corral_github.models import Repository, Thread
 from corral_github.service.posts import queue_comment
 from corral_github.service.rest_client import DiffTooLarge, RepositoryClients
-from corral_github.service.work_queue import WorkItem, finish, hold
+from corral_github.service.work_queue import WorkItem, finish, lock_leased_thread
 from corral_plugins.code_reviews.api import OPEN, CodeReviews, NewReview, NewReviewer, PreparedPatch
 from corral_plugins.tasks.api import NewTask, Origin, Tasks
 
@@ -82,7 +82,7 @@ class PullRequests:
         host = await self._hosts.open(item.repository)
         try:
             pull = Pull.of(await host.pull(item.thread.number))
-            if (reason := await self._why_nothing(item, pull)) is not None:
+            if (reason := await self._reason_to_ignore(item, pull)) is not None:
                 await self._work(functools.partial(self._record_nothing_to_do, item, pull, reason))
                 return
             try:
@@ -90,13 +90,13 @@ class PullRequests:
                 patch = await self._reviews.prepare(diff, pointer="/patch", tainted=True) if diff.strip() else None
             except (DiffTooLarge, TooLarge, Invalid) as refused:
                 reason = str(getattr(refused, "detail", None) or refused)
-                await self._work(functools.partial(self._refuse, item, pull, reason))
+                await self._work(functools.partial(self._record_unreviewable_diff, item, pull, reason))
                 return
         finally:
             await host.close()
-        await self._work(functools.partial(self._apply, item, pull, patch))
+        await self._work(functools.partial(self._open_review_or_create_task, item, pull, patch))
 
-    async def _why_nothing(self, item: WorkItem, pull: Pull) -> str | None:
+    async def _reason_to_ignore(self, item: WorkItem, pull: Pull) -> str | None:
         if not pull.is_open:
             return "The pull request is closed."
         if pull.is_draft:
@@ -114,7 +114,7 @@ class PullRequests:
 
     def _record_nothing_to_do(self, item: WorkItem, pull: Pull, reason: str) -> None:
         """Record that a delivery requires no work. If the pull request is closed, also end its review or task."""
-        thread = hold(item.claimed)
+        thread = lock_leased_thread(item.claimed)
         if not pull.is_open:
             self._withdraw(item.repository, thread)
         finish(item, "done", reason)
@@ -126,7 +126,7 @@ class PullRequests:
             self._reviews.withdraw(facts.id, by=by)
         self._cancel_task(repository, thread, "The pull request was closed.")
 
-    def _apply(self, item: WorkItem, pull: Pull, patch: PreparedPatch | None) -> None:
+    def _open_review_or_create_task(self, item: WorkItem, pull: Pull, patch: PreparedPatch | None) -> None:
         if patch is None:
             self._record_nothing_to_do(item, pull, "The diff is empty.")
         elif item.repository.pull_requests == "task":
@@ -139,7 +139,7 @@ class PullRequests:
 
         The thread's row is updated in the same unit of work.
         """
-        thread, repository = hold(item.claimed), item.repository
+        thread, repository = lock_leased_thread(item.claimed), item.repository
         by = self._accounts.principal_of(repository.owner_id, "code_reviews.write")
         facts = self._reviews.find(thread.review_id) if thread.review_id is not None else None
         if facts is None or facts.status not in OPEN:
@@ -155,7 +155,7 @@ class PullRequests:
         finish(item, "done", detail)
 
     def _create_task(self, item: WorkItem, pull: Pull, patch: PreparedPatch) -> None:
-        thread, repository = hold(item.claimed), item.repository
+        thread, repository = lock_leased_thread(item.claimed), item.repository
         by = self._accounts.principal_of(repository.owner_id, "tasks.write")
         self._cancel_task(repository, thread, "The pull request has a newer commit.")
         new = NewTask(
@@ -187,12 +187,12 @@ class PullRequests:
             by = self._accounts.principal_of(repository.owner_id, "tasks.write")
             self._tasks.cancel(thread.task_id, by=by, reason=reason)
 
-    def _refuse(self, item: WorkItem, pull: Pull, reason: str) -> None:
+    def _record_unreviewable_diff(self, item: WorkItem, pull: Pull, reason: str) -> None:
         """Record that the diff cannot be reviewed, and give the reason in a comment on the pull request.
 
         An existing review is not changed.
         """
-        thread = hold(item.claimed)
+        thread = lock_leased_thread(item.claimed)
         text = f"Corral cannot review the commit {pull.head_sha[:12]}. {reason}"
         queue_comment(thread, {"text": text}, source=f"refused:{thread.id}:{pull.head_sha[:24]}")
         Thread.update(head_sha=pull.head_sha).where(Thread.id == thread.id).execute()

@@ -60,14 +60,14 @@ class Repositories:
             rows, query, by, scope="github.repositories", order=newest_first(Repository), make=lambda row: row
         )
         ids = [row.id for row in page.items]
-        waiting, tried = _count_waiting_threads(ids), _have_answered(ids)
+        waiting, tried = _count_waiting_threads(ids), _answering_repositories(ids)
         shown = [_view(row, waiting.get(row.id, 0), row.id in tried) for row in page.items]
         return Page(items=shown, total=page.total, limit=page.limit, offset=page.offset, next=page.next)
 
     def get(self, repository_id: str, *, by: Principal) -> GitHubRepositoryView:
         """Return a repository. Raise `NotFound` if no connected repository has this id."""
         row = _find(repository_id, by)
-        return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_have_answered([row.id])))
+        return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_answering_repositories([row.id])))
 
     def create(self, new: NewGitHubRepository, *, by: Principal) -> GitHubRepositoryView:
         """Connect a repository. Raise `Conflict` (`duplicate`) if the repository is already connected."""
@@ -115,7 +115,7 @@ class Repositories:
             if f"{part}_secret" in changes:
                 self._secrets.attach(row, part, by=by)
         self._record("update", row, changes)
-        return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_have_answered([row.id])))
+        return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_answering_repositories([row.id])))
 
     def delete(self, repository_id: str, match: IfMatch, *, by: Principal) -> None:
         """Disconnect a repository. Its code reviews and tasks remain, but pending posts are not sent."""
@@ -219,7 +219,7 @@ def _count_waiting_threads(repository_ids: list[str]) -> dict[str, int]:
     return dict(list(found.tuples())) if repository_ids else {}
 
 
-def _have_answered(repository_ids: list[str]) -> set[str]:
+def _answering_repositories(repository_ids: list[str]) -> set[str]:
     """Return the ids of the repositories in which Corral has already read a pull request or posted something."""
     if not repository_ids:
         return set()

@@ -107,11 +107,11 @@ class RepositoryClient:
 
     async def post_review(self, number: int, review: Json) -> str:
         """Post a review of a pull request, and return the URL of the review."""
-        return _address(self._object(await self._call("POST", f"/pulls/{number}/reviews", body=review)))
+        return _html_url(self._object(await self._call("POST", f"/pulls/{number}/reviews", body=review)))
 
     async def post_comment(self, number: int, text: str) -> str:
         """Post a comment on an issue or a pull request, and return the URL of the comment."""
-        return _address(self._object(await self._call("POST", f"/issues/{number}/comments", body={"body": text})))
+        return _html_url(self._object(await self._call("POST", f"/issues/{number}/comments", body={"body": text})))
 
     async def find_review(self, number: int, marker: str) -> str | None:
         """Return the URL of the review that contains the marker, or None if there is none."""
@@ -127,7 +127,7 @@ class RepositoryClient:
     async def _find(self, path: str, marker: str, **query: Any) -> str | None:
         async for item in self._items(path, query):
             if marker in str(item.get("body") or ""):
-                return _address(item)
+                return _html_url(item)
         return None
 
     async def _items(self, path: str, query: Json) -> AsyncIterator[Json]:
@@ -205,7 +205,7 @@ class RepositoryClient:
             raise HostFailure("GitHub answered with something other than JSON.") from None
 
 
-def _address(found: Json) -> str:
+def _html_url(found: Json) -> str:
     return str(found.get("html_url") or "")[:1000]
 
 

@@ -17,13 +17,15 @@ class RepositorySecrets:
 
     def token(self, repository: Repository) -> str:
         """Return the API token for the code host."""
-        attached = _attached(repository.id, "token")
+        attached = _attached_object(repository.id, "token")
         host = urlsplit(repository.api_url).hostname
         return self._secrets.use_value(repository.token_secret, attached.consumer_name, host, attached=attached)
 
     def webhook_values(self, repository: Repository) -> list[str]:
         """Return all current values of the webhook secret. The code host may sign with any of them."""
-        return self._secrets.valid_values(repository.webhook_secret, attached=_attached(repository.id, "webhook"))
+        return self._secrets.valid_values(
+            repository.webhook_secret, attached=_attached_object(repository.id, "webhook")
+        )
 
     def attach(self, repository: Repository, part: str, *, by: Principal) -> None:
         """Record that the repository uses the secret named in its field `token_secret` or `webhook_secret`.
@@ -31,14 +33,14 @@ class RepositorySecrets:
         `part` is `token` or `webhook`.
         """
         name = repository.token_secret if part == "token" else repository.webhook_secret
-        attached, pointer = _attached(repository.id, part), f"/{part}_secret"
+        attached, pointer = _attached_object(repository.id, part), f"/{part}_secret"
         self._secrets.attach(name, attached, title=repository.name, pointer=pointer, by=by)
 
     def detach(self, repository_id: str) -> None:
         """Record that a disconnected repository no longer uses its secrets."""
         for part in ("token", "webhook"):
-            self._secrets.detach(_attached(repository_id, part))
+            self._secrets.detach(_attached_object(repository_id, part))
 
 
-def _attached(repository_id: str, part: str) -> AttachedObject:
+def _attached_object(repository_id: str, part: str) -> AttachedObject:
     return AttachedObject(plugin="github", kind=f"repository_{part}", id=repository_id)

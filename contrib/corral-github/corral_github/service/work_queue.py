@@ -86,7 +86,7 @@ def claim(thread_id: str) -> ThreadLease | None:
     return claimed if is_mine else None
 
 
-def hold(claimed: ThreadLease) -> Thread:
+def lock_leased_thread(claimed: ThreadLease) -> Thread:
     """Lock and return the thread. Raise `LeaseLost` if another process has taken the lease."""
     mine = (Thread.id == claimed.thread_id) & (Thread.lease == claimed.lease)
     row: Thread | None = locked(Thread.select().where(mine)).first()
@@ -101,7 +101,7 @@ def next_work(claimed: ThreadLease, *, holds_posts: bool) -> WorkItem | None:
     If nothing can be processed now, release the thread and return None. The work of a disabled repository waits. If
     `holds_posts` is set, posts wait too.
     """
-    thread = hold(claimed)
+    thread = lock_leased_thread(claimed)
     repository: Repository | None = Repository.get_or_none(Repository.id == thread.repository_id)
     if repository is None:  # it was disconnected while the first delivery about the thread was stored
         Thread.delete().where(Thread.id == thread.id).execute()
@@ -150,13 +150,13 @@ def fail(item: WorkItem, detail: str) -> None:
 
     The `facts` of a delivery are not cleared, so that the delivery can be retried.
     """
-    hold(item.claimed)
+    lock_leased_thread(item.claimed)
     ended = {"status": "failed", "detail": detail, "finished_at": clock.now()}
     if item.delivery is not None:
         Delivery.update(ended).where(Delivery.id == item.delivery.id).execute()
     elif item.post is not None:
         Post.update(ended).where(Post.id == item.post.id).execute()
-    _report(item, detail, is_lost=True)
+    _alert_admins(item, detail, is_lost=True)
 
 
 def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
@@ -164,7 +164,7 @@ def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
 
     After a week, record a permanent failure instead.
     """
-    thread = hold(item.claimed)
+    thread = lock_leased_thread(item.claimed)
     began = (item.delivery or item.post).waiting_since  # type: ignore[union-attr]  # one of the two is set
     if began < clock.now(-GIVE_UP_SECONDS):
         fail(item, f"Corral gave up after {GIVE_UP_SECONDS / 86_400:.0f} days. {detail}")
@@ -179,7 +179,7 @@ def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
     Repository.update(changes).where(Repository.id == item.repository.id).execute()
     Thread.update(failures=failures).where(Thread.id == thread.id).execute()
     if failures >= ALARMING_FAILURES and pause_seconds is None:
-        _report(item, detail, is_lost=False)
+        _alert_admins(item, detail, is_lost=False)
     _wait(thread, pause)
 
 
@@ -211,7 +211,7 @@ def _release(thread: Thread, **changes: Any) -> None:
     Thread.update(lease=None, lease_until=None, **changes).where(Thread.id == thread.id).execute()
 
 
-def _report(item: WorkItem, detail: str, *, is_lost: bool) -> None:
+def _alert_admins(item: WorkItem, detail: str, *, is_lost: bool) -> None:
     """Alert admins to a failing delivery or post, at most once an hour for each repository."""
     name = item.repository.name
     title = f"A delivery or a post of {name} failed" if is_lost else f"Work on {name} keeps failing"

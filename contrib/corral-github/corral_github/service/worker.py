@@ -163,7 +163,7 @@ class ThreadWorker:
 
 
 def _record_posted(item: WorkItem, url: str) -> None:
-    work_queue.hold(item.claimed)
+    work_queue.lock_leased_thread(item.claimed)
     work_queue.finish(item, "posted", None, url=url)
 
 

@@ -20,7 +20,7 @@ from corral.schema.conversion import encode
 from corral_plugins.llm.service.calls import CallResult
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.registry import ModelListing
-from corral_plugins.llm.service.responses import explain, openai_error
+from corral_plugins.llm.service.responses import adapt_for_openai_clients, openai_error
 from corral_plugins.llm.shapes import (
     IGNORED_FIELDS,
     ChatRequest,
@@ -56,7 +56,7 @@ CALL: dict[str, Any] = {
     "abandoned": True,
 }
 
-routes = Routes("/llm", tag="LLM", explain=explain)
+routes = Routes("/llm", tag="LLM", explain=adapt_for_openai_clients)
 
 
 @routes.post("/chat/completions", **CALL)

@@ -10,7 +10,7 @@ from corral.http.routes import Routes
 from corral_plugins.llm.service import calls
 from corral_plugins.llm.service.provider_admin import ProviderAdmin, ProviderChecks
 from corral_plugins.llm.service.provider_keys import ProviderKeys
-from corral_plugins.llm.service.responses import explain
+from corral_plugins.llm.service.responses import adapt_for_openai_clients
 from corral_plugins.llm.shapes import (
     CallDetail,
     LlmCallQuery,
@@ -24,7 +24,7 @@ from corral_plugins.llm.shapes import (
     TestProvider,
 )
 
-routes = Routes("/llm", tag="LLM", explain=explain)
+routes = Routes("/llm", tag="LLM", explain=adapt_for_openai_clients)
 
 MANAGE = "llm.manage"
 CHANGES = (

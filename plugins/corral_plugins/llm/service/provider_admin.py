@@ -158,7 +158,7 @@ class ProviderAdmin:
         if "base_url" in values:
             preset = PRESETS.get(name)
             base_url = values["base_url"] or (preset.base_url if preset is not None else None)
-            self._keys.check_move(provider, patch, base_url, by)
+            self._keys.check_address_change(provider, patch, base_url, by)
         key_columns, key_warnings = self._keys.store_key(name, patch, by)
         enqueue_refresh(name)
         if not values and not key_columns:

@@ -47,7 +47,7 @@ class ProviderKeys:
         if secrets is None:
             message = "The `secrets` plugin, which stores the API key, is not active."
             raise ProviderError(503, message, code="dependency_unavailable")
-        attached, host = _attached_provider(provider.name), urlsplit(provider.connection.base_url or "").hostname
+        attached, host = _attached_object(provider.name), urlsplit(provider.connection.base_url or "").hostname
         try:
             key = await self._work(
                 lambda: secrets.use_value(name, attached.consumer_name, host, attached=attached), read=True
@@ -78,7 +78,9 @@ class ProviderKeys:
             detail = "Give either an API key or the name of a secret that holds it, not both."
             raise Invalid.at("/api_key", "not_allowed", detail)
 
-    def check_move(self, provider: Provider, patch: ProviderPatch, base_url: str | None, by: Principal) -> None:
+    def check_address_change(
+        self, provider: Provider, patch: ProviderPatch, base_url: str | None, by: Principal
+    ) -> None:
         """Raise `Forbidden` if the caller is not allowed to change the address to which the stored key is sent.
 
         The operator of the new address could read the key, so the caller needs the permission to reveal it. A caller
@@ -103,7 +105,7 @@ class ProviderKeys:
         key, secret = body.api_key, body.api_key_secret
         if self.secrets is None or (key is UNSET and secret is UNSET):
             return {}, []
-        attached = _attached_provider(provider)
+        attached = _attached_object(provider)
         if isinstance(key, str):
             name = f"llm.{provider}.api_key"
             description = f"The API key of the model provider {provider}."
@@ -119,10 +121,10 @@ class ProviderKeys:
     def detach_secret(self, provider: str) -> None:
         """Detach the secret of a deleted provider. The secret stays in the vault."""
         if self.secrets is not None:
-            self.secrets.detach(_attached_provider(provider))
+            self.secrets.detach(_attached_object(provider))
 
 
-def _attached_provider(provider: str) -> AttachedObject:
+def _attached_object(provider: str) -> AttachedObject:
     return AttachedObject(plugin="llm", kind="provider", id=provider)
 
 

@@ -77,7 +77,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         models = self.models()
         return not models or any(each.id == model for each in models)
 
-    def offers(self, model: str) -> bool:
+    def may_offer(self, model: str) -> bool:
         """Return whether the provider might offer the model: it lists the model, or its list may be incomplete."""
         return self._fetches_models or self.lists(model)
 
@@ -124,7 +124,7 @@ class ModelTarget(msgspec.Struct, frozen=True):
             return f"The provider {self.provider.name} is disabled."
         if not self.provider.configured:
             return f"The provider {self.provider.name} is not configured."
-        if not self.provider.offers(self.model):
+        if not self.provider.may_offer(self.model):
             return f"The provider {self.provider.name} does not offer the model {self.model}."
         return None
 

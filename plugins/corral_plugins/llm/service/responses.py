@@ -258,7 +258,7 @@ def is_about_credentials(problem: Problem) -> bool:
     return problem.members.get("kind") == CREDENTIALS
 
 
-def explain(problem: Problem, request: Request | None = None) -> None:
+def adapt_for_openai_clients(problem: Problem, request: Request | None = None) -> None:
     """Convert a problem to the form that OpenAI's clients expect.
 
     OpenAI's error object is added to the problem, and the status becomes 400 if the request is invalid. The status 422

@@ -131,7 +131,7 @@ class CallSettlement:
             self._cost.release(call.hold)
             return
         by, target, tokens = call.by, outcome.target, outcome.tokens
-        lease = self._leases.facts(by)
+        lease = self._leases.lease_facts(by)
         charged = self._cost.record_cost(
             BillableUsage(
                 usage_key=call.id,

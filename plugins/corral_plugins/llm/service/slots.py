@@ -78,7 +78,7 @@ class ConcurrencySlot(msgspec.Struct, frozen=True):
 class ConcurrencySlots:
     """Manages the concurrency slots of this process.
 
-    There is one instance per process; `renew_and_detect` must run as a supervised task.
+    There is one instance per process; `renew_and_detect_assigned` must run as a supervised task.
     """
 
     def __init__(self, work: Work) -> None:
@@ -172,7 +172,7 @@ class ConcurrencySlots:
             counts[(slot.provider.name,)] = counts.get((slot.provider.name,), 0) + 1
         return counts
 
-    async def renew_and_detect(self) -> None:
+    async def renew_and_detect_assigned(self) -> None:
         """Renew the slots of this process, and detect newly assigned slots.
 
         Other processes may assign slots to calls of this process.

@@ -62,7 +62,7 @@ class CallLeases:
                 by.task_id, by.lease_id, scope=scope, needed_micro=shortage.needed, left_micro=shortage.left
             )
 
-    def facts(self, by: Principal) -> LeaseFacts | None:
+    def lease_facts(self, by: Principal) -> LeaseFacts | None:
         """Return the facts about the caller's lease, even if it has ended, or None for callers without a lease."""
         if self.tasks is None or by.task_id is None or by.lease_id is None:
             return None

@@ -26,8 +26,8 @@ from corral_plugins.marketplace.service.install_risks import text_findings, tool
 from corral_plugins.marketplace.service.manifest_traversal import asks_for_reviews
 from corral_plugins.marketplace.service.manifests import (
     Manifest,
+    corral_release,
     read_manifest,
-    release,
     release_fits,
     template_id,
     version_key,
@@ -164,7 +164,7 @@ class TemplateCatalogue:
             (each for each in latest(await self.all()) if _matches(each, query)),
             key=lambda each: (_title(each), each.slug),
         )
-        parts = self.parts()
+        parts = self.active_parts()
 
         def page() -> Page[TemplateView]:
             return paginate_names(
@@ -180,7 +180,7 @@ class TemplateCatalogue:
 
     async def get(self, name: str, version: str | None, *, by: Principal) -> TemplateDetails:
         """Return a template with its manifest."""
-        template, parts = await self.find(name, version), self.parts()
+        template, parts = await self.find(name, version), self.active_parts()
         (view,) = await self._work(lambda: self._views([template], parts), read=True)
         return TemplateDetails(**msgspec.structs.asdict(view), manifest=template.manifest.data)
 
@@ -212,7 +212,7 @@ class TemplateCatalogue:
 
     # -- facts
 
-    def parts(self) -> ActiveParts:
+    def active_parts(self) -> ActiveParts:
         """Return the installers and plugins that are currently active."""
         installers: dict[str, Installer] = {}
         for _, installer in self._contributions.for_hook("corral_template_installers"):
@@ -237,7 +237,7 @@ class TemplateCatalogue:
         findings = tuple(text_findings(manifest.data, self._redactor))
         return Template(manifest=manifest, source=source, published_at=published_at, findings=findings)
 
-    def problems(self, template: Template, parts: ActiveParts) -> Sequence[TemplateProblem]:
+    def install_problems(self, template: Template, parts: ActiveParts) -> Sequence[TemplateProblem]:
         """Return the reasons why a template cannot currently be installed."""
         manifest = template.manifest
         found = [TemplateProblem(code=each.code, pointer=each.pointer, detail=each.detail) for each in manifest.faults]
@@ -280,7 +280,7 @@ class TemplateCatalogue:
         )
 
     def _read_sources(self) -> dict[str, Templates]:
-        release()  # read outside of units of work
+        corral_release()  # read outside of units of work
         found: dict[str, Templates] = {}
         for plugin, source in self._template_sources():
             label = "bundled" if plugin == OWN else f"plugin:{plugin}"
@@ -290,7 +290,7 @@ class TemplateCatalogue:
                 continue
             for template in read:
                 same = found.get(template.slug, [])
-                if not _can_be_shown(template.manifest) or (same and same[0].source != label):
+                if not _has_slug_and_version(template.manifest) or (same and same[0].source != label):
                     log.warning("template ignored", extra={"source": label, "slug": template.slug})
                 else:
                     found.setdefault(template.slug, []).append(template)
@@ -320,7 +320,7 @@ class TemplateCatalogue:
         return [self._view(template, parts, counts.get(template.id, 0)) for template in templates]
 
     def _view(self, template: Template, parts: ActiveParts, installations: int) -> TemplateView:
-        data, problems = template.manifest.data, self.problems(template, parts)
+        data, problems = template.manifest.data, self.install_problems(template, parts)
         permissions = _mapping(data.get("permissions"))
         return TemplateView(
             id=template.id,
@@ -376,7 +376,7 @@ def _installation_counts(template_ids: Sequence[str]) -> dict[str, int]:
     return {str(row[0]): int(row[1]) for row in rows.group_by(Installation.template_id).tuples()}
 
 
-def _can_be_shown(manifest: Manifest) -> bool:
+def _has_slug_and_version(manifest: Manifest) -> bool:
     """Return whether a manifest has a slug and a version. The rest of the manifest may contain errors."""
     return not json_schema_errors(
         {

@@ -36,7 +36,7 @@ class TemplateExport:
 
         Raise `Invalid` if a string contains a credential, or if an object refers to an object that is not exported.
         """
-        parts = self._catalogue.parts()
+        parts = self._catalogue.active_parts()
         resources = await self._work(lambda: _resources(body, parts, by), read=True)
         manifest = _manifest(body, resources, parts)
         faults = [

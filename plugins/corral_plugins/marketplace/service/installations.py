@@ -24,10 +24,10 @@ from corral_plugins.marketplace.service.manifests import version_key
 from corral_plugins.marketplace.service.removal import remove_objects
 from corral_plugins.marketplace.service.rows import (
     created_views,
+    current_fields,
     event_objects,
     find_readable_installation,
     find_writable_installation,
-    fingerprints,
     installation_fields,
     lock_objects,
     objects_of,
@@ -67,7 +67,7 @@ class Installations:
                 by,
                 scope="marketplace.installations",
                 order=newest_first(Installation),
-                make=lambda row: InstallationItem(**installation_fields(row, _later(row, newest))),
+                make=lambda row: InstallationItem(**installation_fields(row, _newer_version(row, newest))),
             )
 
         return await self._work(page, read=True)
@@ -77,13 +77,13 @@ class Installations:
 
         Raise `NotFound` if no such installation is visible to the caller.
         """
-        newest, parts = await self._newest_versions(), self._catalogue.parts()
+        newest, parts = await self._newest_versions(), self._catalogue.active_parts()
 
         def view() -> InstallationView:
             row = find_readable_installation(installation_id, by)
             objects = objects_of(row.id)
-            created = created_views(objects, fingerprints(objects, parts.installers))
-            return InstallationView(**installation_fields(row, _later(row, newest)), created=created)
+            created = created_views(objects, current_fields(objects, parts.installers))
+            return InstallationView(**installation_fields(row, _newer_version(row, newest)), created=created)
 
         return await self._work(view, read=True)
 
@@ -94,12 +94,12 @@ class Installations:
 
         With `body.force`, edited objects are removed too.
         """
-        parts = self._catalogue.parts()
+        parts = self._catalogue.active_parts()
         return await self._work(lambda: self._uninstall(installation_id, body, parts, by), entry=entry)
 
     async def delete(self, installation_id: str, *, by: Principal, entry: UnitContext) -> UninstallResult:
         """Uninstall an installation without `force`. Raise `NotFound` if the installation has already been removed."""
-        parts = self._catalogue.parts()
+        parts = self._catalogue.active_parts()
 
         def remove() -> UninstallResult:
             if find_readable_installation(installation_id, by).status == "removed":
@@ -152,7 +152,7 @@ class Installations:
         return {each.slug: each.manifest.version for each in latest(await self._catalogue.all())}
 
 
-def _later(row: Installation, newest: dict[str, str]) -> str | None:
+def _newer_version(row: Installation, newest: dict[str, str]) -> str | None:
     version = newest.get(row.slug)
     if version is None or row.status == "removed" or version_key(version) <= version_key(row.template_version):
         return None

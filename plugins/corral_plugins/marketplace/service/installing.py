@@ -55,7 +55,7 @@ TRIES = 3
 LOCK = "marketplace.install"
 
 
-class MadeObject(msgspec.Struct, frozen=True, kw_only=True):
+class CreatedOrReusedObject(msgspec.Struct, frozen=True, kw_only=True):
     """An object that belongs to an installation, which either created it or found that it already existed."""
 
     resource: PreparedResource
@@ -107,7 +107,7 @@ class InstallationService:
         self, name: str, body: InstallTemplate, by: Principal, entry: UnitContext
     ) -> NewInstallation | InstallationPlan:
         template = await self._catalogue.find(name, body.version if isinstance(body.version, str) else None)
-        parts = self._catalogue.parts()
+        parts = self._catalogue.active_parts()
         await require_installable(self._catalogue, template, parts, self._egress, dry_run=body.dry_run)
         prepared = await prepare(template, parts, body.parameters, body.secrets_map, body.name_prefix)
         require_permissions(prepared.resources, prepared.installers, by)
@@ -150,7 +150,7 @@ class InstallationService:
     def _store(
         self,
         prepared: PreparedTemplate,
-        made: Sequence[MadeObject],
+        made: Sequence[CreatedOrReusedObject],
         missing: MissingParts,
         body: InstallTemplate,
         by: Principal,
@@ -176,7 +176,7 @@ class InstallationService:
         self._announce(row, prepared.template.source, made)
         return row
 
-    def _announce(self, row: Installation, source: str, made: Sequence[MadeObject]) -> None:
+    def _announce(self, row: Installation, source: str, made: Sequence[CreatedOrReusedObject]) -> None:
         event = TemplateInstalled(
             installation_id=row.id,
             slug=row.slug,
@@ -201,7 +201,7 @@ class InstallationService:
 
 def create_objects(
     prepared: PreparedTemplate, resources: Sequence[PreparedResource], known: Json, on_conflict: str, by: Principal
-) -> list[MadeObject]:
+) -> list[CreatedOrReusedObject]:
     """Create the objects for these resources, in the given order.
 
     `known` maps the keys of resources whose objects already exist to the ids of these objects.
@@ -214,18 +214,20 @@ def create_objects(
         detail = f"{detail} {upgrade_hint(prepared.manifest.slug, by)}".rstrip()
         raise Conflict(detail, code="duplicate", existing_id=object_id)
     names = free_names(wanted, prepared.installers)
-    ids, made = dict(known), list[MadeObject]()
+    ids, made = dict(known), list[CreatedOrReusedObject]()
     for resource, want, name in zip(resources, wanted, names, strict=True):
         if want in existing:
             found = InstalledObject(id=existing[want])
-            made.append(MadeObject(resource=resource, name=want.name, made=found, reused=True, fingerprint={}))
+            made.append(
+                CreatedOrReusedObject(resource=resource, name=want.name, made=found, reused=True, fingerprint={})
+            )
         else:
             made.append(_create_object(prepared.installers[resource.kind], resource, name, ids, by))
         ids[resource.key] = made[-1].made.id
     return made
 
 
-def store_objects(installation_id: str, made: Sequence[MadeObject], first: int) -> None:
+def store_objects(installation_id: str, made: Sequence[CreatedOrReusedObject], first: int) -> None:
     """Record which objects belong to an installation. `first` is the position of the first object."""
     rows = [
         {
@@ -247,7 +249,9 @@ def store_objects(installation_id: str, made: Sequence[MadeObject], first: int) 
         InstalledResource.insert_many(rows).execute()
 
 
-def _create_object(installer: Installer, resource: PreparedResource, name: str, ids: Json, by: Principal) -> MadeObject:
+def _create_object(
+    installer: Installer, resource: PreparedResource, name: str, ids: Json, by: Principal
+) -> CreatedOrReusedObject:
     spec = with_ids({**resource.spec, "name": name}, ids)
     try:
         made = installer.install(spec, by)
@@ -255,7 +259,7 @@ def _create_object(installer: Installer, resource: PreparedResource, name: str, 
         faults = faults_below(invalid, f"/resources/{resource.position}/spec")
         raise Invalid(invalid.detail, code=invalid.code, errors=faults) from None
     fingerprint = installer.read_fields([made.id])[made.id]
-    return MadeObject(resource=resource, name=name, made=made, reused=False, fingerprint=fingerprint)
+    return CreatedOrReusedObject(resource=resource, name=name, made=made, reused=False, fingerprint=fingerprint)
 
 
 def refused_tools_warnings(kind: str, name: str, tools: Iterable[str]) -> list[str]:
@@ -263,7 +267,7 @@ def refused_tools_warnings(kind: str, name: str, tools: Iterable[str]) -> list[s
     return [f"{kind} {name}: you may not give it the tool {tool}, so it does not have it" for tool in tools]
 
 
-def warnings_of(made: Sequence[MadeObject], missing: MissingParts) -> list[str]:
+def warnings_of(made: Sequence[CreatedOrReusedObject], missing: MissingParts) -> list[str]:
     """Return warnings about existing objects that are used, tools that agents do not get, and missing requirements."""
     found = [f"{each.resource.kind} {each.name}: the existing object is used" for each in made if each.reused]
     for each in made:
@@ -272,7 +276,7 @@ def warnings_of(made: Sequence[MadeObject], missing: MissingParts) -> list[str]:
     return found + [f"no worker and no plugin offers the tool {tool} now" for tool in missing.tools]
 
 
-def _created_view(each: MadeObject) -> CreatedObject:
+def _created_view(each: CreatedOrReusedObject) -> CreatedObject:
     return CreatedObject(
         kind=each.resource.kind,
         key=each.resource.key,
@@ -288,7 +292,7 @@ def _created_view(each: MadeObject) -> CreatedObject:
 def _plan(
     prepared: PreparedTemplate,
     parts: ActiveParts,
-    made: Sequence[MadeObject],
+    made: Sequence[CreatedOrReusedObject],
     missing: MissingParts,
     findings: Sequence[Finding],
     warnings: list[str],

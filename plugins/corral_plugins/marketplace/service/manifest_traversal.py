@@ -17,7 +17,7 @@ SECRET = re.compile(r"\{\{\s*secrets\.([A-Za-z_][A-Za-z0-9_.-]*)\s*\}\}")  # all
 _URL = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#:]*)", re.IGNORECASE)
 
 
-class Place(NamedTuple):
+class LocatedValue(NamedTuple):
     """A value in a manifest, with its JSON pointer."""
 
     pointer: str
@@ -27,26 +27,26 @@ class Place(NamedTuple):
 class Uses(msgspec.Struct, frozen=True, kw_only=True):
     """The tools, secrets and hosts that the resources use, with the place of each use."""
 
-    tools: tuple[Place, ...]
-    secrets: tuple[Place, ...]
-    hosts: tuple[Place, ...]
+    tools: tuple[LocatedValue, ...]
+    secrets: tuple[LocatedValue, ...]
+    hosts: tuple[LocatedValue, ...]
 
 
-def texts(value: Any, pointer: str = "") -> Iterator[Place]:
+def texts(value: Any, pointer: str = "") -> Iterator[LocatedValue]:
     """Yield every string in a value."""
     if isinstance(value, str):
-        yield Place(pointer, value)
+        yield LocatedValue(pointer, value)
     for name, item in _items(value):
         yield from texts(item, f"{pointer}/{_escaped(name)}")
 
 
 def uses_of(resources: list[Json], pointer: str = "/resources") -> Uses:
     """Return the tools, secrets and hosts that the resources use."""
-    found: list[tuple[str, Place]] = []
+    found: list[tuple[str, LocatedValue]] = []
     for index, resource in enumerate(resources):
         found += _uses(resource["spec"], f"{pointer}/{index}/spec")
         found += [
-            ("secret", Place(place.pointer, name))
+            ("secret", LocatedValue(place.pointer, name))
             for place in texts(resource["spec"], f"{pointer}/{index}/spec")
             for name in SECRET.findall(place.value)
         ]
@@ -62,14 +62,14 @@ def asks_for_reviews(value: Any) -> bool:
     return any(asks_for_reviews(item) for _, item in _items(value))
 
 
-def references(value: Any, pointer: str = "") -> Iterator[Place]:
+def references(value: Any, pointer: str = "") -> Iterator[LocatedValue]:
     """Yield the key of each reference of the form `{"$ref": "<key>"}` to a resource.
 
     References inside JSON Schemas, which begin with `#`, are ignored.
     """
     key = reference_key(value)
     if key is not None:
-        yield Place(pointer, key)
+        yield LocatedValue(pointer, key)
         return
     for name, item in _items(value):
         yield from references(item, f"{pointer}/{_escaped(name)}")
@@ -89,7 +89,7 @@ def host_of(url: str) -> str | None:
     return ANY_HOST if "{{" in url else None
 
 
-def _uses(value: Any, pointer: str) -> Iterator[tuple[str, Place]]:
+def _uses(value: Any, pointer: str) -> Iterator[tuple[str, LocatedValue]]:
     if isinstance(value, dict):
         yield from _fetched_hosts(value, pointer)
     for name, item in _items(value):
@@ -97,19 +97,21 @@ def _uses(value: Any, pointer: str) -> Iterator[tuple[str, Place]]:
         if name in SCHEMAS:
             continue
         if name in TOOL_LISTS and isinstance(item, list):
-            yield from (("tool", Place(f"{here}/{n}", each)) for n, each in enumerate(item) if isinstance(each, str))
+            yield from (
+                ("tool", LocatedValue(f"{here}/{n}", each)) for n, each in enumerate(item) if isinstance(each, str)
+            )
         elif name == "tool_policy" and isinstance(item, dict):
-            yield from (("tool", Place(f"{here}/{_escaped(each)}", each)) for each in item)
+            yield from (("tool", LocatedValue(f"{here}/{_escaped(each)}", each)) for each in item)
         elif name == "tool" and isinstance(item, str):
-            yield "tool", Place(here, item)
+            yield "tool", LocatedValue(here, item)
         elif isinstance(name, str) and (name == "url" or name.endswith("_url")) and isinstance(item, str):
             if (host := host_of(item)) is not None:
-                yield "host", Place(here, host)
+                yield "host", LocatedValue(here, host)
         else:
             yield from _uses(item, here)
 
 
-def _fetched_hosts(spec: Json, pointer: str) -> Iterator[tuple[str, Place]]:
+def _fetched_hosts(spec: Json, pointer: str) -> Iterator[tuple[str, LocatedValue]]:
     """Yield the hosts that an agent may reach with tools: the hosts in its tool policy, or `*` for any host."""
     policy, enabled = spec.get("tool_policy"), spec.get("enabled_tools")
     for tool in FETCHING_TOOLS:
@@ -118,7 +120,7 @@ def _fetched_hosts(spec: Json, pointer: str) -> Iterator[tuple[str, Place]]:
             config = rule.get("config") if isinstance(rule, dict) else None
             hosts = config.get("hosts") if isinstance(config, dict) else None
             for host in hosts if isinstance(hosts, list) else [ANY_HOST]:
-                yield "host", Place(f"{pointer}/enabled_tools", str(host))
+                yield "host", LocatedValue(f"{pointer}/enabled_tools", str(host))
 
 
 def _items(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -21,7 +21,7 @@ from corral.errors import FieldError, Invalid, Problem
 from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
 from corral.schema.strict_json import parse_json
 from corral_marketplace import catalogue
-from corral_plugins.marketplace.service.manifest_traversal import ANY_HOST, Place, Uses, references, uses_of
+from corral_plugins.marketplace.service.manifest_traversal import ANY_HOST, LocatedValue, Uses, references, uses_of
 from corral_plugins.marketplace.service.rendering import parameter_faults
 from corral_plugins.tools.api import includes_tools
 
@@ -91,14 +91,14 @@ def version_key(text: str) -> tuple[int, ...]:
 
 
 @functools.cache
-def release() -> tuple[int, ...]:
+def corral_release() -> tuple[int, ...]:
     """Return the version number of this Corral release. The first call reads a file."""
     return _padded(re.split("[^0-9.]", version("corral"))[0].strip("."))
 
 
 def release_fits(requirement: str) -> bool:
     """Return whether this Corral release satisfies a version requirement such as `>=1.0,<2`."""
-    have = release()
+    have = corral_release()
     return all(_HOLDS[operator](have, _padded(want)) for operator, want in _COMPARISON.findall(requirement))
 
 
@@ -181,22 +181,22 @@ def permission_faults(data: Json, uses: Uses) -> Iterator[FieldError]:
     declared = {secret["name"] for secret in data.get("secrets", ())}
     for place in uses.tools:
         if place.value not in tools and not includes_tools(tools, [place.value]):
-            yield _not_named(place, "tool", "tools")
+            yield _unlisted_permission(place, "tool", "tools")
     for place in uses.secrets:
         if place.value not in secrets:
-            yield _not_named(place, "secret", "secrets")
+            yield _unlisted_permission(place, "secret", "secrets")
         elif place.value not in declared:
             detail = f"The secret {place.value} is missing in /secrets."
             yield FieldError(place.pointer, "unknown_reference", detail)
     for place in uses.hosts:
         if place.value not in hosts and ANY_HOST not in hosts:
-            yield _not_named(place, "host", "egress")
+            yield _unlisted_permission(place, "host", "egress")
     for index, name in enumerate(secrets):
         if name not in declared:
             detail = f"The secret {name} is missing in /secrets."
             yield FieldError(f"/permissions/secrets/{index}", "unknown_reference", detail)
 
 
-def _not_named(place: Place, what: str, where: str) -> FieldError:
+def _unlisted_permission(place: LocatedValue, what: str, where: str) -> FieldError:
     detail = f"The {what} {place.value} is missing in /permissions/{where}."
     return FieldError(place.pointer, "not_allowed", detail)

@@ -68,7 +68,7 @@ async def require_installable(
 
     With `dry_run`, missing plugins are not an error, because the plan lists them.
     """
-    problems = catalogue.problems(template, parts)
+    problems = catalogue.install_problems(template, parts)
     others: list[TemplateProblem | Finding] = [each for each in problems if each.code != "plugin_required"]
     if not others and template.source not in CHECKED_SOURCES:
         others += await url_findings(template.manifest, egress)

@@ -10,7 +10,7 @@ from corral.auth.principal import Principal
 from corral.errors import Forbidden
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.marketplace.models import InstalledResource
-from corral_plugins.marketplace.service.rows import fingerprints, is_edited
+from corral_plugins.marketplace.service.rows import current_fields, is_edited
 from corral_plugins.marketplace.shapes import KeptObject, ObjectRef
 
 Json = dict[str, Any]
@@ -25,7 +25,7 @@ def reasons_to_keep(
     kind, if it is running, or (unless `force` is set) if a person edited it. An object is also kept if an object that
     will remain refers to it.
     """
-    now = fingerprints(objects, installers)
+    now = current_fields(objects, installers)
     reasons: dict[str, str] = {}
     for row in objects:
         if row.kind not in installers:

@@ -57,7 +57,7 @@ def lock_objects(objects: Sequence[InstalledResource], installers: Mapping[str, 
         installers[kind].lock([each.object_id for each in objects if each.kind == kind])
 
 
-def fingerprints(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> dict[str, Json]:
+def current_fields(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> dict[str, Json]:
     """Return the current field values of the objects, keyed by object id. Deleted objects are omitted.
 
     An object is treated as unchanged if no active plugin has an installer for its kind.

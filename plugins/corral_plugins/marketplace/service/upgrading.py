@@ -21,7 +21,7 @@ from corral_plugins.marketplace.models import Installation, InstalledResource
 from corral_plugins.marketplace.service.catalogue import TemplateCatalogue
 from corral_plugins.marketplace.service.installing import (
     LOCK,
-    MadeObject,
+    CreatedOrReusedObject,
     PlanRollback,
     create_objects,
     refused_tools_warnings,
@@ -76,7 +76,7 @@ class UpgradeService:
         if row.status == "removed":
             raise Conflict("The installation has been removed; install the template again.", current_status=row.status)
         version = body.version if isinstance(body.version, str) else None
-        template, parts = await self._catalogue.find(row.slug, version), self._catalogue.parts()
+        template, parts = await self._catalogue.find(row.slug, version), self._catalogue.active_parts()
         is_same = (template.manifest.version, template.manifest.sha256) == (row.template_version, row.sha256)
         if is_same and not body.parameters:
             raise Conflict("The installation already has this version.", current_status=row.status)
@@ -154,7 +154,7 @@ class UpgradeService:
 
 def _merge(
     row: Installation, objects: Sequence[InstalledResource], prepared: PreparedTemplate, by: Principal
-) -> tuple[UpgradeResult, list[MadeObject], dict[int, str]]:
+) -> tuple[UpgradeResult, list[CreatedOrReusedObject], dict[int, str]]:
     """Create, change and remove objects so that the installation matches the new template.
 
     Return the result of the upgrade, the created objects, and the ids of all objects that the installation itself
@@ -209,7 +209,7 @@ def _merge_object(
     now = installer.read_fields([row.object_id]).get(row.object_id)
     if now is None:  # a person deleted the object
         return ChangedObject(**fields, fields=[]), EditedObject(**fields, fields=["id"], values=[]), []
-    defaults = {name: each.get("default") for name, each in _properties(installer.schema).items()}
+    defaults = {name: each.get("default") for name, each in _properties_with_default(installer.schema).items()}
     old, new = {**defaults, **row.spec}, {**defaults, **resource.spec}
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     edited = edited_fields(row, now)
@@ -233,7 +233,7 @@ def _merge_object(
     return ChangedObject(**fields, fields=sorted(wanted)), kept, refused
 
 
-def _properties(schema: Json) -> Json:
+def _properties_with_default(schema: Json) -> Json:
     """Return the properties in an installer's schema that have a default value.
 
     If `schema` is a reference (`$ref`), it is resolved.

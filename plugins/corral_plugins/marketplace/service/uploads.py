@@ -91,7 +91,7 @@ class TemplateUploads:
         }:
             return []  # the specs can be checked only when somebody fills in the parameters
         try:
-            await prepare(template, self._catalogue.parts(), {}, {}, "")
+            await prepare(template, self._catalogue.active_parts(), {}, {}, "")
         except Invalid as invalid:
             return list(invalid.errors)
         return []

@@ -55,7 +55,7 @@ class MessageTriggerAction:
 
     def _send(self, context: FireContext, fields: Json) -> Json:
         """Send a message on behalf of the trigger's owner, or of the agent that the action specifies."""
-        sending, redactor = self._connected()
+        sending, redactor = self._require_services()
         new = convert(NewMessage, redactor.redact_json(fields), pointer_prefix="/action")
         row, _ = sending.send(new, by=context.owner, trusted=not context.tainted, cause=context.cause_chain)
         return {"message_id": row.id}
@@ -65,10 +65,10 @@ class MessageTriggerAction:
 
         The agents must exist, and the caller must be allowed to send on behalf of the sender agent.
         """
-        sending, _ = self._connected()
+        sending, _ = self._require_services()
         sending.check_agents(fields, by=caller)
 
-    def _connected(self) -> tuple[MessageSending, Redactor]:
+    def _require_services(self) -> tuple[MessageSending, Redactor]:
         if self._services is None:
             raise Unavailable("The server is starting; try again.")
         return self._services

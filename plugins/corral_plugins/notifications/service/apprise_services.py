@@ -27,11 +27,11 @@ LIBRARY = "apprise"
 NOT_CONFIGURED = "Apprise does not accept these values. Compare the values with those that the service shows."
 
 
-def _token(description: str, pattern: str = r"[A-Za-z0-9_-]{10,200}") -> Json:
+def _token_schema(description: str, pattern: str = r"[A-Za-z0-9_-]{10,200}") -> Json:
     return {"type": "string", "pattern": rf"^{pattern}(?![\s\S])", "maxLength": 200, "description": description}
 
 
-class FurtherService(msgspec.Struct, frozen=True, kw_only=True):
+class AppriseService(msgspec.Struct, frozen=True, kw_only=True):
     """A service that Apprise supports. `address` is the beginning of every URL of the service.
 
     `fixed` contains constructor arguments of the Apprise class that are not members of the config. The service accepts
@@ -49,70 +49,74 @@ class FurtherService(msgspec.Struct, frozen=True, kw_only=True):
     fixed: Mapping[str, Any] = {}
 
 
-SERVICES: tuple[FurtherService, ...] = (
-    FurtherService(
+SERVICES: tuple[AppriseService, ...] = (
+    AppriseService(
         type="discord",
         title="Discord",
         module="discord",
         name="NotifyDiscord",
         address="https://discord.com/api/webhooks/",
         members={
-            "webhook_id": _token("The number in the URL of the webhook.", r"[0-9]{5,30}"),
-            "webhook_token": _token("The part of the webhook's URL after the number."),
+            "webhook_id": _token_schema("The number in the URL of the webhook.", r"[0-9]{5,30}"),
+            "webhook_token": _token_schema("The part of the webhook's URL after the number."),
         },
         secrets=("webhook_token",),
         limit=2000,
         fixed={"avatar": False},
     ),
-    FurtherService(
+    AppriseService(
         type="google_chat",
         title="Google Chat",
         module="google_chat",
         name="NotifyGoogleChat",
         address="https://chat.googleapis.com/v1/spaces/",
         members={
-            "workspace": _token("The space: the part of the webhook's URL after spaces/.", r"[A-Za-z0-9_-]{2,100}"),
-            "webhook_key": _token("The key in the URL of the webhook."),
-            "webhook_token": _token("The token in the URL of the webhook.", r"[A-Za-z0-9_%=-]{10,200}"),
+            "workspace": _token_schema(
+                "The space: the part of the webhook's URL after spaces/.", r"[A-Za-z0-9_-]{2,100}"
+            ),
+            "webhook_key": _token_schema("The key in the URL of the webhook."),
+            "webhook_token": _token_schema("The token in the URL of the webhook.", r"[A-Za-z0-9_%=-]{10,200}"),
         },
         secrets=("webhook_key", "webhook_token"),
         limit=4000,
     ),
-    FurtherService(
+    AppriseService(
         type="ntfy",
         title="ntfy.sh",
         module="ntfy",
         name="NotifyNtfy",
         address="https://ntfy.sh",
         members={
-            "targets": _token("The topic. Everyone who knows the topic can read its messages.", r"[A-Za-z0-9_-]{1,64}")
+            "targets": _token_schema(
+                "The topic. Everyone who knows the topic can read its messages.", r"[A-Za-z0-9_-]{1,64}"
+            )
         },
         secrets=("targets",),
         limit=4000,
         fixed={"mode": "cloud", "include_image": False},
     ),
-    FurtherService(
+    AppriseService(
         type="pushover",
         title="Pushover",
         module="pushover",
         name="NotifyPushover",
         address="https://api.pushover.net/1/messages.json",
         members={
-            "user_key": _token("The key of the user or group.", r"[A-Za-z0-9]{30}"),
-            "token": _token("The token of the application.", r"[A-Za-z0-9]{30}"),
+            "user_key": _token_schema("The key of the user or group.", r"[A-Za-z0-9]{30}"),
+            "token": _token_schema("The token of the application.", r"[A-Za-z0-9]{30}"),
         },
         secrets=("user_key", "token"),
         limit=1024,
     ),
-    FurtherService(
+    AppriseService(
         type="webex",
         title="Webex",
         module="webexteams",
         name="NotifyWebexTeams",
         address="https://webexapis.com/v1/messages",
         members={
-            "access_token": _token("The access token of the bot."),
-            "targets": _token("The id of the room."),
+            "access_token": _token_schema("The access token of the bot."),
+            "targets": _token_schema("The id of the room."),
         },
         secrets=("access_token",),
         limit=7000,
@@ -121,7 +125,7 @@ SERVICES: tuple[FurtherService, ...] = (
 )
 
 
-class AppriseServices:
+class AppriseChannelTypes:
     """The channel types for services that Apprise supports. The plugin sets `http`, the client that sends requests."""
 
     http: ChannelHttp | None = None
@@ -144,7 +148,7 @@ class AppriseServices:
         ]
 
     async def _send(
-        self, service: FurtherService, config: Mapping[str, Any], notification: OutgoingNotification
+        self, service: AppriseService, config: Mapping[str, Any], notification: OutgoingNotification
     ) -> SendResult:
         """Send a notification.
 
@@ -158,7 +162,7 @@ class AppriseServices:
         return SendResult() if is_sent else SendResult(error="Apprise could not send the message; see the log.")
 
 
-def text_for(service: FurtherService, notification: OutgoingNotification) -> str:
+def text_for(service: AppriseService, notification: OutgoingNotification) -> str:
     """Return the text of a message, escaped so that text from people or agents cannot act as a mention or a link."""
     text = "\n".join(part for part in (notification.title, notification.body) if part)
     return truncate_utf16(without_markup(text), service.limit, f"\n{notification.url}" if notification.url else "")
@@ -213,14 +217,14 @@ class GuardedRequests:
         return response
 
 
-def _notify(service: FurtherService, config: dict[str, Any], text: str, call: _Call) -> bool:
+def _notify(service: AppriseService, config: dict[str, Any], text: str, call: _Call) -> bool:
     """Send a message with Apprise. Runs in a separate thread."""
     plain = importlib.import_module(LIBRARY).NotifyFormat.TEXT
     _current.set(call)
-    return bool(_sender_of(service, config).notify(body=text, title="", body_format=plain))
+    return bool(_create_apprise_object(service, config).notify(body=text, title="", body_format=plain))
 
 
-def _sender_of(service: FurtherService, config: Mapping[str, Any]) -> Any:
+def _create_apprise_object(service: AppriseService, config: Mapping[str, Any]) -> Any:
     """Return an Apprise object that sends with the given config. Raise `TypeError` if Apprise rejects the config."""
     library = importlib.import_module(LIBRARY)
     module = importlib.import_module(f"{LIBRARY}.plugins.{service.module}")
@@ -237,16 +241,16 @@ def _sender_of(service: FurtherService, config: Mapping[str, Any]) -> Any:
     return make(asset=asset, **service.fixed, **config)
 
 
-async def _check(service: FurtherService, config: Mapping[str, Any]) -> Sequence[str]:
+async def _check(service: AppriseService, config: Mapping[str, Any]) -> Sequence[str]:
     """Raise `Invalid` if Apprise rejects the config. Nothing is sent."""
     try:
-        await asyncio.to_thread(_sender_of, service, config)
+        await asyncio.to_thread(_create_apprise_object, service, config)
     except TypeError:
         raise Invalid.at("/config", "invalid_value", NOT_CONFIGURED) from None
     return ()
 
 
-def _schema_of(service: FurtherService) -> Json:
+def _schema_of(service: AppriseService) -> Json:
     return {
         "type": "object",
         "properties": dict(service.members),

@@ -41,7 +41,7 @@ class Audience:
         self._persons: dict[str, Person] = {}
         self._roles = roles
         told = [event for event in events if event.type in defaults and notifies_by_default(event, event.payload())]
-        self._concerned = {event.id: people.concerned(event, event.payload(), roles) for event in told}
+        self._concerned = {event.id: people.default_recipients(event, event.payload(), roles) for event in told}
 
     def of(self, event: LoggedEvent) -> set[str]:
         """Return the ids of the people to whom an event is relevant.
@@ -49,7 +49,7 @@ class Audience:
         The result can include people who are not allowed to read the event.
         """
         found = self._concerned.get(event.id, set()) | self._mentioned.get(event.id, set())
-        return found.union(*(self._named(event, rule) for rule in self._matched.get(event.id, ())))
+        return found.union(*(self._named_recipients(event, rule) for rule in self._matched.get(event.id, ())))
 
     def max_rows_per_person(self, event: LoggedEvent) -> int:
         """Return the maximum number of notifications and deliveries that an event creates for each person."""
@@ -61,7 +61,7 @@ class Audience:
 
     def recipients_of(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:
         """Return a rule's recipients who may be notified of an event."""
-        return self._may_be_notified(event, data, self._named(event, rule), event.type)
+        return self._may_be_notified(event, data, self._named_recipients(event, rule), event.type)
 
     def in_app(
         self, event: LoggedEvent, data: Mapping[str, Any], described: NotificationContent, rules: Sequence[Rule]
@@ -73,7 +73,7 @@ class Audience:
                 by_keys = bool(rule.group_by)
                 object = (event.object_type, event.object_id)
                 key = f"{rule.id} {group_key_of(rule.group_by, event.type, object, data)}" if by_keys else ""
-                for user_id in self._named(event, rule):
+                for user_id in self._named_recipients(event, rule):
                     groups[user_id] = groups.get(user_id) or key
         for user_id in self._concerned.get(event.id, set()):
             groups.setdefault(user_id, "")
@@ -102,9 +102,9 @@ class Audience:
     ) -> list[Person]:
         """Return the users who may receive a notification of this type about an event."""
         found = [self._persons[each] for each in sorted(self._persons.keys() & set(user_ids))]
-        return [person for person in found if self._people.may_be_told(person, event, data, type)]
+        return [person for person in found if self._people.may_be_notified(person, event, data, type)]
 
-    def _named(self, event: LoggedEvent, rule: Rule) -> set[str]:
+    def _named_recipients(self, event: LoggedEvent, rule: Rule) -> set[str]:
         wanted = rule.recipients
         named = {*wanted["users"], *(each for role in wanted["roles"] for each in self._roles.get(role, ()))}
         return named | ({event.owner_id} if wanted["owner"] and event.owner_id is not None else set())

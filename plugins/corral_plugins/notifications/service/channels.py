@@ -36,7 +36,7 @@ class ChannelManagement:
     def list(self, query: PageQuery, *, by: Principal) -> Page[NotificationChannelView]:
         """Return a page of channels, newest first."""
         order = newest_first(Channel)
-        found = paginate(Channel.select(), query, by, scope="notifications.channels", order=order, make=_same)
+        found = paginate(Channel.select(), query, by, scope="notifications.channels", order=order, make=_identity)
         rules = used_by([row.id for row in found.items])
         items = [channel_view(row, rules.get(row.id, [])) for row in found.items]
         return Page(items=items, total=found.total, limit=found.limit, offset=found.offset, next=found.next)
@@ -83,7 +83,7 @@ class ChannelManagement:
         told = {name: (getattr(row, name), value) for name, value in changes.items()}
         if checked is not None:
             if checked.version != row.version:  # it was merged into a config that is not the stored one any more
-                raise _changed()
+                raise _changed_error()
             told["config"] = (row.config, checked.config)
             if self._credentials.readable_secrets(row) != checked.secrets:
                 changes["secrets"] = self._credentials.seal(row.id, checked.secrets)
@@ -115,7 +115,7 @@ class ChannelManagement:
     def _write(self, row: Channel, changes: dict[str, Any]) -> None:
         changes |= {"version": row.version + 1, "updated_at": clock.now()}
         if not Channel.update(changes).where((Channel.id == row.id) & (Channel.version == row.version)).execute():
-            raise _changed()
+            raise _changed_error()
         for column, value in changes.items():
             setattr(row, column, value)
         _publish(row, "updated")
@@ -142,7 +142,7 @@ def _view(row: Channel) -> NotificationChannelView:
     return channel_view(row, used_by([row.id]).get(row.id, []))
 
 
-def _changed() -> Conflict:
+def _changed_error() -> Conflict:
     return Conflict(
         "The channel was changed by another request at the same time; repeat the request.", current_status="changed"
     )
@@ -153,5 +153,5 @@ def _require_free_name(name: str) -> None:
         raise Conflict(f"A channel named {name} already exists.", code="duplicate")
 
 
-def _same(row: Channel) -> Channel:
+def _identity(row: Channel) -> Channel:
     return row

@@ -29,9 +29,9 @@ from corral_plugins.notifications.service.grouping import (
     QUIET_KEY,
     Bundle,
     Target,
-    is_unchanged,
     join_or_begin,
-    next_of,
+    next_send_time,
+    repeats_last_message,
 )
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
 from corral_plugins.notifications.service.recipients import People, Person
@@ -54,7 +54,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     to: str | None
 
 
-class Claims(msgspec.Struct, frozen=True, kw_only=True):
+class ClaimResult(msgspec.Struct, frozen=True, kw_only=True):
     """The claimed deliveries. `more` is true if more deliveries might be due."""
 
     claimed: list[Claimed]
@@ -77,33 +77,37 @@ class DeliveryClaims:
         times: Any = Channel.select(earliest.alias("due_at")).where(Channel.is_enabled)
         return min((str(due) for (due,) in times.tuples() if due is not None), default=None)
 
-    def claim(self) -> Claims:
+    def claim(self) -> ClaimResult:
         """For each channel that can send now, claim the delivery that has been due longest."""
         if self.is_stopped_by_kill_switch():
-            return Claims(claimed=[], more=False)
+            return ClaimResult(claimed=[], more=False)
         advisory_lock(LOCK)  # so that a channel sends one message at a time, with all events that joined it
         ready = [row for row in _due_channels() if self._is_ready(row)]
         usable = {row.id: row for row in ready[:MAX_CHANNELS]}
         rows = _first_due(usable)
         if not rows:
-            return Claims(claimed=[], more=False)
+            return ClaimResult(claimed=[], more=False)
         rules = {row.id: row for row in Rule.select().where(Rule.id.in_({row.rule_id for row in rows}))}
         groups = {row.id: row for row in Group.select().where(Group.id.in_({row.group_id for row in rows}))}
-        earlier = _earlier_attempts(rows)
+        earlier = _earlier_retry_times(rows)
         people = self._people.load({row.user_id for row in rows if row.user_id is not None})
-        logged = _logged(row for row in rows if row.user_id in people)
+        logged = _reported_events(row for row in rows if row.user_id in people)
         claimed = []
         for row in rows:
             rule, group_id = rules.get(row.rule_id or ""), row.group_id or ""
             if row.user_id in people and not self._is_still_wanted(row, people[row.user_id], logged):
                 continue
-            if not _is_to_be_sent(row, rule, people):
+            if not _passes_quiet_hours(row, rule, people):
                 continue
-            if rule and row.is_collecting and not _is_next(row, rule, groups.get(group_id), earlier.get(group_id)):
+            if (
+                rule
+                and row.is_collecting
+                and not _may_send_collected(row, rule, groups.get(group_id), earlier.get(group_id))
+            ):
                 continue
             if (lease := self._lease(row, usable[row.channel_id], people)) is not None:
                 claimed.append(lease)
-        return Claims(claimed=claimed, more=True)
+        return ClaimResult(claimed=claimed, more=True)
 
     def renew(self, claimed: Claimed) -> None:
         """Extend the lease of a running attempt, and store the addresses that already have the message."""
@@ -119,7 +123,7 @@ class DeliveryClaims:
         changes |= {"served": claimed.delivery.served}
         Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
 
-    def has_late(self) -> bool:
+    def needs_maintenance(self) -> bool:
         """Return whether any delivery has an expired lease, has been due for a day, or belongs to a deleted channel."""
         expired = Delivery.select().where(Delivery.lease_until <= clock.now()).limit(1)
         late = Delivery.select().where(IS_DUE & (Delivery.ready_at < clock.now(-GIVE_UP_SECONDS))).limit(1)
@@ -135,7 +139,7 @@ class DeliveryClaims:
         some = Delivery.select(Delivery.id).where(_is_orphaned()).limit(AT_ONCE)
         return int(Delivery.update(ended("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute())
 
-    def give_up(self) -> int:
+    def fail_overdue(self) -> int:
         """Mark deliveries as failed if their channel has been unusable for a day. Return how many were marked.
 
         Another process might have the channel type or the master key that this process lacks, and might send the
@@ -186,7 +190,9 @@ class DeliveryClaims:
         events = [logged[item["event_id"]] for item in row.items if item["event_id"] in logged]
         if self._people.still_wants(person, {item["event"] for item in row.items}, events):
             return True
-        _end(row, "cancelled", "The person no longer wants the notification, or may no longer read its events.")
+        _end_delivery(
+            row, "cancelled", "The person no longer wants the notification, or may no longer read its events."
+        )
         return False
 
     def _lease(self, row: Delivery, channel: Channel, people: Mapping[str, Person]) -> Claimed | None:
@@ -232,13 +238,13 @@ def _first_due(channel_ids: Iterable[str]) -> Sequence[Delivery]:
     return list(Delivery.select().where(Delivery.id.in_(ids)).order_by(Delivery.id)) if ids else []
 
 
-def _logged(rows: Iterable[Delivery]) -> dict[str, LoggedEvent]:
+def _reported_events(rows: Iterable[Delivery]) -> dict[str, LoggedEvent]:
     """Return the events reported by the deliveries, keyed by id. Events that are no longer in the log are omitted."""
     ids = {item["event_id"] for row in rows for item in row.items if item["event_id"] is not None}
     return {event.id: event for event in event_log.select([EventRow.id.in_(ids)], len(ids))} if ids else {}
 
 
-def _earlier_attempts(rows: Sequence[Delivery]) -> dict[str, str]:
+def _earlier_retry_times(rows: Sequence[Delivery]) -> dict[str, str]:
     """Map the id of each group to the time at which its earlier message will be retried.
 
     Groups without an earlier message are omitted.
@@ -248,13 +254,13 @@ def _earlier_attempts(rows: Sequence[Delivery]) -> dict[str, str]:
     return {str(row.group_id): str(row.due_at) for row in found}
 
 
-def _is_to_be_sent(row: Delivery, rule: Rule | None, people: Mapping[str, Person]) -> bool:
+def _passes_quiet_hours(row: Delivery, rule: Rule | None, people: Mapping[str, Person]) -> bool:
     """Return whether a due delivery may be sent now. If not, end it or hold it until quiet hours end.
 
     The quiet hours of the rule and those of the person both apply.
     """
     if row.user_id is not None and row.user_id not in people:
-        _end(row, "cancelled", "The person is not active.")
+        _end_delivery(row, "cancelled", "The person is not active.")
         return False
     if rule is None or row.severity == CRITICAL or not (row.is_collecting or row.status == "retrying"):
         return True  # what an admin repeats is sent at once
@@ -266,7 +272,7 @@ def _is_to_be_sent(row: Delivery, rule: Rule | None, people: Mapping[str, Person
     return not ends
 
 
-def _is_next(row: Delivery, rule: Rule, group: Group | None, earlier: str | None) -> bool:
+def _may_send_collected(row: Delivery, rule: Rule, group: Group | None, earlier: str | None) -> bool:
     """Return whether a message that still collects events may be sent now.
 
     If not, suppress the message or let it collect further events. The message waits for an earlier message of its
@@ -277,16 +283,16 @@ def _is_next(row: Delivery, rule: Rule, group: Group | None, earlier: str | None
     if earlier is not None:
         Delivery.update(waiting_until(max(earlier, clock.now()))).where((Delivery.id == row.id) & IS_DUE).execute()
         return False
-    if is_unchanged(row, group, rule.repeat_interval_seconds):
-        _end(row, "suppressed", "The same notification was already sent within repeat_interval_seconds.")
+    if repeats_last_message(row, group, rule.repeat_interval_seconds):
+        _end_delivery(row, "suppressed", "The same notification was already sent within repeat_interval_seconds.")
         return False
-    if group is not None and (since := next_of(group, rule)) > clock.now():
+    if group is not None and (since := next_send_time(group, rule)) > clock.now():
         Delivery.update({**waiting_until(since), "ready_at": since}).where((Delivery.id == row.id) & IS_DUE).execute()
         return False
     return True
 
 
-def _end(row: Delivery, status: str, reason: str) -> None:
+def _end_delivery(row: Delivery, status: str, reason: str) -> None:
     Delivery.update({**ended(status), "last_error": reason}).where((Delivery.id == row.id) & IS_OPEN).execute()
 
 
@@ -302,4 +308,6 @@ def _hold(row: Delivery, until: str) -> None:
     bundle = Bundle()
     bundle.merge(cast(Severity, row.severity), row.count, row.items, row.objects)
     join_or_begin(target, bundle, until)
-    _end(row, "suppressed", "Held back during quiet hours; the summary after the quiet hours contains its events.")
+    _end_delivery(
+        row, "suppressed", "Held back during quiet hours; the summary after the quiet hours contains its events."
+    )

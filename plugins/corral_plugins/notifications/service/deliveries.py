@@ -69,7 +69,7 @@ def delete_ended(before: str) -> int:
     return int(Delivery.delete().where(Delivery.id.in_(old.limit(AT_ONCE)) & ~IS_OPEN).execute())
 
 
-def forget_groups(before: str) -> int:
+def delete_old_groups(before: str) -> int:
     """Delete a batch of groups whose last message was sent before a given time. Return how many were deleted."""
     old = Group.select(Group.id).where(Group.last_sent_at < before).limit(AT_ONCE)
     return int(Group.delete().where(Group.id.in_(old)).execute())

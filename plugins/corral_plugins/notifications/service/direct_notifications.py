@@ -17,7 +17,7 @@ from corral_plugins.notifications.service.dispatcher import NotificationDispatch
 from corral_plugins.notifications.service.event_catalogue import MAX_BODY, MAX_TITLE, href_of
 from corral_plugins.notifications.service.inbox import Inbox, NewNotification
 from corral_plugins.notifications.service.plain_text import one_line, without_control_characters
-from corral_plugins.notifications.service.recipients import People, receivers_of
+from corral_plugins.notifications.service.recipients import People, individual_recipients
 
 ID: Json = {"type": "string", "format": "uuid"}
 SENT_EVENT = "notification.sent"
@@ -56,7 +56,7 @@ class DirectNotifications:
 
     def check(self, fields: Json, *, by: Principal, pointer: str = "") -> None:
         """Raise a `Problem` for people or channels that do not exist or that the caller may not use."""
-        users, channels = _lower(fields.get("user_ids")), _lower(fields.get("channel_ids"))
+        users, channels = _lowercase_ids(fields.get("user_ids")), _lowercase_ids(fields.get("channel_ids"))
         if channels and not by.may(MANAGE):
             raise Forbidden(f"Sending notifications through channels needs the permission {MANAGE}.")
         active = {key for key, user in self._accounts.get_many(users).items() if user.is_active} if users else set()
@@ -71,7 +71,7 @@ class DirectNotifications:
         """
         fields = self._redactor.redact_json(fields)
         self.check(fields, by=by, pointer=pointer)
-        users, channels = _lower(fields.get("user_ids")), _lower(fields.get("channel_ids"))
+        users, channels = _lowercase_ids(fields.get("user_ids")), _lowercase_ids(fields.get("channel_ids"))
         recipients = users or ([by.user_id] if by.user_id is not None else [])
         users = users if channels else recipients
         notification_id, severity = new_id(), fields.get("severity", "info")
@@ -104,7 +104,7 @@ class DirectNotifications:
         if channels:
             after_commit(self._dispatcher.wake)
         for channel in channels:
-            for person in receivers_of(channel, people, severity):
+            for person in individual_recipients(channel, people, severity):
                 _write_delivery(channel.id, None if person is None else person.id, key, severity, item)
 
 
@@ -124,7 +124,7 @@ def _write_delivery(channel_id: str, user_id: str | None, key: str, severity: st
     )
 
 
-def _lower(ids: Any) -> list[str]:
+def _lowercase_ids(ids: Any) -> list[str]:
     return list(dict.fromkeys(str(each).lower() for each in ids or ()))
 
 

@@ -69,7 +69,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
         Return the number of seconds until the next attempt.
         """
         await self._fan_out.read()
-        outlook = await self._work(self._look, entry=ENTRY, read=True)
+        outlook = await self._work(self._find_due_work, entry=ENTRY, read=True)
         self._names = outlook.names
         if outlook.next_time is None:
             return IDLE_SECONDS
@@ -80,7 +80,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
             self._start(claimed)
         return 0.0 if found.more else POLL_SECONDS
 
-    def _look(self) -> _DueWork:
+    def _find_due_work(self) -> _DueWork:
         return _DueWork(self._fan_out.followed_names(), self._claims.next_time())
 
     def _is_followed(self, event: LoggedEvent) -> bool:

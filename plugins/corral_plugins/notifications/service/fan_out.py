@@ -55,7 +55,7 @@ from corral_plugins.notifications.service.recipient_chunks import (
     progress_of,
     store_progress,
 )
-from corral_plugins.notifications.service.recipients import MAX_PEOPLE, People, Person, receivers_of
+from corral_plugins.notifications.service.recipients import MAX_PEOPLE, People, Person, individual_recipients
 from corral_plugins.notifications.settings import DEFAULT_NOTIFICATIONS
 
 log = logging.getLogger("corral.notifications")
@@ -217,7 +217,8 @@ class NotificationFanOut:
             texts = await self._work(lambda: self._mentions.texts(events), entry=ENTRY, read=True)
         names = {event_id: found for event_id, text in texts.items() if (found := names_in(text))}
         roles = {
-            role: await self._members(role) for role in wanted_roles(events, matched, frozenset(self._default_names()))
+            role: await self._users_with_role(role)
+            for role in wanted_roles(events, matched, frozenset(self._default_names()))
         }
         plan = await self._work(lambda: self._plan(batch, events, matched, names, roles), entry=ENTRY, read=True)
         done = plan.done
@@ -226,7 +227,7 @@ class NotificationFanOut:
             done = chunk[-1] if chunk else done
         return plan.reached
 
-    async def _members(self, role: str) -> list[str]:
+    async def _users_with_role(self, role: str) -> list[str]:
         """Return the ids of at most 10,000 active users with a role.
 
         Each page is read in a separate unit of work.
@@ -367,7 +368,7 @@ class _Outgoing:
             channel = self._channels.get(channel_id)
             if channel is None or self._breakers[channel_id] in silent:
                 continue
-            for person in receivers_of(channel, people, described.severity):
+            for person in individual_recipients(channel, people, described.severity):
                 told = (event.id, channel_id, None if person is None else person.id)
                 if told not in self._sent and (person is not None or (self._to_all and event.visibility != PRIVATE)):
                     self._sent.add(told)

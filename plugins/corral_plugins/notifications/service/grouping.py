@@ -50,21 +50,21 @@ class Bundle(msgspec.Struct, kw_only=True):
 
     def add(self, item: Json, severity: Severity, object: tuple[str, str], state: Iterable[Any]) -> None:
         """Add an event. `state` is the reported state of the event's object."""
-        mark = mark_of(item["event"], object, severity, item["title"], *state)
-        objects = merge_marks(self.objects, [mark])
+        state_hash = state_hash_of(item["event"], object, severity, item["title"], *state)
+        objects = merge_state_hashes(self.objects, [state_hash])
         self.merge(severity, 1, [item], objects)
 
     def merge(self, severity: Severity, count: int, items: list[Json], objects: list[str] | None) -> None:
         """Add several events.
 
-        `objects` contains the marks (see `mark_of`) of all events in the bundle, or is None if there are too many.
+        `objects` contains the state hashes of all events in the bundle, or is None if there are too many.
         """
         self.severity, self.count = highest(self.severity, severity), self.count + count
         self.items = [*self.items, *items][:SHOWN_ITEMS]
         self.objects = objects
 
 
-def mark_of(event: str, object: tuple[str, str], *state: Any) -> str:
+def state_hash_of(event: str, object: tuple[str, str], *state: Any) -> str:
     """Return a short hash of an event's object and reported state.
 
     It is used to detect that nothing new has been reported.
@@ -72,8 +72,8 @@ def mark_of(event: str, object: tuple[str, str], *state: Any) -> str:
     return hashlib.sha256(msgspec.json.encode([event, *object, *state])).hexdigest()[:16]
 
 
-def merge_marks(known: list[str] | None, more: list[str] | None) -> list[str] | None:
-    """Merge two lists of marks (see `mark_of`) without duplicates. Return None if there are too many marks to store."""
+def merge_state_hashes(known: list[str] | None, more: list[str] | None) -> list[str] | None:
+    """Merge two lists of state hashes without duplicates. Return None if there are too many hashes to store."""
     if known is None or more is None:
         return None
     merged = list(dict.fromkeys([*known, *more]))
@@ -90,7 +90,7 @@ def group_key_of(group_by: Iterable[str], event: str, object: tuple[str, str], d
     keys = list(group_by)
     if not keys:
         return f"{event} {object[0]} {object[1]}"[:200]
-    pairs = [f"{key}={_shown(data.get(key))}" for key in keys]
+    pairs = [f"{key}={_key_text(data.get(key))}" for key in keys]
     text = ", ".join(pairs)
     return text if len(text) <= 200 else f"{text[:135]} {hashlib.sha256(text.encode()).hexdigest()}"[:200]
 
@@ -106,7 +106,7 @@ def write_bundles(bundles: Mapping[Target, Bundle], rules: Mapping[str, Rule]) -
     begun: list[Delivery] = []
     for target, bundle in bundles.items():
         row = collecting.get(target.id)
-        if row is None or not _join(row, bundle):
+        if row is None or not _add_to_message(row, bundle):
             group = last.get(target.id)
             begun.append(_new_row(target, bundle, _due_at(target, rules[target.rule_id], group)))
     Delivery.bulk_create(begun, batch_size=AT_ONCE)
@@ -118,7 +118,7 @@ def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
     The caller must hold the lock `LOCK`.
     """
     row = _collecting([target.id]).get(target.id)
-    if row is None or not _join(row, bundle):
+    if row is None or not _add_to_message(row, bundle):
         _new_row(target, bundle, due_at).save(force_insert=True)
 
 
@@ -131,19 +131,19 @@ def remember_sent(row: Delivery) -> None:
         insert.on_conflict(conflict_target=[Group.id], update=sent).execute()
 
 
-def next_of(group: Group, rule: Rule) -> str:
+def next_send_time(group: Group, rule: Rule) -> str:
     """Return the earliest instant at which the next message of a group may be sent."""
     return clock.format_instant(clock.parse_instant(group.last_sent_at) + rule.group_interval_seconds)
 
 
-def is_unchanged(row: Delivery, group: Group | None, repeat_seconds: int) -> bool:
+def repeats_last_message(row: Delivery, group: Group | None, repeat_seconds: int) -> bool:
     """Return whether a message only repeats the group's last message, which was sent too recently to be repeated."""
     if group is None or row.objects is None or group.objects is None or not set(row.objects) <= set(group.objects):
         return False
     return repeat_seconds == 0 or group.last_sent_at > clock.now(-repeat_seconds)
 
 
-def _shown(value: Any) -> str:
+def _key_text(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
@@ -157,16 +157,16 @@ def _due_at(target: Target, rule: Rule, group: Group | None) -> str:
     if target.hold_until is not None:
         return target.hold_until
     due = clock.now(rule.group_wait_seconds)
-    return due if group is None else max(due, next_of(group, rule))
+    return due if group is None else max(due, next_send_time(group, rule))
 
 
-def _join(row: Delivery, bundle: Bundle) -> bool:
+def _add_to_message(row: Delivery, bundle: Bundle) -> bool:
     """Add events to a message. Return False if the message no longer collects events."""
     changes = {
         "severity": highest(cast(Severity, row.severity), bundle.severity),
         "count": row.count + bundle.count,
         "items": [*row.items, *bundle.items][:SHOWN_ITEMS],
-        "objects": merge_marks(row.objects, bundle.objects),
+        "objects": merge_state_hashes(row.objects, bundle.objects),
     }
     collects = (Delivery.id == row.id) & Delivery.is_collecting & Delivery.due_at.is_null(False)
     return bool(Delivery.update(changes).where(collects).execute())

@@ -65,7 +65,7 @@ class Inbox:
         added: list[Notification] = []
         for (user_id, key), items in groups.items():
             row = rows.get((user_id, key))
-            if row is None or not _count_up(row, items):
+            if row is None or not _add_events(row, items):
                 row = _new_row(key, items)
                 added.append(row)
                 unread[user_id] += 1
@@ -123,7 +123,7 @@ class Inbox:
         Notification.delete().where(Notification.id == row.id).execute()
 
 
-def mark_requests(user_id: str, object_type: str, object_id: str) -> None:
+def mark_requests_read(user_id: str, object_type: str, object_id: str) -> None:
     """Mark as read the notifications that asked a person for a decision on an object."""
     about = (Notification.object_type == object_type) & (Notification.object_id == object_id)
     mine = (Notification.user_id == user_id) & UNREAD & Notification.type.in_(REQUESTS)
@@ -192,7 +192,7 @@ def _count_unread(people: Collection[str]) -> dict[str, int]:
     return dict(rows.group_by(Notification.user_id).tuples())
 
 
-def _count_up(row: Notification, items: list[NewNotification]) -> bool:
+def _add_events(row: Notification, items: list[NewNotification]) -> bool:
     """Add events to a notification. Return False if the notification has been read in the meantime."""
     changes = {**_newest(items[-1]), "titles": _titles(row.titles or [row.title], items), "last_at": clock.now()}
     counted = {**changes, "count": Notification.count + len(items)}

@@ -47,21 +47,23 @@ class NotifyActionAndStep:
     def _run_action(self, context: FireContext, fields: Json) -> Json:
         """Send a notification with the permissions of the trigger's owner."""
         about = ("trigger", context.trigger_id)
-        return {"notification_id": self._connected().send(fields, by=context.owner, object=about, pointer="/action")}
+        return {
+            "notification_id": self._require_services().send(fields, by=context.owner, object=about, pointer="/action")
+        }
 
     def _check_action(self, caller: Principal, fields: Json) -> None:
-        self._connected().check(fields, by=caller)
+        self._require_services().check(fields, by=caller)
 
     def _run_step(self, context: StepContext) -> StepResult:
         """Send a notification in the transaction that starts the step, so that it is sent exactly once."""
         about = ("workflow_run", context.run_id)
         try:
-            sent = self._connected().send(context.config, by=context.caller, object=about)
+            sent = self._require_services().send(context.config, by=context.caller, object=about)
         except Problem as problem:
             raise StepFailure(problem.code, problem.detail, retryable=False) from None
         return StepResult(output={"id": sent})
 
-    def _connected(self) -> DirectNotifications:
+    def _require_services(self) -> DirectNotifications:
         if self._direct is None:
             raise Unavailable("The server is starting; try again.")
         return self._direct

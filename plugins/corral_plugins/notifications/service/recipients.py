@@ -71,7 +71,9 @@ class People:
             for key, user in users.items()
         }
 
-    def concerned(self, event: LoggedEvent, data: Mapping[str, Any], roles: Mapping[str, Sequence[str]]) -> set[str]:
+    def default_recipients(
+        self, event: LoggedEvent, data: Mapping[str, Any], roles: Mapping[str, Sequence[str]]
+    ) -> set[str]:
         """Return the ids of the people who are notified of an event without any rule.
 
         `roles` maps roles to user ids.
@@ -92,7 +94,7 @@ class People:
                 found = self._people_of_review(event.object_id, part)
         return {each for each in found if each is not None}
 
-    def may_be_told(self, person: Person, event: LoggedEvent, data: Mapping[str, Any], type: str) -> bool:
+    def may_be_notified(self, person: Person, event: LoggedEvent, data: Mapping[str, Any], type: str) -> bool:
         """Return whether a person may read an event and wants notifications of this type.
 
         People are notified of their own actions only if the actions failed.
@@ -125,7 +127,7 @@ class People:
         return found - people.excluded
 
 
-def receivers_of(channel: Channel, people: Iterable[Person], severity: str) -> Sequence[Person | None]:
+def individual_recipients(channel: Channel, people: Iterable[Person], severity: str) -> Sequence[Person | None]:
     """Return the people whom a channel notifies individually, or `(None,)` if the channel has a fixed destination."""
     if not channel.config.get("to_recipients"):
         return (None,)

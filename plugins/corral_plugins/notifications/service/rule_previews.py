@@ -22,7 +22,7 @@ from corral_plugins.notifications.service.grouping import (
     SHOWN_ITEMS,
     group_key_of,
     highest,
-    mark_of,
+    state_hash_of,
 )
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
 from corral_plugins.notifications.shapes import PreviewedMessage, RulePreview
@@ -75,7 +75,7 @@ class _Message:
     def __init__(self, key: str, due: float) -> None:
         self.key, self.due, self.count = key, due, 0
         self.titles: list[str] = []
-        self.marks: set[str] = set()
+        self.state_hashes: set[str] = set()
         self.severity: Severity = "info"
 
 
@@ -105,7 +105,9 @@ class _Simulation:
             message = self._open[key] = _Message(key, due)
         message.count += 1
         message.severity = highest(message.severity, severity)
-        message.marks.add(mark_of(event.type, object, severity, title, data.get("kind"), data.get("status")))
+        message.state_hashes.add(
+            state_hash_of(event.type, object, severity, title, data.get("kind"), data.get("status"))
+        )
         if len(message.titles) < SHOWN_ITEMS:
             message.titles.append(title)
 
@@ -128,12 +130,12 @@ class _Simulation:
         ]
 
     def _send(self, message: _Message) -> None:
-        sent_at, marks = self._last.get(message.key, (0.0, set[str]()))
+        sent_at, state_hashes = self._last.get(message.key, (0.0, set[str]()))
         repeat = self._rule.repeat_interval_seconds
-        is_same = message.key in self._last and message.marks <= marks and message.key != QUIET_KEY
+        is_same = message.key in self._last and message.state_hashes <= state_hashes and message.key != QUIET_KEY
         if is_same and (repeat == 0 or message.due < sent_at + repeat):
             return
-        self._last[message.key] = (message.due, message.marks)
+        self._last[message.key] = (message.due, message.state_hashes)
         self._sent.append(message)
 
 

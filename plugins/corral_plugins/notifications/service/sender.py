@@ -36,7 +36,7 @@ class ChannelSender:
     def declare(self) -> None:
         """Declare the circuit breakers that guard channels."""
         if self.breakers is not None:
-            self.breakers.declare(CHANNEL_BREAKER, _names_of_channels)
+            self.breakers.declare(CHANNEL_BREAKER, _breaker_names)
             self.breakers.declare(MAIL_BREAKER, lambda: [MAIL_BREAKER])
 
     async def send(self, row: Channel, kind: ChannelType, notification: OutgoingNotification) -> SendResult:
@@ -63,7 +63,7 @@ class ChannelSender:
             return SendResult(error=self._redactor.redact(f"{type(error).__name__}: {error}")[:300])
 
 
-def _names_of_channels() -> list[str]:
+def _breaker_names() -> list[str]:
     """Return the names of the channels' circuit breakers. Runs in a unit of work."""
     return [f"{CHANNEL_BREAKER}:{row.id}" for row in Channel.select(Channel.id).where(Channel.is_enabled).limit(2000)]
 

@@ -64,7 +64,7 @@ class TelegramChannel:
         url = f"{API}/bot{config['bot_token']}/sendMessage"
         answer = await self._http.post(url, msgspec.json.encode(message), {})
         result = judge_answer(answer)
-        told = _told_wait(answer)
+        told = _requested_wait(answer)
         return result if told is None else msgspec.structs.replace(result, retry_after=told)
 
 
@@ -74,7 +74,7 @@ def telegram_text(notification: OutgoingNotification) -> str:
     return truncate_utf16(without_markup(text), LIMIT, f"\n{notification.url}" if notification.url else "")
 
 
-def _told_wait(answer: HttpAnswer) -> float | None:
+def _requested_wait(answer: HttpAnswer) -> float | None:
     """Return the waiting time, in seconds, that the body of a response specifies, or None if it specifies none."""
     if answer.status != 429:
         return None

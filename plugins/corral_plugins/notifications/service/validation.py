@@ -74,7 +74,7 @@ class ChannelChecks:
     async def _check(self, type: str, config: Mapping[str, Any]) -> CheckedConfig:
         kind = self._types.require(type)
         _refuse_masks(config, kind.secrets)
-        _refuse(json_schema_errors(kind.schema, dict(config), pointer_prefix="/config"))
+        _raise_faults(json_schema_errors(kind.schema, dict(config), pointer_prefix="/config"))
         warnings = [*(await kind.check(config))] if kind.check is not None else []
         secrets = {name: str(config[name]) for name in kind.secrets if name in config}
         warnings += [] if all(is_redactable(each) for each in secrets.values()) else [NOT_REDACTABLE]
@@ -94,20 +94,20 @@ class RuleChecks:
             self._check_events(given.events, "/events")
         if given.conditions is not UNSET and given.conditions is not None:
             roots = CONDITION_ROOTS
-            _refuse(self._expressions.check_expression(given.conditions, roots=roots, pointer="/conditions"))
+            _raise_faults(self._expressions.check_expression(given.conditions, roots=roots, pointer="/conditions"))
         repeat = given.repeat_interval_seconds
         if repeat is not UNSET and 0 < repeat < LEAST_REPEAT:
             detail = f"must be 0 (never) or at least {LEAST_REPEAT}"
             raise Invalid.at("/repeat_interval_seconds", "too_small", detail)
         if given.quiet_hours is not UNSET and given.quiet_hours is not None:
-            _refuse(quiet_hours_faults(given.quiet_hours.timezone, "/quiet_hours"))
+            _raise_faults(quiet_hours_faults(given.quiet_hours.timezone, "/quiet_hours"))
 
     def check_preferences(self, given: PreferencesPatch) -> None:
         """Raise `Invalid` for unknown events or an unknown time zone."""
         if given.mute is not UNSET:
             self._check_events(given.mute, "/mute", besides=(MENTION,))
         if given.quiet_hours is not UNSET and given.quiet_hours is not None:
-            _refuse(quiet_hours_faults(given.quiet_hours.timezone, "/quiet_hours"))
+            _raise_faults(quiet_hours_faults(given.quiet_hours.timezone, "/quiet_hours"))
 
     def _check_events(self, patterns: list[str], pointer: str, *, besides: tuple[str, ...] = ()) -> None:
         for index, pattern in enumerate(patterns):
@@ -122,7 +122,7 @@ def _refuse_masks(config: Mapping[str, Any], secrets: tuple[str, ...]) -> None:
             refuse_mask(config[name], f"/config/{name}")
 
 
-def _refuse(faults: list[FieldError]) -> None:
+def _raise_faults(faults: list[FieldError]) -> None:
     if faults:
         first = faults[0]
         raise Invalid(f"{first.pointer}: {first.detail}", errors=faults)

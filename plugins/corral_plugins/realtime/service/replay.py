@@ -84,7 +84,7 @@ class LogReplay:
             self._over = True
             return [NoticeFrame("resumed", cursor=max(self._until, self._place))] if self._confirm else None
         records, self._place = await self._replays.work(self._next_records, read=True)
-        return [item for item in map(EventFrame, records) if self._is_due(item)]
+        return [item for item in map(EventFrame, records) if self._must_send(item)]
 
     async def _find_start(self) -> Sequence[NoticeFrame]:
         """Find the position at which the replay starts.
@@ -108,7 +108,7 @@ class LogReplay:
             return []
         return [NoticeFrame("gap", **{"from": None if asked is None else asked + 1, "to": place})]
 
-    def _is_due(self, item: EventFrame) -> bool:
+    def _must_send(self, item: EventFrame) -> bool:
         """Return whether the replay must send the event.
 
         The event must match one of the replay's subscriptions, and must not have been sent for another subscription.

@@ -94,7 +94,7 @@ class ViewerRights:
     async def _create_viewer(self, reread: Callable[[], Principal], client_ip: str) -> Viewer:
         checked = asyncio.get_running_loop().time()
         principal = await self._work(reread, read=True)
-        _check_may_follow(principal)
+        _check_may_receive_events(principal)
         principal.check_address(client_ip)
         viewer = Viewer(principal, reread, checked, self._settings.get(QUEUE_SIZE), client_ip, self._events.can_read)
         viewer.fresh = self._wait_for_recheck
@@ -128,7 +128,7 @@ class ViewerRights:
         try:
             if isinstance(found, Problem):
                 raise found
-            _check_may_follow(found)
+            _check_may_receive_events(found)
         except Problem as problem:
             viewer.revoke_access(close_code(problem), problem.code)
             return
@@ -146,7 +146,7 @@ def close_code(problem: Problem) -> int:
     return FORBIDDEN if problem.status == 403 else UNAUTHENTICATED
 
 
-def _check_may_follow(principal: Principal) -> None:
+def _check_may_receive_events(principal: Principal) -> None:
     """Raise `Forbidden` or `Unauthorized` unless the principal may receive live events."""
     if principal.kind == "worker":
         raise Forbidden("Workers cannot follow events. They receive signals from GET /api/v1/workers/{id}/signals.")

@@ -70,7 +70,7 @@ class WebSocketServer:
             try:
                 if (refusal := self._hub.connection_refusal()) is not None:
                     raise refusal
-                if not _names_credential(connection):
+                if not _has_credential(connection):
                     waiting.enter_context(self._hub.pending_sign_in(connection.request.client_ip))
             except Problem as problem:
                 await connection.refuse(problem)
@@ -100,7 +100,7 @@ class WebSocketServer:
         """Sign the client in with a credential from the handshake or from the first message."""
         try:
             async with asyncio.timeout(SIGN_IN_SECONDS):
-                return await self._by_handshake(connection) or await self._by_message(connection)
+                return await self._sign_in_by_handshake(connection) or await self._sign_in_by_message(connection)
         except TimeoutError:
             raise _SignInRefused(UNAUTHENTICATED, f"no sign-in within {SIGN_IN_SECONDS:g} seconds") from None
         except (Malformed, Unauthorized, Forbidden) as problem:
@@ -109,7 +109,7 @@ class WebSocketServer:
         except Problem as problem:
             raise _SignInRefused(close_code(problem), problem.code) from None
 
-    async def _by_handshake(self, connection: SocketConnection) -> Viewer | None:
+    async def _sign_in_by_handshake(self, connection: SocketConnection) -> Viewer | None:
         request, query = connection.request, connection.query
         header = read_credential(request.header("authorization"), request.header("x-api-key"))
         token, ticket = query.get("token"), query.get("ticket")
@@ -120,7 +120,7 @@ class WebSocketServer:
         credential = token if header is None else header
         return None if credential is None else await self._rights.viewer_for_credential(credential, request.client_ip)
 
-    async def _by_message(self, connection: SocketConnection) -> Viewer:
+    async def _sign_in_by_message(self, connection: SocketConnection) -> Viewer:
         message = await connection.receive()
         if message is None:
             raise ConnectionError("the client disconnected before it signed in")
@@ -272,7 +272,7 @@ class MessageRateLimit:
         return True
 
 
-def _names_credential(connection: SocketConnection) -> bool:
+def _has_credential(connection: SocketConnection) -> bool:
     """Return whether the handshake contains a credential, valid or not."""
     request, query = connection.request, connection.query
     headers = (request.header("authorization"), request.header("x-api-key"))

@@ -120,7 +120,7 @@ class SecretsService:
                 "allowed_hosts; an admin can add the host."
             )
         value = self._values.decrypt(row)
-        self._redactor_values.expect(row)
+        self._redactor_values.ensure_known(row)
         self._usage.record_use(row.id)
         return value
 
@@ -142,7 +142,7 @@ class SecretsService:
             raise _expired_error(row)
         rows.require_audit_log(self.audit)
         value = self._values.decrypt(row)
-        self._redactor_values.expect(row)
+        self._redactor_values.ensure_known(row)
         rows.record_audit(self.audit, "deliver", row, worker_id=worker_id, task_id=task_id, purpose=purpose)
         self._usage.record_use(row.id)
         self._usage.counts["worker_group", "ok"] += 1

@@ -42,7 +42,7 @@ class RedactorValues(TableRedactorValues[SecretVersion]):
         self.groups: dict[str, list[str]] = {}
         """The names of the secrets that each worker group may receive."""
 
-    def expect(self, row: SecretRow) -> None:
+    def ensure_known(self, row: SecretRow) -> None:
         """Refresh the copy at once if the redactor does not yet know the current value of this secret.
 
         A new value can be used up to two seconds before the event about the change reaches this process. Runs in a unit

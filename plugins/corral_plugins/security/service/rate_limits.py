@@ -229,7 +229,7 @@ class RequestLimits:
             self.apply_settings()
             await asyncio.sleep(ADJUST_EVERY)
 
-    async def share_counts(self) -> None:
+    async def exchange_counts_regularly(self) -> None:
         """Exchange request counts with the other processes. Runs as a supervised task."""
         assert self._shared is not None
         while True:

@@ -99,7 +99,7 @@ class SshConnections:
             host_key_state="unknown" if host_key is None else "trusted",
         )
         if not Connection.insert(row.__data__).on_conflict_ignore().as_rowcount().execute():
-            raise _duplicate(new.name)
+            raise _duplicate_error(new.name)
         if secrets := self._credentials.store(row, new, by):
             Connection.update(secrets).where(Connection.id == row.id).execute()
         self._record("create", row, {field: (None, getattr(row, field)) for field in PLAIN_FIELDS}, secrets)
@@ -122,7 +122,7 @@ class SshConnections:
         row = self.find(connection_id)
         match.check(row.version)
         if row.version != checked_version:
-            raise _changed()
+            raise _changed_error()
         given = {field: value for field in PLAIN_FIELDS if (value := getattr(patch, field)) is not UNSET}
         changed = {field: value for field, value in given.items() if value != getattr(row, field)}
         changes = {field: (getattr(row, field), value) for field, value in changed.items()}
@@ -174,7 +174,7 @@ class SshConnections:
         changes = {"host_key": (fingerprint_of(row.host_key), seen)}
         self._write(row, {"host_key": row.seen_key, "host_key_state": "trusted", "last_error": None})
         if self.audit is not None:
-            self.audit.record(_entry("ssh.host_key.accept", row, changes))
+            self.audit.record(_audit_entry("ssh.host_key.accept", row, changes))
         return self.find(row.id)
 
     # -- what a connection to the machine showed
@@ -188,7 +188,7 @@ class SshConnections:
         row = self.find(tried.id)
         is_accepted = row.host_key_state == "trusted" and row.host_key == key_line
         if is_accepted or (row.hostname, row.port) != (tried.hostname, tried.port):
-            return _changed()
+            return _changed_error()
         seen, type_ = fingerprint_of(key_line), key_type_of(key_line)
         if row.host_key is None:
             self._write(row, {"seen_key": key_line, "host_key_state": "pending"})
@@ -216,14 +216,14 @@ class SshConnections:
             detail = f"An SSH connection named {columns['name']} already exists."
             raise Conflict(detail, code="duplicate") from None
         if not written:
-            raise _changed()
+            raise _changed_error()
         for column, value in values.items():
             setattr(row, column, value)
 
     def _record(self, verb: str, row: Connection, changes: dict[str, tuple[Any, Any]], secrets: dict[str, Any]) -> None:
         if self.audit is not None:
             shown = {**changes, **{column: SECRET_CHANGE for column in SECRET_COLUMNS if column in secrets}}
-            self.audit.record(_entry(f"ssh.connection.{verb}", row, shown))
+            self.audit.record(_audit_entry(f"ssh.connection.{verb}", row, shown))
 
 
 def mismatch_of(row: Connection) -> Conflict:
@@ -315,18 +315,18 @@ def _alert(row: Connection, old: str, new: str) -> None:
     emit(alert, object=("ssh_connection", row.id))
 
 
-def _entry(action: str, row: Connection, changes: dict[str, tuple[Any, Any]]) -> AuditEntry:
+def _audit_entry(action: str, row: Connection, changes: dict[str, tuple[Any, Any]]) -> AuditEntry:
     return AuditEntry(
         action=action, object_type="ssh_connection", object_id=row.id, object_name=row.name, changes=changes
     )
 
 
-def _changed() -> Conflict:
+def _changed_error() -> Conflict:
     detail = "Another request changed the connection at the same time; repeat the request."
     return Conflict(detail, current_status="changed")
 
 
-def _duplicate(name: str) -> Conflict:
+def _duplicate_error(name: str) -> Conflict:
     found: Connection | None = Connection.get_or_none(Connection.name_key == name.lower())
     existing = {} if found is None else {"existing_id": found.id}
     return Conflict(f"An SSH connection named {name} already exists.", code="duplicate", **existing)

@@ -106,7 +106,7 @@ class ConnectionCredentials:
                 self._forget_part(row, part, by)
             description = f"The {part} of the SSH connection {row.name}."
             self._secrets.store_value(name, value, category="ssh_key", description=description, by=by)
-            self._secrets.attach(name, _attached(row, part), title=row.name, pointer=f"/{column}", by=None)
+            self._secrets.attach(name, _attached_object(row, part), title=row.name, pointer=f"/{column}", by=None)
             return {column: self._secrets.id_of(name), owned: True}
         if secret_id is UNSET or secret_id == getattr(row, column):
             return {}
@@ -114,7 +114,7 @@ class ConnectionCredentials:
         if secret_id is None:
             return changed
         name = self._secrets.name_of(secret_id) or ""
-        self._secrets.attach(name, _attached(row, part), title=row.name, pointer=f"/{column}", by=by)
+        self._secrets.attach(name, _attached_object(row, part), title=row.name, pointer=f"/{column}", by=by)
         return {column: secret_id, owned: False}
 
     def _forget_part(self, row: Connection, part: Part, by: Principal) -> dict[str, Any]:
@@ -122,13 +122,13 @@ class ConnectionCredentials:
         secret_id = getattr(row, column)
         if secret_id is None:
             return {}
-        self._secrets.detach(_attached(row, part))
+        self._secrets.detach(_attached_object(row, part))
         if getattr(row, owned):
             self._secrets.delete_value(secret_id, by=by)
         return {column: None, owned: False}
 
     def _read_part(self, row: Connection, part: Part, secret_id: str) -> str:
-        attached = _attached(row, part)
+        attached = _attached_object(row, part)
         name = self._secrets.name_of(secret_id)
         if name is None:
             raise Conflict(
@@ -141,5 +141,5 @@ class ConnectionCredentials:
 _FIELDS = ("secret_id", "passphrase_secret_id", "password", "private_key", "passphrase")
 
 
-def _attached(row: Connection, part: Part) -> AttachedObject:
+def _attached_object(row: Connection, part: Part) -> AttachedObject:
     return AttachedObject(plugin="ssh", kind=f"connection.{part}", id=row.id)

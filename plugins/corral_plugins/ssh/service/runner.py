@@ -96,7 +96,7 @@ class SshRunner:
         plan = await self._work(lambda: self._plan(connection_id), entry=context.entry, read=True)
         began = time.monotonic()
         try:
-            async with self._connected(plan, context) as opened:
+            async with self._open_connection(plan, context) as opened:
                 latency = round((time.monotonic() - began) * 1000)
                 version = str(opened.get_extra_info("server_version"))[:255]
         except Problem as problem:
@@ -165,7 +165,7 @@ class SshRunner:
         output, status = session.Output(), "completed"
         problem: Problem | None = None
         try:
-            async with self._connected(plan, context) as opened:
+            async with self._open_connection(plan, context) as opened:
                 await session.run(
                     opened,
                     command,
@@ -267,21 +267,21 @@ class SshRunner:
         )
 
     @contextlib.asynccontextmanager
-    async def _connected(self, plan: _ConnectionPlan, context: RunContext) -> AsyncIterator[Any]:
+    async def _open_connection(self, plan: _ConnectionPlan, context: RunContext) -> AsyncIterator[Any]:
         """Connect and log in, guarded by the circuit breaker.
 
         If the host key has not been accepted, record the key and raise an error. Error details are redacted, because
         they may contain text from the machine, which knows the credential.
         """
         try:
-            async with self._opened(plan, context) as opened:
+            async with self._open_and_check_host_key(plan, context) as opened:
                 yield opened
         except Problem as problem:
             problem.detail = await asyncio.to_thread(self._redactor.redact, problem.detail)
             raise
 
     @contextlib.asynccontextmanager
-    async def _opened(self, plan: _ConnectionPlan, context: RunContext) -> AsyncIterator[Any]:
+    async def _open_and_check_host_key(self, plan: _ConnectionPlan, context: RunContext) -> AsyncIterator[Any]:
         session = await _session_module()
         machine = session.Machine(**plan.machine)
 

@@ -160,7 +160,7 @@ async def connect(egress: Egress, machine: Machine, credential: Credential | Non
         await asyncio.wait({opening}, timeout=machine.login_seconds)
         if not opening.done():
             raise LoginTimeout(f"{place} did not complete the login within {machine.login_seconds:g} seconds.")
-        return _result_of(opening, client, place)
+        return _connection_or_error(opening, client, place)
     finally:
         checked.cancel()
         if not opening.done():
@@ -203,7 +203,7 @@ async def run(
                 reader.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
     except (asyncssh.Error, OSError) as error:
-        raise ConnectFailed(f"The connection was lost while the command ran: {_words(error)}") from None
+        raise ConnectFailed(f"The connection was lost while the command ran: {_error_text(error)}") from None
     _read_end(process, output)
 
 
@@ -295,7 +295,7 @@ async def _open_socket(egress: Egress, machine: Machine) -> socket.socket:
         raise LoginTimeout(f"{place} did not answer within {machine.connect_seconds:g} seconds.") from None
     except (OSError, Unresolved) as error:
         egress.count(SINK, "failed", machine.host)
-        raise ConnectFailed(f"{place}: {_words(error)}") from None
+        raise ConnectFailed(f"{place}: {_error_text(error)}") from None
     egress.count(SINK, "answered", machine.host)
     opened.setblocking(False)
     return opened
@@ -354,7 +354,7 @@ def _algorithms_for(host_key: str | None) -> list[str]:
     return sorted(HOST_KEY_ALGORITHMS, key=lambda name: name not in first)
 
 
-def _result_of(opening: asyncio.Future[Any], client: _Client, place: str) -> Any:
+def _connection_or_error(opening: asyncio.Future[Any], client: _Client, place: str) -> Any:
     """Return the opened connection, or raise the error that explains why it could not be opened."""
     if client.other_key is not None:
         opening.exception()  # retrieved, so that asyncio does not log it
@@ -365,12 +365,12 @@ def _result_of(opening: asyncio.Future[Any], client: _Client, place: str) -> Any
     try:
         return opening.result()
     except asyncssh.PermissionDenied as error:
-        raise LoginFailed(f"{place} refused the login: {_words(error)}") from None
+        raise LoginFailed(f"{place} refused the login: {_error_text(error)}") from None
     except Problem:
         raise
     except (asyncssh.Error, OSError) as error:
-        raise ConnectFailed(f"{place}: {_words(error)}") from None
+        raise ConnectFailed(f"{place}: {_error_text(error)}") from None
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return (str(error) or type(error).__name__)[:300]

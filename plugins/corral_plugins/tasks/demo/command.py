@@ -40,7 +40,7 @@ READY_SECONDS, TASK_SECONDS = 30.0, 120.0
 INPUT_BYTES = 60_000
 
 
-class Screen:
+class DemoOutput:
     """Prints one line per step with the elapsed time, or only the final JSON if `as_json` is set."""
 
     def __init__(self, *, as_json: bool) -> None:
@@ -130,14 +130,14 @@ def demo_command(
     """
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder already exists; choose another folder")
-    screen, signals = Screen(as_json=as_json), InterruptHandler()
-    text, choice = _input(input_path), choose_model(command_context)
+    screen, signals = DemoOutput(as_json=as_json), InterruptHandler()
+    text, choice = _read_input(input_path), choose_model(command_context)
     if require_model and choice.model is None:
         raise click.ClickException(choice.problem)
     check_input_length(text, choice)
     try:
         with signals.handle_signals(), demo_folder(signals, keep) as folder:
-            demo = Demo(screen, choice, text, once=once, strict=require_model, template=template)
+            demo = Demo(output, choice, text, once=once, strict=require_model, template=template)
             completed = demo.run(signals, folder, port)
     except Interrupted:
         click.echo("interrupted", err=True)
@@ -153,7 +153,7 @@ class Demo:
 
     def __init__(
         self,
-        screen: Screen,
+        output: DemoOutput,
         choice: ModelChoice,
         text: str,
         *,
@@ -161,7 +161,7 @@ class Demo:
         strict: bool,
         template: str | None = None,
     ) -> None:
-        self._screen, self._choice, self._text = screen, choice, text
+        self._output, self._choice, self._text = output, choice, text
         self._once, self._strict, self._template = once, strict, template
 
     def run(self, signals: InterruptHandler, folder: Path, port: int | None) -> bool:
@@ -181,38 +181,38 @@ class Demo:
         return False
 
     def _run_demo_task(self, process: Any, folder: Path, address: str, password: str) -> bool:
-        screen, client = self._screen, DemoClient(address, self._screen)
+        output, client = self._output, DemoClient(address, self._output)
         try:
             client.wait_until_ready(process, READY_SECONDS)
-            screen.step("server", f"{address}  (API at {address}/api/v1/docs)")
+            output.step("server", f"{address}  (API at {address}/api/v1/docs)")
             client.sign_in(EMAIL, password)
             if self._template is not None:
                 client.check_template(self._template)
-            screen.step("admin", f"{EMAIL}  password {password}")
+            output.step("admin", f"{EMAIL}  password {password}")
             if self._choice.model is None:
-                screen.step("model", f"{self._choice.problem}; continuing with {WITHOUT_MODEL}")
+                output.step("model", f"{self._choice.problem}; continuing with {WITHOUT_MODEL}")
             outcome = client.run_task(self._text, self._choice, TASK_SECONDS, strict=self._strict)
             if self._template is not None and outcome["status"] == "completed":
                 outcome["template"] = client.run_template(self._template, TASK_SECONDS)
         except (DemoFailed, ApiClientError) as failure:
             click.echo(f"corral demo: {failure}\n{log_tail(folder)}", err=True)
             return False
-        screen.end(outcome)
+        output.end(outcome)
         completed = bool(outcome["status"] == "completed")
         if not completed:
             click.echo(log_tail(folder), err=True)
         elif not self._once:
-            self._stay(process)
+            self._serve_until_interrupted(process)
         return completed
 
-    def _stay(self, process: Any) -> None:
+    def _serve_until_interrupted(self, process: Any) -> None:
         with contextlib.suppress(Interrupted):  # Ctrl-C is the normal way to stop the demo
-            if not self._screen.as_json:
+            if not self._output.as_json:
                 click.echo("\nThe server runs until you press Ctrl-C.")
             process.wait()
 
 
-def _input(path: Path | None) -> str:
+def _read_input(path: Path | None) -> str:
     if path is None:
         return resources.files("corral_plugins.tasks.demo").joinpath("demo.txt").read_text("utf-8")
     with path.open("rb") as file:

@@ -52,7 +52,7 @@ class InterruptHandler:
         numbers = [signal.SIGTERM, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
-        before = {number: signal.signal(number, self._hear) for number in numbers}
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             yield
         finally:
@@ -69,7 +69,7 @@ class InterruptHandler:
         if self._asked:
             raise Interrupted
 
-    def _hear(self, *_: object) -> None:
+    def _on_signal(self, *_: object) -> None:
         asked, self._asked = self._asked, True
         if not self._held and not asked:
             raise Interrupted

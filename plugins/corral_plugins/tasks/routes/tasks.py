@@ -75,8 +75,8 @@ def get_task(id: str, query: TaskGetQuery, views: TaskViews, caller: Principal) 
         find_readable_task(id, caller)
     elif not can_read(caller, SHARED, None):
         raise NotFound("There is no task with this id.")
-    if query.wait and query.until > clock.time_s() and not views.has_ended(id):
-        return Wait((id,), query.until)
+    if query.wait and query.poll_deadline > clock.time_s() and not views.has_ended(id):
+        return Wait((id,), query.poll_deadline)
     return views.encoded_task(id)
 
 
@@ -148,9 +148,9 @@ def list_task_logs(id: str, query: LogQuery, caller: Principal) -> Page[LogView]
     """
     row = find_readable_task(id, caller)
     found = task_logs.read_log_lines(id, query.fence if isinstance(query.fence, int) else row.fence, query)
-    if not found and query.until > clock.time_s() and row.status not in TERMINAL:
+    if not found and query.poll_deadline > clock.time_s() and row.status not in TERMINAL:
         # no event announces log lines, so a pending request polls twice per second
-        return Wait((id,), min(query.until, clock.time_s() + 0.5))
+        return Wait((id,), min(query.poll_deadline, clock.time_s() + 0.5))
     return Page(items=found, total=None, limit=query.limit, offset=None, next=None)
 
 

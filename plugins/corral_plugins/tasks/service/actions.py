@@ -121,7 +121,7 @@ class OwnerActions:
             changes["deadline_key"] = changes.pop("deadline") or NO_DEADLINE
         if given.keys() & {"description", "input", "instructions"}:
             changes["budget_shortages"] = {}  # another conversation may need less
-        warnings = self._queue_changes(row, changes)
+        warnings = self._add_queue_columns(row, changes)
         if changes.keys() & {"retry_policy", "agent_id"}:
             changes["max_attempts"] = self._max_attempts(row, changes)
         to = self._set_dependencies(row, changes) if "depends_on" in given else row.status
@@ -148,7 +148,7 @@ class OwnerActions:
         own = given_members(changes["retry_policy"]) if "retry_policy" in changes else row.get("retry_policy")
         return declared.max_attempts(self._settings, agent, own)
 
-    def _queue_changes(self, row: TaskRow, changes: dict[str, Any]) -> list[str]:
+    def _add_queue_columns(self, row: TaskRow, changes: dict[str, Any]) -> list[str]:
         """Compute the new queue columns of a changed task, and add them to `changes`.
 
         Return warnings about the task's agent.

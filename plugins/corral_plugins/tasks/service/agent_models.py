@@ -21,7 +21,7 @@ from corral_plugins.llm.api import LLM, AgentModel
 ModelKey = tuple[str | None, str | None, tuple[str, ...]]
 
 
-class ServedAgents(NamedTuple):
+class AgentsWithCallableModel(NamedTuple):
     """Agents that have at least one model that can be called now.
 
     If open circuit breakers block other agents, `retry_at` is the earliest time at which one of these breakers might
@@ -59,13 +59,13 @@ class AgentModels:
             return f"{agent.llm_provider or 'default'}/{agent.llm_model or 'default'}"
         return self._models_of(self.llm, _key_of(agent))[0].name
 
-    def with_callable_model(self, agents: Sequence[AgentFacts]) -> ServedAgents:
+    def with_callable_model(self, agents: Sequence[AgentFacts]) -> AgentsWithCallableModel:
         """Return the agents for which the gateway can call a model whose circuit breaker allows calls.
 
         Because many agents use the same model, the gateway is asked only once for each distinct configuration.
         """
         if self.llm is None:
-            return ServedAgents(list(agents), UNSET)
+            return AgentsWithCallableModel(list(agents), UNSET)
         llm, keys = self.llm, [_key_of(agent) for agent in agents]
         models = {key: self._models_of(llm, key) for key in set(keys)}
         served = {key: any(model.is_callable for model in found) for key, found in models.items()}
@@ -76,11 +76,11 @@ class AgentModels:
             for model in found
             if model.problem is None and model.blocked_until is not None
         ]
-        return ServedAgents(
+        return AgentsWithCallableModel(
             [agent for agent, key in zip(agents, keys, strict=True) if served[key]], min(blocked) if blocked else UNSET
         )
 
-    def first_usable(self, agent: AgentFacts) -> AgentModel | None:
+    def first_usable_model(self, agent: AgentFacts) -> AgentModel | None:
         """Return the agent's first model that the gateway can call, or the agent's first model if it can call none.
 
         Return None if the `llm` plugin is not active.

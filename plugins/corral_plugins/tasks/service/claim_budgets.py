@@ -63,7 +63,7 @@ def cost_limit_of(row: TaskRow, agent: AgentFacts) -> CostLimit | None:
     return CostLimit(limit, max(0, limit - row.cost_micro), max(1, warning - row.cost_micro))
 
 
-class Shortage(NamedTuple):
+class RefusedCall(NamedTuple):
     """A call that was refused in an earlier attempt, because too little money was left in a budget.
 
     `scope` names the budget, `needed_micro` is the amount that the call needed, and `left_micro` is the amount that the
@@ -83,7 +83,7 @@ class Shortage(NamedTuple):
         )
 
 
-def find_shortage(row: TaskRow, agent: AgentFacts, model: str) -> Shortage | None:
+def find_refused_call(row: TaskRow, agent: AgentFacts, model: str) -> RefusedCall | None:
     """Return the last call of the task that was refused for the agent's current version and model.
 
     Return None if no such call was refused.
@@ -91,17 +91,17 @@ def find_shortage(row: TaskRow, agent: AgentFacts, model: str) -> Shortage | Non
     stored = row.get("budget_shortages").get(agent.id)
     if stored is None or stored["configuration"] != [agent.version, model]:
         return None
-    return Shortage(stored["scope"], stored["needed_micro"], stored["left_micro"])
+    return RefusedCall(stored["scope"], stored["needed_micro"], stored["left_micro"])
 
 
-def with_shortage(row: TaskRow, agent: AgentFacts, model: str, shortage: Shortage) -> dict[str, Any]:
+def with_refused_call(row: TaskRow, agent: AgentFacts, model: str, refused_call: RefusedCall) -> dict[str, Any]:
     """Return the refused calls to store with the task, keyed by agent id.
 
-    The result contains `shortage` for this agent, and the calls that were stored earlier for other agents.
+    The result contains `refused_call` for this agent, and the calls that were stored earlier for other agents.
     """
     others = {key: each for key, each in row.get("budget_shortages").items() if key != agent.id}
     newest = dict(list(others.items())[1 - MAX_SHORTAGES :])
-    return {**newest, agent.id: {"configuration": [agent.version, model], **shortage._asdict()}}
+    return {**newest, agent.id: {"configuration": [agent.version, model], **refused_call._asdict()}}
 
 
 class BudgetObstacle(NamedTuple):
@@ -131,7 +131,7 @@ class ClaimBudgets:
 
     def least_call_cost(self, row: TaskRow, agent: AgentFacts) -> int:
         """Return the cost of the cheapest possible call for the task, in micro-USD, or 0 if no price is known."""
-        model = self._models.first_usable(agent) if self.cost is not None else None
+        model = self._models.first_usable_model(agent) if self.cost is not None else None
         if model is None or self.cost is None:
             return 0
         instructions = Task.select(fn.LENGTH(Task.instructions)).where(Task.id == row.id).scalar() or 0
@@ -197,7 +197,7 @@ class ClaimPlan:
         """The reason to report if the claim leases no task."""
         return "budget_exhausted" if self.has_refused else "none"
 
-    def amount_of(self, row: TaskRow, agent: AgentFacts) -> int:
+    def reservation_for(self, row: TaskRow, agent: AgentFacts) -> int:
         """Return the amount to reserve for an attempt, or 0 if nothing limits the cost of the attempt.
 
         Raise `BudgetRefused` if the agent's model has no price and the settings refuse such models.
@@ -208,25 +208,25 @@ class ClaimPlan:
         if limit is None and not (self._cost.has_limits() and self._cost.is_limited(agent.id)):
             return 0
         if limit is not None:
-            return self._amount(self._cost, agent, limit.left_micro)
-        usual, shortage = self._usual_amount(self._cost, agent), self._shortage(row, agent)
-        if shortage is None or shortage.needed_micro <= usual:
+            return self._reservation_for_estimate(self._cost, agent, limit.left_micro)
+        usual, refused_call = self._usual_reservation(self._cost, agent), self._refused_call(row, agent)
+        if refused_call is None or refused_call.needed_micro <= usual:
             return usual
-        return self._amount(self._cost, agent, shortage.needed_micro)
+        return self._reservation_for_estimate(self._cost, agent, refused_call.needed_micro)
 
-    def _shortage(self, row: TaskRow, agent: AgentFacts) -> Shortage | None:
-        return find_shortage(row, agent, self._models.model_name(agent)) if row.get("budget_shortages") else None
+    def _refused_call(self, row: TaskRow, agent: AgentFacts) -> RefusedCall | None:
+        return find_refused_call(row, agent, self._models.model_name(agent)) if row.get("budget_shortages") else None
 
-    def _usual_amount(self, cost: Costs, agent: AgentFacts) -> int:
+    def _usual_reservation(self, cost: Costs, agent: AgentFacts) -> int:
         if agent.id not in self._needs:
             usual = self._usual_costs.of_agent(agent.id)
             estimate = cost.default_attempt_micro_usd() if usual is None else usual
-            self._needs[agent.id] = self._amount(cost, agent, estimate)
+            self._needs[agent.id] = self._reservation_for_estimate(cost, agent, estimate)
         return self._needs[agent.id]
 
-    def _amount(self, cost: Costs, agent: AgentFacts, estimate: int) -> int:
+    def _reservation_for_estimate(self, cost: Costs, agent: AgentFacts, estimate: int) -> int:
         """Return the amount to reserve for an attempt with the estimated cost `estimate`."""
-        model = self._models.first_usable(agent)
+        model = self._models.first_usable_model(agent)
         if model is None:  # the worker calls models of its own, and reports what they cost
             return max(1, estimate)
         provider, _, name = model.name.partition("/")
@@ -238,7 +238,7 @@ class ClaimPlan:
         Return None if nothing prevents the attempt.
         """
         try:
-            amount = self.amount_of(row, agent)
+            amount = self.reservation_for(row, agent)
         except BudgetRefused as refused:
             return BudgetObstacle(refused.scope, detail=refused.detail)
         if not amount or self._cost is None:
@@ -246,8 +246,8 @@ class ClaimPlan:
         if agent.id not in self._headrooms:
             self._headrooms[agent.id] = self._cost.headroom(agent.id) if self._reads_budgets else Headroom()
         room, limit = self._headrooms[agent.id], cost_limit_of(row, agent)
-        shortage = self._shortage(row, agent)
-        is_known_call = limit is None and shortage is not None and shortage.needed_micro >= amount
+        refused_call = self._refused_call(row, agent)
+        is_known_call = limit is None and refused_call is not None and refused_call.needed_micro >= amount
         left = None if room.overall is None else room.overall - self._planned.get("", 0)
         if left is not None and amount > left:
             return BudgetObstacle("global", amount, left, room.overall_limit or 0, is_known_call)
@@ -268,7 +268,7 @@ class ClaimPlan:
 
     def add(self, row: TaskRow, agent: AgentFacts) -> int:
         """Add an attempt to the plan. Return the amount to reserve for it."""
-        amount = self.amount_of(row, agent)
+        amount = self.reservation_for(row, agent)
         for key in ("", agent.id):
             self._planned[key] = self._planned.get(key, 0) + amount
         return amount

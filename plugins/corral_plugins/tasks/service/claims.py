@@ -31,7 +31,7 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Claim, ClaimResponse, TaskAssigned
 from corral_plugins.tasks.models import Attempt, Task, TaskRow
 from corral_plugins.tasks.service import rows
-from corral_plugins.tasks.service.agent_models import AgentModels, ServedAgents
+from corral_plugins.tasks.service.agent_models import AgentModels, AgentsWithCallableModel
 from corral_plugins.tasks.service.claim_budgets import ClaimBudgets, ClaimPlan, cost_limit_of
 from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
 from corral_plugins.tasks.service.rows import TASK_COLUMNS
@@ -312,7 +312,7 @@ class TaskClaims:
                 affordable.append(row.id)
         return affordable
 
-    def _agents_for(self, worker: WorkerFacts, agent_ids: Sequence[str] | None) -> ServedAgents:
+    def _agents_for(self, worker: WorkerFacts, agent_ids: Sequence[str] | None) -> AgentsWithCallableModel:
         """Return the agents that this worker may run now and that have a model the gateway can call."""
         eligible = self._agents.eligible_agents(
             worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids

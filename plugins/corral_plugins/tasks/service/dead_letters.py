@@ -69,7 +69,7 @@ class TaskDeadLetters:
 
     dead_letters: DeadLetters | None
 
-    def id_for(self, error: dict[str, Any]) -> str | None:
+    def new_letter_id(self, error: dict[str, Any]) -> str | None:
         """Return a new id for the dead letter of a task that fails with this error.
 
         Return None if failures of this kind do not get a dead letter, or if the `dead_letter` plugin is not active.

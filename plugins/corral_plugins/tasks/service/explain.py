@@ -239,7 +239,7 @@ class TaskExplanations:
         free = [each for each in fitting if each.active_tasks < each.max_concurrent_tasks]
         if not free:
             message = "Every agent that could run the task has reached its maximum number of tasks."
-            return fitting, [_unmet("agent_capacity", message, _more_tasks("NAME"), "/agents")]
+            return fitting, [_unmet("agent_capacity", message, _concurrency_remedy("NAME"), "/agents")]
         return free, []
 
     def _assigned_agent_conditions(self, row: TaskRow, agent: AgentFacts) -> list[Condition]:
@@ -262,7 +262,7 @@ class TaskExplanations:
             found.append(_met("agent_paused", "The agent is not paused."))
         if agent.can_claim and agent.active_tasks >= agent.max_concurrent_tasks:
             message = f"The agent runs {agent.active_tasks} of at most {agent.max_concurrent_tasks} tasks."
-            found.append(_unmet("agent_capacity", message, _more_tasks(name), href))
+            found.append(_unmet("agent_capacity", message, _concurrency_remedy(name), href))
         else:
             found.append(_met("agent_capacity", "The agent has a free slot."))
         found.append(
@@ -420,7 +420,7 @@ def _paused_unmet(agent: AgentFacts, name: str) -> Condition:
     return _unmet("agent_paused", detail, f"Resume it: corral agents resume {name}", f"{href}/resume")
 
 
-def _more_tasks(agent: str) -> str:
+def _concurrency_remedy(agent: str) -> str:
     return f"Wait, or allow more tasks at a time: corral agents edit {agent} -f max_concurrent_tasks:=N"
 
 

@@ -42,7 +42,7 @@ def conditions(query: TaskQuery, *, matches: int | None = None) -> list[Any]:
     SQLite would sort the matching tasks even if they made up most of the table.
     """
     is_long = matches is not None and matches > FEW
-    column = without_index if is_long and query.sort != "created" else as_it_is
+    column = without_index if is_long and query.sort != "created" else with_index
     where = [_equals_any(column(Task.status), sorted(each)) for each in _statuses(query)]
     if isinstance(query.priority, list):
         where.append(_equals_any(column(Task.priority), [PRIORITIES.index(name) for name in query.priority]))
@@ -91,7 +91,8 @@ def _equals_any(column: Any, values: Sequence[Any]) -> Any:
     return column == values[0] if len(values) == 1 else column.in_(list(values))
 
 
-def as_it_is(field: peewee.Field) -> Any:
+def with_index(field: peewee.Field) -> Any:
+    """Return the column itself, so that the database engine may use an index."""
     return field
 
 

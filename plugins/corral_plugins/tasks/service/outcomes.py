@@ -319,7 +319,7 @@ class TaskOutcomes:
     def _end_failed(
         self, row: TaskRow, attempt: AttemptRow | None, error: dict[str, Any], *, by: str, **more: Any
     ) -> None:
-        previous, letter_id = row.status, self._dead_letters.id_for(error)
+        previous, letter_id = row.status, self._dead_letters.new_letter_id(error)
         changes = {
             "error": error,
             "finished_at": clock.now(),

@@ -47,7 +47,7 @@ class TaskReviews:
         diffs = _diffs_of(report.artifacts)
         if not diffs or self.code_reviews is None:
             return None
-        if not await work(functools.partial(self._is_due_by_id, task_id), read=True):
+        if not await work(functools.partial(self._requires_review, task_id), read=True):
             return None
         if len(diffs) > 1:  # the second would be approved unread
             detail = "A run ends with one diff; put all changes into it."
@@ -56,7 +56,7 @@ class TaskReviews:
         member = "patch" if isinstance(diff.patch, str) else "content"
         return await self.code_reviews.prepare(_text_of(diff), pointer=f"/artifacts/{index}/{member}")
 
-    def _is_due_by_id(self, task_id: str) -> bool:
+    def _requires_review(self, task_id: str) -> bool:
         row = rows.find_task(task_id)
         return row is not None and self._policy_of(row)["mode"] != NO_REVIEW
 

@@ -27,7 +27,7 @@ from corral_plugins.tasks.api import Run, TaskProgressed, TaskStalled, TaskStart
 from corral_plugins.tasks.models import Attempt, AttemptRow, TaskRow
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.agent_models import AgentModels
-from corral_plugins.tasks.service.claim_budgets import Shortage, find_shortage, with_shortage
+from corral_plugins.tasks.service.claim_budgets import RefusedCall, find_refused_call, with_refused_call
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.reviews import TaskReviews
 from corral_plugins.tasks.service.run_reports import UsageReports, has_reached_cost_limit
@@ -189,7 +189,7 @@ class TaskRuns:
             changes["progress"] = {"percent": report.percent, "message": report.message, "updated_at": now}
         if changes:
             rows.change_task(row, changes)
-        self.renew_lease(attempt, **self._count_signature(row, attempt, report.signature))
+        self.renew_lease(attempt, **self._detect_loop(row, attempt, report.signature))
         if row.status == "running" and has_reached_cost_limit(attempt):
             self._outcomes.request_stop(row, kind="budget", reason=None)
         if "progress" in changes and (attempt.progress_event_at or "") <= clock.now(-1):
@@ -218,7 +218,7 @@ class TaskRuns:
             **changes,
         )
 
-    def _count_signature(self, row: TaskRow, attempt: AttemptRow, signature: str | None) -> dict[str, Any]:
+    def _detect_loop(self, row: TaskRow, attempt: AttemptRow, signature: str | None) -> dict[str, Any]:
         """Detect loops by counting consecutive steps that report the same signature.
 
         When the count reaches the limit, the run is reported as stalled. Return the changed columns of the attempt.
@@ -436,7 +436,7 @@ class TaskRuns:
         agent = self._transitions.agents.find(attempt.agent_id)
         message, columns = "", {}
         if reason == BUDGET_EXCEEDED:
-            shortage = None if agent is None else find_shortage(row, agent, self._models.model_name(agent))
+            shortage = None if agent is None else find_refused_call(row, agent, self._models.model_name(agent))
             message = "A budget did not admit a call." if shortage is None else shortage.describe()
             columns = requeue_columns(row, delay_seconds=BUDGET_DELAY_SECONDS)
         elif reason == CIRCUIT_OPEN:
@@ -493,8 +493,8 @@ class TaskRuns:
         found = self._lock_live_lease(task_id, lease_id)
         agent = None if found is None else self._transitions.agents.find(found[1].agent_id)
         if found is not None and agent is not None:
-            shortage, model = Shortage(scope, needed_micro, left_micro), self._models.model_name(agent)
-            rows.change_task(found[0], {"budget_shortages": with_shortage(found[0], agent, model, shortage)})
+            shortage, model = RefusedCall(scope, needed_micro, left_micro), self._models.model_name(agent)
+            rows.change_task(found[0], {"budget_shortages": with_refused_call(found[0], agent, model, shortage)})
 
     def lock_held_run(self, task_id: str, lease_id: str, approval_id: str) -> Run:
         """Lock a task whose tool call is waiting for an approval. Implements `Tasks.lock_held_run`."""

@@ -20,7 +20,7 @@ from corral.database.dialect import milliseconds_between
 from corral.database.statement import Statement
 from corral_plugins.tasks.models import PRIORITIES, STATUSES, Task
 from corral_plugins.tasks.service import rows, statistics
-from corral_plugins.tasks.service.filters import FEW, as_it_is, without_index
+from corral_plugins.tasks.service.filters import FEW, with_index, without_index
 from corral_plugins.tasks.service.statistics import HOUR_FIELDS
 from corral_plugins.tasks.shapes import TaskStats, TaskStatsQuery
 
@@ -52,7 +52,7 @@ _STATUS_SINCE, _PRIORITY_SINCE = _count_since(Task.status), _count_since(Task.pr
 def read_stats(query: TaskStatsQuery) -> TaskStats:
     """Return the statistics of the tasks that match the query."""
     if query.since is UNSET and query.agent_id is UNSET:
-        by_status, by_priority = _margins(statistics.status_counts())
+        by_status, by_priority = _totals_by_status_and_priority(statistics.status_counts())
         waiting, day, oldest = _WAITING.rows({}), statistics.sums_of_last_day(), statistics.oldest_pending_ms()
         return task_stats(by_status, by_priority, dict(waiting), day=day, oldest=oldest)
     since = None if isinstance(query.since, msgspec.UnsetType) else clock.from_datetime(query.since)
@@ -65,9 +65,9 @@ def read_stats(query: TaskStatsQuery) -> TaskStats:
     if agent_id is None:
         by_status, by_priority = _counts_since(since or "")
     else:
-        by_status, by_priority = _counts_of_agent(conditions(as_it_is))
+        by_status, by_priority = _counts_of_agent(conditions(with_index))
     is_few = by_status.total() <= FEW
-    where = conditions(as_it_is if is_few else without_index)
+    where = conditions(with_index if is_few else without_index)
     waits = Task.select(Task.waiting_kind, peewee.fn.COUNT(Task.id)).where(peewee.SQL("status = 'waiting'"), *where)
     waiting = rows.fetch_tuples(waits.group_by(Task.waiting_kind))
     oldest = _oldest_ms(where, is_few=is_few) if by_status["pending"] else None
@@ -101,14 +101,14 @@ def task_stats(
 def _counts_of_agent(where: list[Any]) -> tuple[Counter[str], Counter[int]]:
     by = Task.select(Task.status, Task.priority, peewee.fn.COUNT(Task.id)).where(*where)
     found = rows.fetch_tuples(by.group_by(Task.status, Task.priority))
-    return _margins(Counter({(status, rank): n for status, rank, n in found}))
+    return _totals_by_status_and_priority(Counter({(status, rank): n for status, rank, n in found}))
 
 
 def _counts_since(since: str) -> tuple[Counter[str], Counter[int]]:
     return _count_each(_STATUS_SINCE, STATUSES, since), _count_each(_PRIORITY_SINCE, range(len(PRIORITIES)), since)
 
 
-def _margins(counts: Counter[tuple[str, int]]) -> tuple[Counter[str], Counter[int]]:
+def _totals_by_status_and_priority(counts: Counter[tuple[str, int]]) -> tuple[Counter[str], Counter[int]]:
     by_status: Counter[str] = Counter()
     by_priority: Counter[int] = Counter()
     for (status, rank), n in counts.items():

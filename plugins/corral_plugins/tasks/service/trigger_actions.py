@@ -66,7 +66,7 @@ class TaskTriggerAction:
 
     def create_task(self, context: FireContext, fields: Json) -> Json:
         """Create a task whose source is the trigger."""
-        creation, _, _ = self._connected()
+        creation, _, _ = self._require_services()
         given = {name: value for name, value in fields.items() if name != "deadline_seconds"}
         if (seconds := fields.get("deadline_seconds")) is not None:
             given["deadline"] = clock.now(seconds)
@@ -82,15 +82,15 @@ class TaskTriggerAction:
 
     def check_agent(self, caller: Principal, fields: Json) -> None:
         """Raise `Invalid` if the action names an agent that does not exist."""
-        _, _, agents = self._connected()
+        _, _, agents = self._require_services()
         find_named_agent(agents, fields.get("agent_id"), fields.get("agent_role"))
 
     def cancel_task(self, context: FireContext, result: Json) -> None:
         """Cancel the task that an earlier firing of the trigger created."""
-        _, actions, _ = self._connected()
+        _, actions, _ = self._require_services()
         actions.cancel(result["task_id"], by=context.owner, reason=f"Replaced by trigger {context.trigger_name}.")
 
-    def _connected(self) -> tuple[TaskCreation, OwnerActions, Agents]:
+    def _require_services(self) -> tuple[TaskCreation, OwnerActions, Agents]:
         if self._services is None:
             raise Unavailable("The server is starting; try again.")
         return self._services

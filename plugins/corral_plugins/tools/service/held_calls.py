@@ -123,7 +123,7 @@ class HeldCalls:
         )
         asked = self.approvals.open(request, by=by)
         if asked.status != "pending":
-            return self._refuse(row_id, columns, asked, run)
+            return self._deny_recently_rejected(row_id, columns, asked, run)
         if not asked.is_new:
             self._end_repeated(asked.id, run)
         row = call_store.insert_call(
@@ -139,7 +139,7 @@ class HeldCalls:
         return call_store.call_view(row)
 
     @staticmethod
-    def _refuse(row_id: str, columns: dict[str, Any], asked: ApprovalFacts, run: Run) -> ToolCallView:
+    def _deny_recently_rejected(row_id: str, columns: dict[str, Any], asked: ApprovalFacts, run: Run) -> ToolCallView:
         """Store a call with the status `denied`, because people recently rejected the same call."""
         error = _outcome_error(asked.status, asked.note)
         ended = {"status": "denied", "finished_at": clock.now(), "duration_ms": 0, "approval_id": asked.id}

@@ -54,7 +54,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     seq: int = 0
     trigger_id: str = ""
 
-    def after(self, event: LoggedEvent) -> str:
+    def last_trigger_id(self, event: LoggedEvent) -> str:
         """Return the id of the last trigger for which the event has already been recorded, or an empty string."""
         return self.trigger_id if event.seq == self.seq else ""
 
@@ -100,7 +100,7 @@ class TriggerLogReader:
         handled, last = 0, ""
         while handled < len(events) and len(fires) < FIRES_AT_ONCE:
             event = events[handled]
-            found, last = self._events.handle(event, owners, after=progress.after(event))
+            found, last = self._events.handle(event, owners, after=progress.last_trigger_id(event))
             fires += found
             if last:  # the next unit records the event for further triggers
                 progress = Progress(seq=event.seq, trigger_id=last)

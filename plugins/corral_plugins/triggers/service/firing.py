@@ -44,12 +44,12 @@ from corral_plugins.triggers.service.slot_batches import (
     PendingFire,
     PreparedFire,
     batches_of,
+    begin_attempts,
     caused_by,
-    claim,
     load_batch,
     lock_triggers,
     read_facts,
-    unclaim,
+    undo_attempts,
 )
 from corral_plugins.triggers.service.slots import UNIT_SECONDS
 from corral_plugins.triggers.service.taint import mark_tainted, taint_source
@@ -156,7 +156,7 @@ class TriggerFiring:
         If a person fires the trigger, its filters are ignored.
         """
         began, data = time.monotonic(), fire_data(trigger, row)
-        preview = await asyncio.to_thread(self._preview, row.payload) if row.payload else ""
+        preview = await asyncio.to_thread(self._payload_preview, row.payload) if row.payload else ""
         try:
             for text in () if row.is_manual else filters_of(trigger):
                 if not await self._expressions.evaluate(text, data, boolean=True):
@@ -177,7 +177,7 @@ class TriggerFiring:
         that are still pending, or that another process has decided, have no status.
         """
         until = time.monotonic() + UNIT_SECONDS
-        triggers, claimed = lock_triggers([fire.trigger.id for fire in batch]), claim(batch)
+        triggers, claimed = lock_triggers([fire.trigger.id for fire in batch]), begin_attempts(batch)
         is_held = self.kill_switch is not None and self.kill_switch.state().engaged
         facts = read_facts(triggers, self._types, self._accounts, is_held=is_held)
         passed = [each.row for each in batch if each.row.id in claimed and each.prepared.outcome is None]
@@ -187,7 +187,7 @@ class TriggerFiring:
         for n, fire in enumerate(batch):
             if n and time.monotonic() > until:
                 rest = [each for each in batch[n:] if each.row.id in claimed]
-                unclaim(rest)
+                undo_attempts(rest)
                 break
             if fire.row.id in claimed:
                 with caused_by((*fire.row.cause, fire.trigger.id)):
@@ -209,7 +209,7 @@ class TriggerFiring:
             Fire.update(**later, attempt=row.attempt, is_tainted=row.is_tainted).where(Fire.id == row.id).execute()
             return None
         except FireOutcome as outcome:
-            _decide(row, outcome.status, fire.prepared, reason=outcome.reason)
+            _store_outcome(row, outcome.status, fire.prepared, reason=outcome.reason)
             Trigger.update(last_status=outcome.status).where(Trigger.id == trigger.id).execute()
             return outcome.status
         took = fire.prepared.seconds + time.monotonic() - began
@@ -233,7 +233,7 @@ class TriggerFiring:
         Raise `Postponed` or `FireOutcome` if the slot does not fire now, and another error if the action fails.
         """
         row, prepared = fire.row, fire.prepared
-        _refuse_unwanted(trigger, row, is_held=facts.is_held)
+        _check_may_fire(trigger, row, is_held=facts.is_held)
         owner = facts.owners[trigger.created_by]
         if isinstance(owner, RightsLost):
             raise owner
@@ -269,14 +269,14 @@ class TriggerFiring:
         Return the new status, keyed by slot id, or an empty dictionary if the slot is still pending.
         """
         row, trigger = fire.row, lock_triggers([fire.trigger.id])[fire.trigger.id]
-        if not claim([fire]):
+        if not begin_attempts([fire]):
             return {}
         text = self._redactor.redact(error_text(error))[:1000]
         if is_transient(error) and row.attempt < len(RETRY_SECONDS):
             again = {"stage": "retry", "due_at": clock.now(RETRY_SECONDS[row.attempt]), "error": text}
             Fire.update(**again).where(Fire.id == row.id).execute()
             return {}
-        _decide(row, "failed", fire.prepared, error=text)
+        _store_outcome(row, "failed", fire.prepared, error=text)
         failures = trigger.consecutive_failures + 1
         Trigger.update(consecutive_failures=failures, last_status="failed").where(Trigger.id == trigger.id).execute()
         with caused_by((*row.cause, trigger.id)):
@@ -287,18 +287,18 @@ class TriggerFiring:
                 disable(trigger, "max_failures")
         return {row.id: "failed"}
 
-    def _preview(self, payload: Any) -> str:
+    def _payload_preview(self, payload: Any) -> str:
         text = msgspec.json.encode(self._redactor.redact_json(payload))[:PREVIEW_BYTES]
         return text.decode("utf-8", "ignore").replace("\0", "")
 
 
-def _decide(row: Fire, status: str, prepared: PreparedFire, **fields: Any) -> None:
+def _store_outcome(row: Fire, status: str, prepared: PreparedFire, **fields: Any) -> None:
     gone = {"payload": None, "event": None, "stage": "decided"}
     changes = {"status": status, "input_preview": prepared.preview, "reason": None, "error": None, **gone, **fields}
     Fire.update(changes).where(Fire.id == row.id).execute()
 
 
-def _refuse_unwanted(trigger: Trigger, row: Fire, *, is_held: bool) -> None:
+def _check_may_fire(trigger: Trigger, row: Fire, *, is_held: bool) -> None:
     if trigger.deleted_at is not None:
         raise FireOutcome("skipped_missed", "The trigger was deleted.")
     if not trigger.enabled and not row.is_manual:

@@ -101,7 +101,11 @@ class TriggerIngress:
         auth = trigger.config.get("auth", "token")
         if auth == "token":
             return
-        verify = {"hmac_sha256": _has_hex_signature, "github": _has_github_signature, "standard": _has_standard_one}
+        verify = {
+            "hmac_sha256": _has_hex_signature,
+            "github": _has_github_signature,
+            "standard": _has_standard_webhooks_signature,
+        }
         check: Callable[..., bool] = verify[auth]
         matches = [check(trigger, body, request, secret) for secret in self._secrets(trigger)]  # all, in constant time
         if not any(matches):
@@ -170,7 +174,7 @@ def _is_hex_hmac(given: str | None, body: bytes, secret: str) -> bool:
     return hmac.compare_digest(text.encode("utf-8", "replace"), wanted.encode())
 
 
-def _has_standard_one(trigger: Trigger, body: bytes, request: Request, secret: str) -> bool:
+def _has_standard_webhooks_signature(trigger: Trigger, body: bytes, request: Request, secret: str) -> bool:
     """Return whether the request has a valid and recent signature as defined by Standard Webhooks."""
     identifier, moment = request.header("webhook-id") or "", request.header("webhook-timestamp") or ""
     key = base64.b64decode(secret.partition("_")[2])

@@ -16,7 +16,7 @@ EVENT_NAME = {"type": "string", "minLength": 1, "maxLength": 100}
 EXPRESSION = {"type": "string", "minLength": 1, "maxLength": 4096}
 
 
-def _object(required: tuple[str, ...], properties: dict[str, Any]) -> dict[str, Any]:
+def _object_schema(required: tuple[str, ...], properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
 
 
@@ -24,7 +24,7 @@ EVENT_KINDS = (
     TriggerKind(
         type="webhook",
         title="On a call from another system",
-        schema=_object(
+        schema=_object_schema(
             (),
             {
                 "auth": {"enum": ["token", "hmac_sha256", "github", "standard"]},
@@ -38,13 +38,13 @@ EVENT_KINDS = (
     TriggerKind(
         type="event",
         title="On an event of Corral",
-        schema=_object(
+        schema=_object_schema(
             ("event",),
             {
                 "event": EVENT_NAME,
                 "filter": EXPRESSION,
                 "debounce_seconds": {"type": "integer", "minimum": 1, "maximum": 3600},
-                "threshold": _object(
+                "threshold": _object_schema(
                     ("count", "within_seconds"),
                     {
                         "count": {"type": "integer", "minimum": 2, "maximum": 10_000},
@@ -58,7 +58,7 @@ EVENT_KINDS = (
     TriggerKind(
         type="absence",
         title="When an expected event does not happen",
-        schema=_object(
+        schema=_object_schema(
             ("expect", "within_seconds"),
             {
                 "expect": EVENT_NAME,
@@ -69,7 +69,7 @@ EVENT_KINDS = (
         ),
         example={"expect": "worker.online", "after": "worker.offline", "within_seconds": 600, "for_each": "worker_id"},
     ),
-    TriggerKind(type="manual", title="By hand only", schema=_object((), {}), example={}),
+    TriggerKind(type="manual", title="By hand only", schema=_object_schema((), {}), example={}),
 )
 
 

@@ -109,7 +109,7 @@ class TriggerManagement:
         if query.search is not UNSET:
             where &= Trigger.name.contains(query.search) | Trigger.description.contains(query.search)
         found = paginate(
-            Trigger.select().where(where), query, by, scope="triggers", order=newest_first(Trigger), make=_same
+            Trigger.select().where(where), query, by, scope="triggers", order=newest_first(Trigger), make=_identity
         )
         fires = count_fires_since([row.id for row in found.items], DAY)
         items = [TriggerView(**self._fields(row, fires.get(row.id, 0))) for row in found.items]
@@ -360,7 +360,7 @@ def _warnings(action: TriggerAction, fields: dict[str, Any], by: Principal) -> l
     return list(action.check(by, constant_fields({**default_fields(action), **action_fields(fields)})) or ())
 
 
-def _same(row: Trigger) -> Trigger:
+def _identity(row: Trigger) -> Trigger:
     return row
 
 

@@ -24,7 +24,7 @@ from corral_plugins.triggers.service.firing import TriggerFiring, error_text, fi
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.rows import DAY, count_fires_since, find_readable_trigger
 from corral_plugins.triggers.service.scheduler import TriggerTimes
-from corral_plugins.triggers.service.slot_batches import HOUR, live_fires
+from corral_plugins.triggers.service.slot_batches import HOUR, unfinished_fires
 from corral_plugins.triggers.service.slots import TriggerSlots
 from corral_plugins.triggers.service.timed_kinds import next_times
 from corral_plugins.triggers.shapes import TestedEvent, TestTrigger, TriggerTest
@@ -58,7 +58,7 @@ class TriggerPreviews:
         if (count := asked.next) is not msgspec.UNSET:
             return await self._work(lambda: self._next_times(trigger, count), read=True)
         if (days := asked.days) is not msgspec.UNSET:
-            return await self._search(trigger, days)
+            return await self._find_past_events(trigger, days)
         return await self._fire(trigger, asked.payload if asked.payload is not msgspec.UNSET else {})
 
     def _next_times(self, trigger: Trigger, count: int) -> TriggerTest:
@@ -77,17 +77,17 @@ class TriggerPreviews:
         if prepared.outcome == "filtered":
             return TriggerTest(would="filtered")
         action = {"type": trigger.action["type"], **prepared.fields}
-        would = await self._work(lambda: self._outcome(trigger), read=True)
+        would = await self._work(lambda: self._predict_status(trigger), read=True)
         return TriggerTest(would=would, action=action)
 
-    def _outcome(self, trigger: Trigger) -> Any:
+    def _predict_status(self, trigger: Trigger) -> Any:
         if count_fires_since([trigger.id], HOUR).get(trigger.id, 0) >= trigger.max_fires_per_hour:
             return "rate_limited"
         action = self._types.require_action(trigger.action["type"])
-        is_blocked = trigger.overlap == "skip" and bool(live_fires({trigger.id: action}, mark=False))
+        is_blocked = trigger.overlap == "skip" and bool(unfinished_fires({trigger.id: action}, mark=False))
         return "skipped_overlap" if is_blocked else "fired"
 
-    async def _search(self, trigger: Trigger, days: int) -> TriggerTest:
+    async def _find_past_events(self, trigger: Trigger, days: int) -> TriggerTest:
         """Find the events of the last `days` days that would have fired an event trigger."""
         if trigger.type != "event":
             raise Invalid.at("/days", "not_allowed", "Only triggers of the type event are tested with past events.")

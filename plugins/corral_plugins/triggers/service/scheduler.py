@@ -156,7 +156,7 @@ class TriggerScheduler:
         self._database, self._work = database, database.work
         self._times, self._slots, self._firing = times, slots, firing
 
-    async def tick(self) -> None:
+    async def record_due_slots(self) -> None:
         """Record slots for all due triggers, so that the triggers fire."""
         while await self._database.read(self._has_due_triggers, ENTRY):
             rows = await self._work(lambda: list(self._due_triggers()), entry=ENTRY, read=True)
@@ -169,7 +169,7 @@ class TriggerScheduler:
             if len(rows) < BATCH_SIZE:
                 return
 
-    async def sweep(self) -> None:
+    async def fire_waiting_slots(self) -> None:
         """Fire pending slots whose wait has ended, and new slots whose job was lost."""
         if waiting := await self._database.read(_waiting_fires, ENTRY):
             await self._firing.fire(waiting)
@@ -184,11 +184,11 @@ class TriggerScheduler:
             if await self._work(self._record_absences, entry=ENTRY) < BATCH_SIZE:
                 return
 
-    def _is_held(self) -> bool:
+    def _is_kill_switch_engaged(self) -> bool:
         return self.kill_switch is not None and self.kill_switch.state().engaged
 
     def _has_due_triggers(self) -> bool:
-        return not self._is_held() and bool(self._due_triggers().limit(1).exists())
+        return not self._is_kill_switch_engaged() and bool(self._due_triggers().limit(1).exists())
 
     def _due_triggers(self) -> Any:
         due = Trigger.next_fire_at.is_null(False) & (Trigger.next_fire_at <= clock.now())
@@ -224,7 +224,7 @@ class TriggerScheduler:
         self._slots.record(row, at, scheduled_for=at, status="skipped_missed", reason=reason)
 
     def _record_absences(self) -> int:
-        if self._is_held():
+        if self._is_kill_switch_engaged():
             return 0
         due = (
             Expectation.select()

@@ -95,7 +95,7 @@ def lock_triggers(ids: Sequence[str]) -> dict[str, Trigger]:
     return {row.id: row for row in found}
 
 
-def claim(batch: Sequence[PendingFire]) -> set[str]:
+def begin_attempts(batch: Sequence[PendingFire]) -> set[str]:
     """Count one more attempt for each slot, except for slots that were decided or postponed since they were read.
 
     Return the ids of the counted slots.
@@ -111,7 +111,7 @@ def claim(batch: Sequence[PendingFire]) -> set[str]:
     return claimed
 
 
-def unclaim(fires: Sequence[PendingFire]) -> None:
+def undo_attempts(fires: Sequence[PendingFire]) -> None:
     """Undo the attempts that this unit of work has counted for slots that it will not handle.
 
     The next unit of work handles these slots.
@@ -135,7 +135,7 @@ def read_facts(
         triggers=triggers,
         owners={user_id: _owner(accounts, user_id) for user_id in {row.created_by for row in triggers.values()}},
         fires_of_hour=count_fires_since([*triggers], HOUR),
-        live=live_fires(watched),
+        live=unfinished_fires(watched),
         is_held=is_held,
     )
 
@@ -147,7 +147,7 @@ def _owner(accounts: Accounts, user_id: str | None) -> Principal | RightsLost:
         return error
 
 
-def live_fires(actions: Mapping[str, TriggerAction], *, mark: bool = True) -> dict[str, list[Fire]]:
+def unfinished_fires(actions: Mapping[str, TriggerAction], *, mark: bool = True) -> dict[str, list[Fire]]:
     """Return each trigger's newest slots whose work is unfinished. `actions` contains the action of each trigger.
 
     If `mark` is set, slots whose work is finished are marked, so that they are not read again.
@@ -159,7 +159,7 @@ def live_fires(actions: Mapping[str, TriggerAction], *, mark: bool = True) -> di
     columns = Fire.select(Fire.id, Fire.trigger_id, Fire.result)
     rows = list(columns.where(mine).order_by(Fire.fired_at.desc()).limit(MAX_LIVE))
     if len(rows) == MAX_LIVE and len(watched) > 1:  # those of one trigger must not hide those of another
-        single = [live_fires({trigger_id: action}, mark=mark) for trigger_id, action in watched.items()]
+        single = [unfinished_fires({trigger_id: action}, mark=mark) for trigger_id, action in watched.items()]
         return {trigger_id: fires for found in single for trigger_id, fires in found.items()}
     live: dict[str, list[Fire]] = {}
     ended: list[str] = []

@@ -35,7 +35,7 @@ def mark_tainted(rows: Sequence[Fire], checks: Sequence[TaintCheck]) -> None:
     Call this function only with slots that are about to fire, because each check reads the database once. A person who
     fires a trigger vouches for the payload.
     """
-    named = {row.id: set(_names(row)) for row in rows if not row.is_manual and not row.is_tainted}
+    named = {row.id: set(_object_ids(row)) for row in rows if not row.is_manual and not row.is_tainted}
     ids = {each for names in named.values() for _, each in names}
     found = [(check, check.find(ids)) for check in checks] if ids else []
     for row in rows:
@@ -52,7 +52,7 @@ def taint_source(row: Fire) -> str:
     return row.slot if row.slot.startswith("event:") else f"trigger:{row.trigger_id}"
 
 
-def _names(row: Fire) -> Iterator[tuple[str, str]]:
+def _object_ids(row: Fire) -> Iterator[tuple[str, str]]:
     """Yield the ids in the event, its payload and its causes.
 
     Each id comes with the name of the field that contains it, or, for the object of the event, with the object's type.

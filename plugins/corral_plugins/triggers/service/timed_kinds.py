@@ -102,7 +102,7 @@ def _describe_once(config: Mapping[str, Any], zone: str) -> str:
     return f"Once, at {config['at']}"
 
 
-def _object(required: Sequence[str], **properties: Any) -> dict[str, Any]:
+def _object_schema(required: Sequence[str], **properties: Any) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": properties,
@@ -115,7 +115,7 @@ TIME_KINDS = (
     TriggerKind(
         type="cron",
         title="At the times of a cron expression",
-        schema=_object(
+        schema=_object_schema(
             ["expression"],
             expression={"type": "string", "minLength": 1, "maxLength": 200},
             timezone={"type": "string", "minLength": 1, "maxLength": 64},
@@ -131,7 +131,9 @@ TIME_KINDS = (
     TriggerKind(
         type="interval",
         title="At regular intervals",
-        schema=_object(["seconds"], seconds={"type": "integer", "minimum": 10, "maximum": 31_536_000}, anchor=_MOMENT),
+        schema=_object_schema(
+            ["seconds"], seconds={"type": "integer", "minimum": 10, "maximum": 31_536_000}, anchor=_MOMENT
+        ),
         example={"seconds": 3600},
         next_time=_next_interval,
         describe=_describe_interval,
@@ -139,7 +141,7 @@ TIME_KINDS = (
     TriggerKind(
         type="once",
         title="Once, at a given time",
-        schema=_object(["at"], at=_MOMENT),
+        schema=_object_schema(["at"], at=_MOMENT),
         example={"at": "2999-01-01T07:00:00Z"},
         next_time=_next_once,
         describe=_describe_once,

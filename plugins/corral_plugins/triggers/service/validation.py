@@ -40,7 +40,7 @@ class TriggerChecks:
     def __init__(self, types: TriggerTypeRegistry, expressions: Expressions, settings: Settings) -> None:
         self._types, self._expressions, self._settings = types, expressions, settings
 
-    def limits(self) -> tuple[str, int]:
+    def schedule_limits(self) -> tuple[str, int]:
         """Return the installation's time zone and the minimum interval in seconds. Runs in a unit of work."""
         return self._settings.get(TIMEZONE), self._settings.get(MIN_INTERVAL_SECONDS)
 
@@ -58,7 +58,7 @@ class TriggerChecks:
                 )
         if not faults and kind.next_time is not None:
             faults += _faults_of_times(kind, config, zone, min_seconds)
-        _refuse(faults)
+        _raise_faults(faults)
         if type == "webhook" and config.get("payload_schema") is not None:
             check_user_schema(config["payload_schema"], pointer_prefix="/config/payload_schema")
         return kind
@@ -66,7 +66,7 @@ class TriggerChecks:
     def check_filter(self, text: str | None) -> None:
         """Check the filter of a trigger."""
         if text is not None:
-            _refuse(self._expressions.check_expression(text, roots=FILTER_ROOTS, pointer="/filter"))
+            _raise_faults(self._expressions.check_expression(text, roots=FILTER_ROOTS, pointer="/filter"))
 
     def check_action(self, action: Json) -> TriggerAction:
         """Check the fields of an action and the expressions in them. Return the `TriggerAction` for its type."""
@@ -80,12 +80,12 @@ class TriggerChecks:
                 for fault in json_schema_errors(found.schema, fields, pointer_prefix="/action")
                 if fault.pointer not in templates
             ]
-        _refuse(faults)
+        _raise_faults(faults)
         return found
 
     def check_rendered(self, action: TriggerAction, fields: Json) -> None:
         """Check the fields of an action after their templates have been rendered."""
-        _refuse(json_schema_errors(action.schema, fields, pointer_prefix="/action"))
+        _raise_faults(json_schema_errors(action.schema, fields, pointer_prefix="/action"))
 
 
 def action_fields(action: Mapping[str, Any]) -> Json:
@@ -128,7 +128,7 @@ def _faults_of_times(kind: TriggerKind, config: Json, zone: str, min_seconds: in
     return []
 
 
-def _refuse(faults: Sequence[FieldError]) -> None:
+def _raise_faults(faults: Sequence[FieldError]) -> None:
     if faults:
         unknown = all(fault.code == "unknown_reference" for fault in faults)
         raise Invalid(faults[0].detail, code="unknown_reference" if unknown else None, errors=faults)

@@ -51,7 +51,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: int
 
 
-class _Load:
+class _RunningAttempts:
     """The attempts that are currently running in the whole installation."""
 
     def __init__(self, limit: int, webhooks: Iterable[tuple[str, str | None]]) -> None:
@@ -103,11 +103,13 @@ class DeliveryClaims:
         if self.switch is not None and (state := self.switch.state()).engaged and state.hold_deliveries:
             return []
         advisory_lock("webhooks.claim")  # so that the limits hold for all processes together
-        load = _Load(self._settings.get(CONCURRENCY), _running())
+        load = _RunningAttempts(self._settings.get(CONCURRENCY), _running())
         webhooks = {row.id: row for row in self._admitted(load)}
         if not webhooks:
             return []
-        readable = self._readable(_first_waiting(webhooks.values(), self._settings.get(PROBE_SECONDS) > 0), webhooks)
+        readable = self._visible_to_owners(
+            _first_waiting(webhooks.values(), self._settings.get(PROBE_SECONDS) > 0), webhooks
+        )
         chosen = _take_turns(webhooks, readable, load)
         return self._lease(chosen, webhooks)
 
@@ -150,7 +152,7 @@ class DeliveryClaims:
         rows = Webhook.select().where(Webhook.is_active & wanted)
         return list(rows.order_by(Webhook.claimed_at, Webhook.id).limit(MAX_CANDIDATES))
 
-    def _admitted(self, load: _Load) -> list[Webhook]:
+    def _admitted(self, load: _RunningAttempts) -> list[Webhook]:
         """Return the webhooks to which a message may be sent now, but no more than there are free slots."""
         found = self._candidates()
         admitted = [row for row in found if load.admits(row) and not self._is_blocked(row.host)]
@@ -162,7 +164,7 @@ class DeliveryClaims:
     def _is_blocked(self, host: str) -> bool:
         return self.breakers is not None and self.breakers.blocked_until(breaker_name(host)) is not None
 
-    def _readable(self, rows: list[Delivery], webhooks: Mapping[str, Webhook]) -> list[Delivery]:
+    def _visible_to_owners(self, rows: list[Delivery], webhooks: Mapping[str, Webhook]) -> list[Delivery]:
         """Return the deliveries about objects that the webhooks' owners may still read. Cancel the others."""
         owners = self._accounts.principals_of(row.user_id for row in webhooks.values())
         gone = {row.user_id for row in webhooks.values()} - owners.keys()
@@ -235,7 +237,7 @@ def _first_waiting(webhooks: Iterable[Webhook], with_probes: bool) -> list[Deliv
     return list(Delivery.select().where(Delivery.id.in_(ids)).order_by(Delivery.id))
 
 
-def _take_turns(webhooks: Mapping[str, Webhook], rows: list[Delivery], load: _Load) -> list[Delivery]:
+def _take_turns(webhooks: Mapping[str, Webhook], rows: list[Delivery], load: _RunningAttempts) -> list[Delivery]:
     """Choose deliveries in rounds until the limits are reached. Each round chooses one delivery per webhook."""
     queues: dict[str, list[Delivery]] = {webhook_id: [] for webhook_id in webhooks}
     for row in reversed(rows):

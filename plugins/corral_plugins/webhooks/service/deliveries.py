@@ -51,7 +51,7 @@ class WebhookDeliveries:
         row, delivery = find_delivery(webhook_id, delivery_id, by)
         _require_active(row)
         again = (Delivery.id == delivery.id) & (Delivery.status != "pending") & Delivery.lease.is_null()
-        if not Delivery.update(_fresh()).where(again).execute():
+        if not Delivery.update(_columns_to_resend()).where(again).execute():
             raise Conflict("The delivery is already being sent.", current_status=delivery.status)
         return delivery_view(Delivery.get_by_id(delivery.id))
 
@@ -89,7 +89,7 @@ def recover_batch(webhook_id: str, since: str, until: str) -> int:
         return 0
     oldest = Delivery.select(Delivery.id).where(_recoverable(webhook_id, since, until)).order_by(Delivery.created_at)
     some = Delivery.id.in_(oldest.limit(AT_ONCE))
-    return int(Delivery.update(_fresh()).where(some & CAN_RECOVER).execute())
+    return int(Delivery.update(_columns_to_resend()).where(some & CAN_RECOVER).execute())
 
 
 def end_recovery(webhook_id: str) -> None:
@@ -118,7 +118,7 @@ def _recoverable(webhook_id: str, since: str, until: str) -> Any:
     return CAN_RECOVER & (Delivery.webhook_id == webhook_id) & is_old
 
 
-def _fresh() -> dict[str, Any]:
+def _columns_to_resend() -> dict[str, Any]:
     now = clock.now()
     return {"status": "pending", "attempt": 0, "next_attempt_at": now, "due_at": now, "finished_at": None}
 

@@ -63,7 +63,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
 
     async def run_once(self) -> float:
         """Turn new events into deliveries, and start due attempts. Return the number of seconds until the next call."""
-        outlook = await self._work(self._look, entry=ENTRY, read=True)
+        outlook = await self._work(self._find_due_work, entry=ENTRY, read=True)
         self._patterns = outlook.patterns
         if outlook.has_events:
             await self._fan_out.read()
@@ -75,7 +75,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
             return POLL_SECONDS if outlook.patterns else IDLE_SECONDS
         return min(POLL_SECONDS, max(0.0, clock.parse_instant(outlook.next_time) - clock.time_s()))
 
-    def _look(self) -> _DueWork:
+    def _find_due_work(self) -> _DueWork:
         patterns = followed_patterns()
         return _DueWork(patterns, self._fan_out.has_events(patterns), self._claims.next_time())
 

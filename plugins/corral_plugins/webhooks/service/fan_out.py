@@ -147,7 +147,7 @@ class WebhookFanOut:
         if not found:
             return
         payload, now = body_of_event(event), clock.now()
-        subject = subject_of(event)
+        subject = visibility_data_of(event)
         for each in found.values():
             due = now if each.is_active else None
             yield {
@@ -183,7 +183,7 @@ def followed_patterns() -> frozenset[str]:
     return frozenset(pattern for (pattern,) in found.tuples())
 
 
-def subject_of(event: LoggedEvent) -> dict[str, Any]:
+def visibility_data_of(event: LoggedEvent) -> dict[str, Any]:
     """Return the data that each attempt uses to check again whether the webhook's owner may read the event."""
     return {
         "object_type": event.object_type,

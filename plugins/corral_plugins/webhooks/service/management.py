@@ -57,7 +57,7 @@ class WebhookManagement:
         rows = Webhook.select() if query.all else Webhook.select().where(visible(Webhook, by))
         if query.is_active is not UNSET:
             rows = rows.where(Webhook.is_active if query.is_active else ~Webhook.is_active)
-        found = paginate(rows, query, by, scope="webhooks", order=newest_first(Webhook), make=_same)
+        found = paginate(rows, query, by, scope="webhooks", order=newest_first(Webhook), make=_identity)
         pending = count_open([row.id for row in found.items])
         items = [WebhookView(**view_fields(row, pending.get(row.id, 0), is_whole=not query.all)) for row in found.items]
         return Page(items=items, total=found.total, limit=found.limit, offset=found.offset, next=found.next)
@@ -240,5 +240,5 @@ def _subscribe(webhook_id: str, patterns: Iterable[str]) -> None:
     Subscription.insert_many([{"webhook_id": webhook_id, "pattern": each} for each in patterns]).execute()
 
 
-def _same(row: Webhook) -> Webhook:
+def _identity(row: Webhook) -> Webhook:
     return row

@@ -214,7 +214,7 @@ class LiveOutput:
         """Add text to the output, and start a progress report if one is due, without waiting for the response."""
         self._tail = (self._tail + text)[-LIVE_LENGTH:]
         if self._sending is not None and self._sending.done():
-            _check_report(self._sending)
+            _raise_for_report(self._sending)
             self._sending = None
         if self._sending is None and time.monotonic() >= self._due and (words := _whole_words(self._tail)):
             self._due = time.monotonic() + LIVE_SECONDS
@@ -234,7 +234,7 @@ class LiveOutput:
             self._sending.cancel()
         await asyncio.wait({self._sending})
         if error is None:
-            _check_report(self._sending)
+            _raise_for_report(self._sending)
 
 
 def _whole_words(text: str) -> str:
@@ -247,7 +247,7 @@ def _whole_words(text: str) -> str:
     return whole if whole.strip() else ""
 
 
-def _check_report(sending: asyncio.Task[dict[str, Any]]) -> None:
+def _raise_for_report(sending: asyncio.Task[dict[str, Any]]) -> None:
     """Raise `WorkerLeaseLost` or `CancelRequested` if required by the response to a progress report.
 
     A progress report that could not be delivered is ignored.

@@ -83,7 +83,7 @@ class WorkerProtocol:
     def claim(self, worker_id: str, wanted: ClaimBody, *, caller: Principal) -> ClaimResponse | Wait:
         """Claim tasks. Raise `Unavailable` with the code `plugin_disabled` if the `tasks` plugin is not active.
 
-        If no task can be claimed, return a `Wait`, which makes the request wait for tasks until `wanted.until`.
+        If no task can be claimed, return a `Wait`, which makes the request wait for tasks until `wanted.poll_deadline`.
         """
         repository.require_own_token(worker_id, caller)
         if self.tasks is None:
@@ -94,11 +94,11 @@ class WorkerProtocol:
         self._liveness.record_contact(worker_id)
         agents = None if wanted.agent_ids is None else [each.lower() for each in wanted.agent_ids]
         answer = self.tasks.claim(worker_id, max_tasks=wanted.max_tasks, agent_ids=agents)
-        if not answer.tasks and wanted.wait_seconds and clock.time_s() < wanted.until:
+        if not answer.tasks and wanted.wait_seconds and clock.time_s() < wanted.poll_deadline:
             # A worker that is at capacity or draining must try again only when one of its own leases changes.
             is_blocked = answer.reason in ("at_capacity", "draining")
-            until = wanted.until if answer.retry_at is UNSET else clock.parse_instant(answer.retry_at)
-            return Wait((worker_id, *(SIGNAL_TOPICS if is_blocked else CLAIM_TOPICS)), min(until, wanted.until))
+            until = wanted.poll_deadline if answer.retry_at is UNSET else clock.parse_instant(answer.retry_at)
+            return Wait((worker_id, *(SIGNAL_TOPICS if is_blocked else CLAIM_TOPICS)), min(until, wanted.poll_deadline))
         seconds = time.perf_counter() - began
         after_commit(lambda: self._metrics.count_claim(answer.reason, seconds))
         return answer

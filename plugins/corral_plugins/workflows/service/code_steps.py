@@ -95,19 +95,19 @@ def code_call(config: Json) -> tuple[str, Json]:
     return f"{language}.run", {"code": source, "input": config["input"]}
 
 
-def _code(config: Json) -> Json:
+def _code_tool_call(config: Json) -> Json:
     tool, arguments = code_call(config)
     return {"type": "tool", "tool": tool, "arguments": arguments, "returns": "json"}
 
 
-def _tool(config: Json) -> Json:
+def _tool_call(config: Json) -> Json:
     return {"type": "tool", "tool": config["tool"], "arguments": config.get("arguments", {})}
 
 
-EXECUTORS: Mapping[str, Callable[[Json], Json]] = {"code": _code, "tool": _tool}
+EXECUTORS: Mapping[str, Callable[[Json], Json]] = {"code": _code_tool_call, "tool": _tool_call}
 
 
-class ToolTasks:
+class ToolTaskExecutor:
     """The task executor for `code` and `tool` steps, which tells the worker which tool call to make.
 
     The methods run in units of work.

@@ -29,7 +29,7 @@ class ScopeEnd(msgspec.Struct, kw_only=True):
 class Scopes(Protocol):
     """Advances scopes of steps: the body of a loop, or the branches of a parallel step."""
 
-    async def settle(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
+    async def advance_scope(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
         """Advance the steps of a scope. Return the result of the scope, or None if it is still running.
 
         If `closing` is set, the result of the scope is no longer needed.
@@ -71,20 +71,20 @@ class CompositeSteps:
         failed: Json | None = None
         ends: list[ScopeEnd | None] = []
         for n in started:
-            end = await self._scopes.settle(step.body, (*iteration, n), closing=is_closing)
+            end = await self._scopes.advance_scope(step.body, (*iteration, n), closing=is_closing)
             ends.append(end)
             active += end is None
             if end is not None and end.error is not None and end.error != CANCELLED and not collects:
                 failed = failed or {**end.error, "message": f"Iteration {n}: {end.error.get('message', '')}"}
         limit = step.config.get("concurrency", 1) if items is not None else 1
         may_begin = failed is None and not is_closing and not self._run.paused
-        while may_begin and failed is None and active < limit and self._changes.has_room():
+        while may_begin and failed is None and active < limit and self._changes.may_change_more():
             n = row.cursor or 0
             if not await self._has_next(step, row, iteration, items, n):
                 break
             row.set(cursor=n + 1)
             self._changes.changed += 1
-            end = await self._scopes.settle(step.body, (*iteration, n))
+            end = await self._scopes.advance_scope(step.body, (*iteration, n))
             ends.append(end)
             active += end is None
             if end is not None and end.error is not None and not collects:
@@ -141,7 +141,7 @@ class CompositeSteps:
         needed = min(join, total) if isinstance(join, int) else 1 if join == "any" else total
         ends: dict[str, ScopeEnd | None] = {}
         for name, scope in step.branches.items():
-            ends[name] = await self._scopes.settle(scope, iteration, closing=is_ending)
+            ends[name] = await self._scopes.advance_scope(scope, iteration, closing=is_ending)
         done = [name for name, end in ends.items() if end is not None and end.error is None]
         failures = [end.error for end in ends.values() if end is not None and end.error is not None]
         is_decided = len(done) >= needed or len(failures) > total - needed
@@ -149,7 +149,7 @@ class CompositeSteps:
             self._cancel_open_branches(step, ends, iteration)
         if is_decided or is_ending:
             for name, scope in step.branches.items():
-                ends[name] = ends[name] or await self._scopes.settle(scope, iteration, closing=True)
+                ends[name] = ends[name] or await self._scopes.advance_scope(scope, iteration, closing=True)
         if any(end is None for end in ends.values()):
             return
         if len(done) >= needed:

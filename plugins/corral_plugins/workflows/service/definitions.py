@@ -78,7 +78,7 @@ class WorkflowStore:
     def list(self, query: WorkflowQuery, *, by: Principal) -> Page[WorkflowItem]:
         """Return a page of the workflows that match every filter, newest first."""
         rows = Workflow.select().where(LIVING & visible(Workflow, by), *_filters(query))
-        page = paginate(rows, query, by, scope="workflows", order=newest_first(Workflow), make=_same)
+        page = paginate(rows, query, by, scope="workflows", order=newest_first(Workflow), make=_identity)
         last = _last_runs([row.last_run_id for row in page.items if row.last_run_id is not None])
         items = [WorkflowItem(**_item_fields(row, last.get(row.last_run_id))) for row in page.items]
         return Page(items=items, total=page.total, limit=page.limit, offset=page.offset, next=page.next)
@@ -249,7 +249,7 @@ def _version_item(row: WorkflowVersion) -> WorkflowVersionItem:
     return WorkflowVersionItem(n=row.n, name=row.name, step_count=len(row.steps), by=row.created_by, at=row.created_at)
 
 
-def _same(row: Workflow) -> Workflow:
+def _identity(row: Workflow) -> Workflow:
     return row
 
 

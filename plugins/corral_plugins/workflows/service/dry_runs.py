@@ -15,7 +15,7 @@ from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.workflows.models import Run
 from corral_plugins.workflows.service.definitions import find_readable_workflow
 from corral_plugins.workflows.service.missing_references import DETAILS, Obstacle, ReferenceChecker
-from corral_plugins.workflows.service.validation import DefinitionValidator, plan_of
+from corral_plugins.workflows.service.validation import DefinitionValidator, planned_steps
 from corral_plugins.workflows.shapes import DryRun, Missing
 
 Json = dict[str, Any]
@@ -35,9 +35,11 @@ class DryRuns:
         if schema is not None and (faults := json_schema_errors(schema, input, pointer_prefix="/input")):
             raise Invalid("The input does not match the input schema.", code="schema_mismatch", errors=faults)
         graph = await asyncio.to_thread(self._definitions.check, row.steps, row.config)
-        used = self._references.all(row.steps)
-        obstacles, cost = await self._work(lambda: (self._references.obstacles(used), _average_cost(row.id)), read=True)
-        return DryRun(plan=plan_of(graph), missing=_missing(obstacles), estimated_cost_usd=cost)
+        used = self._references.find_references(row.steps)
+        obstacles, cost = await self._work(
+            lambda: (self._references.find_obstacles(used), _average_cost(row.id)), read=True
+        )
+        return DryRun(plan=planned_steps(graph), missing=_missing(obstacles), estimated_cost_usd=cost)
 
 
 def _missing(obstacles: Sequence[Obstacle]) -> Missing:

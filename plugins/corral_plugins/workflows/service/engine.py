@@ -95,7 +95,7 @@ class Graphs:
         return found
 
 
-class StepProcess(Protocol):
+class LocalStepExecutor(Protocol):
     """Executes steps in this process. The methods are called on the event loop."""
 
     def start(self, run_id: str, row_id: str, lease: str, loaded: tuple[RunState, Graph] | None = None) -> None:
@@ -111,7 +111,7 @@ class StepStarter:
     """Starts and stops the steps that this process executes. `StepExecutors` registers itself here."""
 
     def __init__(self) -> None:
-        self.executors: StepProcess | None = None
+        self.executors: LocalStepExecutor | None = None
 
     def start(self, run_id: str, row_id: str, lease: str, loaded: tuple[RunState, Graph]) -> None:
         """Start executing a step under a lease. `loaded` is the run in the state that the engine has just written."""

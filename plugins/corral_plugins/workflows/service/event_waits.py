@@ -75,9 +75,9 @@ class EventWaits:
         last = ("", "")
         while await self._database.read(functools.partial(_is_awaited, last), ENTRY):
             batch = await self._work(functools.partial(self._load, last), entry=ENTRY, read=True)
-            left = [row.id for row in batch.rows if await self._has_none(row, batch)]
+            left = [row.id for row in batch.rows if await self._complete_or_move_on(row, batch)]
             if left:
-                await self._work(functools.partial(_move, left, batch.place), entry=ENTRY)
+                await self._work(functools.partial(_move_positions, left, batch.place), entry=ENTRY)
             if len(batch.rows) < BATCH:
                 return
             last = (batch.rows[-1].event, batch.rows[-1].id)
@@ -94,7 +94,7 @@ class EventWaits:
         }
         return _Batch(rows, events, place, callers)
 
-    async def _has_none(self, row: Any, batch: _Batch) -> bool:
+    async def _complete_or_move_on(self, row: Any, batch: _Batch) -> bool:
         """Complete a step if one of the events matches it.
 
         Return True if no event matches, so that the step's position in the event log can move on.
@@ -178,7 +178,7 @@ def _waiting(after: tuple[str, str], end: int) -> Any:
     return StepRun.select().where(waits & StepRun.report.is_null() & (StepRun.cursor < end))
 
 
-def _move(ids: Sequence[str], place: int) -> None:
+def _move_positions(ids: Sequence[str], place: int) -> None:
     StepRun.update(cursor=place).where(StepRun.id.in_(list(ids)) & (StepRun.cursor < place)).execute()
 
 

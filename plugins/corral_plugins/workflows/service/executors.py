@@ -89,7 +89,7 @@ class StepExecutors:
         work = self._execute(run_id, row_id, lease, loaded)
         task = asyncio.get_running_loop().create_task(work, name=f"step {row_id}")
         self._tasks[row_id] = (lease, task)
-        task.add_done_callback(functools.partial(self._forget, row_id, lease))
+        task.add_done_callback(functools.partial(self._on_step_ended, row_id, lease))
 
     def abort(self, row_id: str) -> None:
         """Stop executing a step that was cancelled."""
@@ -130,9 +130,9 @@ class StepExecutors:
         """Advance a run in an asyncio task. If this fails, the sweep later queues a job that advances the run."""
         task = asyncio.get_running_loop().create_task(self._engine.advance(run_id), name=f"advance {run_id}")
         self._advances.add(task)
-        task.add_done_callback(self._advanced)
+        task.add_done_callback(self._on_advance_ended)
 
-    def _advanced(self, task: asyncio.Task[None]) -> None:
+    def _on_advance_ended(self, task: asyncio.Task[None]) -> None:
         self._advances.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error(
@@ -163,7 +163,7 @@ class StepExecutors:
             if StepRun.update(mine).where(is_same).execute():
                 after_commit(functools.partial(self.start, run_id, row_id, lease))
 
-    def _forget(self, row_id: str, lease: str, task: asyncio.Task[None]) -> None:
+    def _on_step_ended(self, row_id: str, lease: str, task: asyncio.Task[None]) -> None:
         if self._tasks.get(row_id, ("", task))[0] == lease:
             self._tasks.pop(row_id, None)
         if not task.cancelled() and task.exception() is not None:

@@ -36,7 +36,12 @@ from corral_plugins.workflows.service.step_conversion import (
     stored_steps,
 )
 from corral_plugins.workflows.service.step_types import StepTypes
-from corral_plugins.workflows.service.validation import DefinitionValidator, definition_warnings, plan_of, with_steps
+from corral_plugins.workflows.service.validation import (
+    DefinitionValidator,
+    definition_warnings,
+    planned_steps,
+    with_step_names,
+)
 from corral_plugins.workflows.shapes import (
     NewStep,
     NewWorkflow,
@@ -149,13 +154,15 @@ class WorkflowManagement:
         schema = row.config.get("input_schema")
         if body.input is not UNSET and schema is not None:
             faults = [*faults, *json_schema_errors(schema, body.input, pointer_prefix="/input")]
-        used = self._references.all(row.steps) if graph is not None else []
-        obstacles = await self._work(lambda: self._references.obstacles(used), read=True)
+        used = self._references.find_references(row.steps) if graph is not None else []
+        obstacles = await self._work(lambda: self._references.find_obstacles(used), read=True)
         return Validation(
             valid=not faults,
-            errors=with_steps(faults, row.steps),
-            warnings=with_steps([*definition_warnings(row.steps), *(each.warning for each in obstacles)], row.steps),
-            plan=plan_of(graph) if graph is not None else [],
+            errors=with_step_names(faults, row.steps),
+            warnings=with_step_names(
+                [*definition_warnings(row.steps), *(each.warning for each in obstacles)], row.steps
+            ),
+            plan=planned_steps(graph) if graph is not None else [],
         )
 
     # -- parts

@@ -57,7 +57,7 @@ DETAILS = {
 
 
 class ReferenceChecker:
-    """Finds references and checks them. `obstacles` runs in the caller's unit of work; `all` needs no unit of work."""
+    """Finds references and checks them. Only `find_obstacles` runs in the caller's unit of work."""
 
     secrets: Secrets | None
     tools: Tools | None
@@ -65,11 +65,11 @@ class ReferenceChecker:
     def __init__(self, agents: Agents, expressions: Expressions) -> None:
         self._agents, self._expressions = agents, expressions
 
-    def all(self, steps: Sequence[Json]) -> list[Reference]:
+    def find_references(self, steps: Sequence[Json]) -> list[Reference]:
         """Return the references of a valid definition. Names that are computed by expressions are omitted."""
         return [found for pointer, step in all_steps(steps) for found in self._of_step(step, pointer)]
 
-    def obstacles(self, references: Sequence[Reference]) -> list[Obstacle]:
+    def find_obstacles(self, references: Sequence[Reference]) -> list[Obstacle]:
         """Return the obstacles: references to unavailable objects, and to tools that no agent may use for the step."""
         names = {kind: sorted({each.name for each in references if each.kind == kind}) for kind in DETAILS}
         agents = names["agent"]

@@ -47,7 +47,7 @@ class Planner:
         if is_late and not run.stop:
             state.set(stop={"kind": "timeout", "type": "timeout", "message": "The run exceeded its time limit."})
         if run.stop is not None:
-            self._stop()
+            self._cancel_unfinished_steps()
         elif run.failure is not None and run.failure.get("is_final"):
             await self._run_failure_step()
         else:
@@ -59,7 +59,7 @@ class Planner:
     # -- the run
 
     async def _advance_root(self) -> None:
-        end = await self._scopes.settle(self._graph.root, ())
+        end = await self._scopes.advance_scope(self._graph.root, ())
         if end is None:
             self._set_status()
             return
@@ -93,13 +93,13 @@ class Planner:
             if row is None:
                 row = await self._scopes.begin(step, ())
             if row is not None:
-                await self._scopes.progress(step, row, ())
+                await self._scopes.advance_step(step, row, ())
             if row is None or row.is_open:
                 self._set_status()
                 return
         self._end("failed", error=failure)
 
-    def _stop(self) -> None:
+    def _cancel_unfinished_steps(self) -> None:
         """Cancel all unfinished steps. When all of them have ended, the run ends."""
         for row in self._state.rows.values():
             if row.is_open:
@@ -171,7 +171,7 @@ class Planner:
         cost = int(report.get("cost_micro") or 0)
         if cost:
             row.set(cost_micro=row.cost_micro + cost)
-            self._spend(cost)
+            self._add_cost(cost)
         if report.get("tainted"):
             self._state.set(tainted=True)
         status = report["status"]
@@ -200,7 +200,7 @@ class Planner:
         is_final = bool(report.get("is_final"))
         self._changes.fail(step, row, error, retryable=bool(report.get("retryable")), is_final=is_final)
 
-    def _spend(self, cost: int) -> None:
+    def _add_cost(self, cost: int) -> None:
         run, limit = self._state.run, self._graph.config.get("max_cost_usd")
         self._state.set(cost_micro=run.cost_micro + cost)
         if limit is not None and run.cost_micro > round(limit * 1e6):

@@ -167,7 +167,7 @@ class RunsService:
         """Cancel a run. After the commit, no further step starts, and running steps are stopped."""
         run = find_controllable_run(run_id, by)
         if not request_cancel(run.id, reason):
-            raise _wrong_state(run_id, "The run has already ended.")
+            raise _wrong_state_error(run_id, "The run has already ended.")
         return find_readable_run(run_id, by)
 
     def pause_run(self, run_id: str, *, by: Principal) -> Run:
@@ -177,7 +177,7 @@ class RunsService:
         may_pause &= Run.stop.is_null()
         since = peewee.fn.COALESCE(Run.people_since, clock.now())
         if not Run.update(paused=True, status="paused", people_since=since).where(may_pause).execute():
-            raise _wrong_state(run_id, "Only a run that is running or waiting can be paused.")
+            raise _wrong_state_error(run_id, "Only a run that is running or waiting can be paused.")
         wake(run.id)
         found = find_readable_run(run_id, by)
         emit_run_event(found, RunPaused)
@@ -188,7 +188,7 @@ class RunsService:
         run = find_controllable_run(run_id, by)
         is_paused = (Run.id == run.id) & (Run.status == "paused")
         if not Run.update(paused=False, status="running").where(is_paused).execute():
-            raise _wrong_state(run_id, "The run is not paused.")
+            raise _wrong_state_error(run_id, "The run is not paused.")
         wake(run.id)
         found = find_readable_run(run_id, by)
         emit_run_event(found, RunResumed)
@@ -206,7 +206,7 @@ class RunsService:
         row = self._find_step(run, name, body.iteration)
         if body.action == "abort":
             report["error"] = row.error or {"type": "aborted", "message": "A person ended the step."}
-        self._report(run, row, report, body.output if body.action == "skip" else None, StepRun.reason == "error")
+        self._store_report(run, row, report, body.output if body.action == "skip" else None, StepRun.reason == "error")
         return find_readable_run(run_id, by)
 
     def submit_input(self, run_id: str, name: str, body: SubmitInput, *, by: Principal) -> Run:
@@ -217,7 +217,7 @@ class RunsService:
         run = find_readable_run(run_id, by)
         row = self._find_step(run, name, body.iteration)
         if row.type != "input":
-            raise _not_waiting(row)
+            raise _not_waiting_error(row)
         config = row.input or {}
         assignees = config.get("assignees") or []
         if assignees and by.user_id not in assignees and not by.is_admin:
@@ -227,7 +227,7 @@ class RunsService:
         schema = config.get("schema")
         if schema is not None and (faults := json_schema_errors(schema, body.input, pointer_prefix="/input")):
             raise Invalid("The input does not match the schema of the step.", code="schema_mismatch", errors=faults)
-        self._report(run, row, {"status": "completed"}, body.input, StepRun.reason.is_null())
+        self._store_report(run, row, {"status": "completed"}, body.input, StepRun.reason.is_null())
         return find_readable_run(run_id, by)
 
     def _find_step(self, run: Run, name: str, iteration: Sequence[int]) -> StepRun:
@@ -239,13 +239,13 @@ class RunsService:
             raise Conflict("The run has not reached this step.", current_status="pending")
         raise NotFound("The run has no step with this name.")
 
-    def _report(self, run: Run, row: StepRun, report: Json, output: Any, guard: Any) -> None:
+    def _store_report(self, run: Run, row: StepRun, report: Json, output: Any, guard: Any) -> None:
         if run.status in FINAL_RUN:
             raise Conflict("The run has already ended.", current_status=run.status)
         wake(run.id)
         waits = (StepRun.id == row.id) & (StepRun.status == "waiting") & StepRun.report.is_null() & guard
         if not StepRun.update(report=report, output=output).where(waits).execute():
-            raise _not_waiting(row)
+            raise _not_waiting_error(row)
 
     # -- retry
 
@@ -274,7 +274,7 @@ class RunsService:
         self._apply_limit(workflow)
         run = self._insert(workflow, n, request, by, retry_of=old.id)
         if kept:
-            StepRun.insert_many([_reused(row, run.id) for row in kept]).execute()
+            StepRun.insert_many([_reused_columns(row, run.id) for row in kept]).execute()
         return run
 
     def _reusable_outputs(self, old: Run, graph: Graph, start: str) -> list[StepRun]:
@@ -323,16 +323,16 @@ def facts_of(run: Run) -> RunFacts:
     )
 
 
-def _reused(row: StepRun, run_id: str) -> Json:
+def _reused_columns(row: StepRun, run_id: str) -> Json:
     same = ("key", "name", "iteration", "type", "input", "output", "goto", "attempt", "started_at", "finished_at")
     kept = {name: getattr(row, name) for name in same}
     return {**kept, "id": new_id(), "run_id": run_id, "status": "completed", "reused": True, "created_at": clock.now()}
 
 
-def _not_waiting(row: StepRun) -> Conflict:
+def _not_waiting_error(row: StepRun) -> Conflict:
     return Conflict(f"The step {row.name} is not waiting for this input.", current_status=row.status)
 
 
-def _wrong_state(run_id: str, detail: str) -> Conflict:
+def _wrong_state_error(run_id: str, detail: str) -> Conflict:
     run = Run.get_by_id(run_id)
     return Conflict(detail, current_status=run.status)

@@ -66,7 +66,7 @@ class StepChanges:
         """Whether a failed step cancels the steps that are still running."""
         return bool(self._graph.config.get("fail_fast"))
 
-    def has_room(self) -> bool:
+    def may_change_more(self) -> bool:
         """Return whether more steps may be changed before the changes are written.
 
         If not, the run is advanced again immediately after the write.
@@ -76,7 +76,7 @@ class StepChanges:
         self.plan.is_partial = True
         return False
 
-    def is_instant(self, step: Step) -> bool:
+    def needs_no_slot(self, step: Step) -> bool:
         """Return whether a step needs no slot because it is carried out by the engine or only waits."""
         kind = self.kinds.get(step.type)
         return kind is None or (kind.execute is None and kind.dispatch is None) or kind.waits
@@ -113,7 +113,7 @@ class StepChanges:
             step = msgspec.structs.replace(step, on_error="fail")
         kind = self.kinds.get(row.type)
         if step.is_container:
-            self.cancel_parts(step, tuple(row.iteration))
+            self.cancel_inner_steps(step, tuple(row.iteration))
         end_attempt(step, row, error, retryable=retryable and not (kind is not None and kind.own_retries))
         if row.status == "failed":
             self.plan.events.append(("failed", row))
@@ -133,13 +133,13 @@ class StepChanges:
 
     # -- cancelling
 
-    def cancel_with_parts(self, step: Step, row: StepRow, iteration: Iteration) -> None:
+    def cancel_with_inner_steps(self, step: Step, row: StepRow, iteration: Iteration) -> None:
         """Cancel a step and all steps inside it."""
         if step.is_container:
-            self.cancel_parts(step, iteration)
+            self.cancel_inner_steps(step, iteration)
         self.cancel(step, row)
 
-    def cancel_parts(self, step: Step, iteration: Iteration) -> None:
+    def cancel_inner_steps(self, step: Step, iteration: Iteration) -> None:
         """Cancel all steps inside a step."""
         row = self.state.row(step, iteration)
         for scope in step.branches.values():
@@ -153,7 +153,7 @@ class StepChanges:
         for step in scope.steps:
             row = self.state.row(step, iteration)
             if row is not None and row.is_open:
-                self.cancel_with_parts(step, row, iteration)
+                self.cancel_with_inner_steps(step, row, iteration)
 
     def cancel(self, step: Step, row: StepRow) -> None:
         """Cancel a step. If the step's work is done elsewhere, the step does not end until that work has ended."""

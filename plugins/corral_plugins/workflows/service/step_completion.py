@@ -48,7 +48,7 @@ class StepEvents:
         if row is None:
             return
         if event.type == "task.retried":
-            self._revive(row, event)
+            self._resume_failed_run(row, event)
         elif row.status not in FINAL and row.report is None:
             self._resolve(row, event)
 
@@ -83,7 +83,7 @@ class StepEvents:
             log_unexpected(error, step)
             return failure_report(error), None
 
-    def _revive(self, row: Any, event: LoggedEvent) -> None:
+    def _resume_failed_run(self, row: Any, event: LoggedEvent) -> None:
         """Let a failed run continue, because the task of its failed step is being retried."""
         run = Run.get_or_none(Run.id == row.run_id)
         if row.status != "failed" or run is None or run.status != "failed" or run.stop is not None:

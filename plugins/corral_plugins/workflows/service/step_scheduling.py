@@ -27,7 +27,7 @@ class ScopePlanner:
         self._changes, self._rendering, self._state = changes, rendering, changes.state
         self._containers = CompositeSteps(changes, rendering, self)
 
-    async def settle(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
+    async def advance_scope(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
         """Advance the steps of a scope. Return the result of the scope, or None if it is still running.
 
         After a step has failed, no new step starts, and running steps may finish. With `fail_fast`, running steps are
@@ -44,7 +44,7 @@ class ScopePlanner:
             if row is None:
                 is_complete = False
                 continue
-            await self.progress(step, row, iteration, is_ending=is_ending)
+            await self.advance_step(step, row, iteration, is_ending=is_ending)
             is_complete = is_complete and not row.is_open
             if row.status == "failed" and not is_handled(step, row):
                 failed = failed or row
@@ -55,7 +55,7 @@ class ScopePlanner:
         for step in scope.steps:
             row = self._state.row(step, iteration)
             if row is not None and row.is_open and (row.status != "running" or self._changes.is_fail_fast):
-                self._changes.cancel_with_parts(step, row, iteration)
+                self._changes.cancel_with_inner_steps(step, row, iteration)
         rows = [self._state.row(step, iteration) for step in scope.steps]
         if any(row is not None and row.is_open for row in rows):
             return None
@@ -68,7 +68,7 @@ class ScopePlanner:
 
     async def _try_begin(self, step: Step, scope: Scope, iteration: Iteration) -> StepRow | None:
         """Start or skip a step if its predecessors have ended. Return its row, or None if the step has to wait."""
-        if self._state.run.paused or not self._changes.has_room():
+        if self._state.run.paused or not self._changes.may_change_more():
             return None
         rows = [self._state.row(scope.by_name[name], iteration) for name in step.predecessors]
         found = [row for row in rows if row is not None and not row.is_open]
@@ -103,7 +103,7 @@ class ScopePlanner:
 
     async def begin(self, step: Step, iteration: Iteration) -> StepRow | None:
         """Start a step, or skip it if its condition `when` is false. Return None if too many steps are running."""
-        if not self._changes.is_instant(step) and self._changes.slots <= 0:
+        if not self._changes.needs_no_slot(step) and self._changes.slots <= 0:
             return None
         try:
             if step.when is not None and not await self._rendering.boolean(step.when, step, iteration):
@@ -114,10 +114,10 @@ class ScopePlanner:
             self._changes.fail_template(step, row, error)
             return row
         row = self._state.add(step, iteration, "ready")
-        await self._start(step, row, iteration)
+        await self._start_attempt(step, row, iteration)
         return row
 
-    async def _start(self, step: Step, row: StepRow, iteration: Iteration) -> None:
+    async def _start_attempt(self, step: Step, row: StepRow, iteration: Iteration) -> None:
         """Start an attempt of a step."""
         self._changes.changed += 1
         until = clock.now(step.timeout_seconds) if step.timeout_seconds is not None else None
@@ -144,13 +144,13 @@ class ScopePlanner:
                 return
             if kind.dispatch is None:
                 self._changes.plan.events.append(("started", row))
-                await self._control(step, row, config, iteration)
+                await self._run_control_step(step, row, config, iteration)
                 return
             self._changes.plan.dispatched.append((step, row, config))
         self._changes.slots -= 1
         self._changes.plan.events.append(("started", row))
 
-    async def _control(self, step: Step, row: StepRow, config: Json, iteration: Iteration) -> None:
+    async def _run_control_step(self, step: Step, row: StepRow, config: Json, iteration: Iteration) -> None:
         """Run a control step, which the engine itself carries out."""
         try:
             match step.type:
@@ -164,7 +164,7 @@ class ScopePlanner:
                     chosen = (n for n, each in enumerate(cases) if _equal_json(each, config["value"]))
                     await self._changes.complete(step, row, {"case": next(chosen, None)})
                 case "wait":
-                    self._wait(row, config)
+                    self._begin_wait(row, config)
                 case "loop":
                     row.set(cursor=0)
         except TemplateError as error:
@@ -173,7 +173,7 @@ class ScopePlanner:
             message = "until is not an instant such as 2026-01-31T09:30:00Z."
             self._changes.fail(step, row, {"type": "invalid_configuration", "message": message}, retryable=False)
 
-    def _wait(self, row: StepRow, config: Json) -> None:
+    def _begin_wait(self, row: StepRow, config: Json) -> None:
         if "event" in config:
             wanted = config["event"]
             seconds = wanted.get("timeout_seconds")
@@ -187,7 +187,7 @@ class ScopePlanner:
 
     # -- steps that have started
 
-    async def progress(self, step: Step, row: StepRow, iteration: Iteration, *, is_ending: bool = False) -> None:
+    async def advance_step(self, step: Step, row: StepRow, iteration: Iteration, *, is_ending: bool = False) -> None:
         """Advance a step that has been reached.
 
         Start its next attempt if it is due, end the step if its timer has expired, and advance the steps inside it.
@@ -198,7 +198,7 @@ class ScopePlanner:
             if is_ending:
                 self._changes.cancel(step, row)
             elif self._may_start_again(step, row):
-                await self._start(step, row, iteration)
+                await self._start_attempt(step, row, iteration)
         elif row.wake_at is not None and row.wake_at <= self._changes.now:
             await self._end_timer(step, row)
         if step.is_container and row.status == "running":
@@ -206,8 +206,8 @@ class ScopePlanner:
 
     def _may_start_again(self, step: Step, row: StepRow) -> bool:
         changes, is_due = self._changes, row.wake_at is not None and row.wake_at <= self._changes.now
-        has_slot = changes.is_instant(step) or changes.slots > 0
-        return is_due and has_slot and not self._state.run.paused and changes.has_room()
+        has_slot = changes.needs_no_slot(step) or changes.slots > 0
+        return is_due and has_slot and not self._state.run.paused and changes.may_change_more()
 
     async def _end_timer(self, step: Step, row: StepRow) -> None:
         """End a step whose timer has expired. A step of the type `wait` completes; any other step fails."""

@@ -17,7 +17,7 @@ Json = dict[str, Any]
 MIN_SECONDS = 10  # the shortest time limit of a task
 
 
-class TasksOfSteps:
+class StepTasksService:
     """Creates and cancels the tasks of steps, and turns the outcomes of these tasks into step results."""
 
     costs: Costs | None

@@ -70,7 +70,7 @@ class WorkflowTemplateInstaller:
 
         The configuration and the steps form one value because they refer to each other.
         """
-        return {row.id: _fingerprint(row) for row in Workflow.select().where(LIVING & Workflow.id.in_(list(ids)))}
+        return {row.id: _comparable_fields(row) for row in Workflow.select().where(LIVING & Workflow.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
         """Lock the workflows until the unit of work ends."""
@@ -126,7 +126,7 @@ def _text_contains(column: Any, text: str) -> Any:
     return peewee.Expression(column, peewee.OP.ILIKE, peewee.Value(f"%{text}%", converter=False))
 
 
-def _fingerprint(row: Workflow) -> Json:
+def _comparable_fields(row: Workflow) -> Json:
     values = _values(row)
     definition = {"config": values["config"], "steps": values["steps"]}
     return {**values, "config": definition, "steps": definition}

@@ -36,7 +36,7 @@ class WorkflowTool:
             schema=SCHEMA,
             permission="workflows.run",
             config_schema=CONFIG,
-            admits=_is_admitted,
+            admits=_is_workflow_allowed,
             run=self.run,
         )
 
@@ -65,7 +65,7 @@ class WorkflowTool:
         return {"run_id": run.id, "status": run.status}
 
 
-def _is_admitted(config: Mapping[str, Any], arguments: Json) -> bool:
+def _is_workflow_allowed(config: Mapping[str, Any], arguments: Json) -> bool:
     """Return whether the tool's configuration allows the agent to run the requested workflow."""
     allowed = config.get("workflow_ids")
     return allowed is None or arguments["workflow_id"].lower() in [each.lower() for each in allowed]

@@ -106,7 +106,9 @@ class DefinitionValidator:
         kind = self._types.find(step.type)
         assert kind is not None
         roots = ROOTS | LOOP_ROOTS if step.loop is not None else ROOTS
-        found = [] if step.when is None else self._check_bare(step.when, f"{step.pointer}/when", roots, names)
+        found = (
+            [] if step.when is None else self._check_bare_expression(step.when, f"{step.pointer}/when", roots, names)
+        )
         raw = RAW.get(step.type, frozenset())
         for key, value in step.config.items():
             if key not in raw:
@@ -114,7 +116,7 @@ class DefinitionValidator:
                 found += self._check_value(value, where, roots | ({"secrets"} if kind.secrets else set()), names)
         if step.type == "condition":
             where = f"{step.pointer}/config/expression"
-            found += self._check_bare(step.config["expression"], where, roots, names)
+            found += self._check_bare_expression(step.config["expression"], where, roots, names)
         if step.type == "wait" and isinstance(event := step.config.get("event"), dict) and "filter" in event:
             where = f"{step.pointer}/config/event/filter"
             found += self._expressions.check_expression(event["filter"], roots={"event"}, pointer=where)
@@ -122,7 +124,9 @@ class DefinitionValidator:
             assert step.body is not None
             inside = names | {each.name for each in step.body.steps}
             loop_roots = roots | {"index"}
-            found += self._check_bare(step.config["while"], f"{step.pointer}/config/while", loop_roots, inside)
+            found += self._check_bare_expression(
+                step.config["while"], f"{step.pointer}/config/while", loop_roots, inside
+            )
         if kind.check is not None:
             prefix = f"{step.pointer}/config"
             found += [FieldError(prefix + each.pointer, each.code, each.detail) for each in kind.check(step.config)]
@@ -135,7 +139,9 @@ class DefinitionValidator:
         found = self._expressions.check_template(value, roots=roots, pointer=pointer)
         return found or self._check_names(self._expressions.references(value), pointer, names)
 
-    def _check_bare(self, text: str, pointer: str, roots: frozenset[str], names: frozenset[str]) -> list[FieldError]:
+    def _check_bare_expression(
+        self, text: str, pointer: str, roots: frozenset[str], names: frozenset[str]
+    ) -> list[FieldError]:
         """Return the errors in an expression that is not part of a template."""
         found = self._expressions.check_expression(text, roots=roots, pointer=pointer)
         return found or self._check_names(self._expressions.expression_references(text), pointer, names)
@@ -185,7 +191,7 @@ def definition_warnings(steps: Sequence[Json]) -> list[FieldError]:
     ]
 
 
-def with_steps(faults: Sequence[FieldError], steps: Sequence[Json]) -> list[StepFault]:
+def with_step_names(faults: Sequence[FieldError], steps: Sequence[Json]) -> list[StepFault]:
     """Return each error with the name of the step in which it was found."""
     found = []
     for fault in faults:
@@ -195,7 +201,7 @@ def with_steps(faults: Sequence[FieldError], steps: Sequence[Json]) -> list[Step
     return found
 
 
-def plan_of(graph: Graph) -> list[PlannedStep]:
+def planned_steps(graph: Graph) -> list[PlannedStep]:
     """Return the steps of a workflow in the order of execution, without the steps inside loops and parallel steps."""
     stages: dict[str, int] = {}
     for step in graph.root.steps:

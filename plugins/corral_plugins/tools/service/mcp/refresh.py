@@ -45,7 +45,7 @@ class McpRefresh:
             return
         try:
             tools = await self._connections.list_tools(name, server.url, server.headers_secret)
-            listed, rows = await asyncio.to_thread(_named, name, tools)
+            listed, rows = await asyncio.to_thread(_names_and_data, name, tools)
         except Exception as failure:  # whatever one server or the client does, the others are refreshed
             detail = self._redactor.redact(_detail_of(failure))
             unexpected = None if isinstance(failure, McpFailure | Problem) else failure
@@ -64,7 +64,7 @@ def _enabled_servers() -> list[str]:
     return [row.name for row in query.order_by(McpServerRow.name)]
 
 
-def _named(server: str, tools: Sequence[McpTool]) -> tuple[ListedTools, dict[str, dict[str, Any]]]:
+def _names_and_data(server: str, tools: Sequence[McpTool]) -> tuple[ListedTools, dict[str, dict[str, Any]]]:
     """Return a server's tools with the names that Corral gives them, and their database rows, keyed by these names.
 
     Called in a thread, because definitions may be large.

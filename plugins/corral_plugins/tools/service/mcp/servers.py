@@ -116,7 +116,7 @@ class McpServers:
             return False
         secret = given.get("headers_secret", row.headers_secret)
         if "url" in changed and secret is not None and secret == row.headers_secret:
-            _refuse_moved_secret(by)
+            _require_permission_to_move_secret(by)
         values = {**changed, "version": row.version + 1, "updated_at": clock.now()}
         unchanged = (McpServerRow.name == name) & (McpServerRow.version == row.version)
         if not McpServerRow.update(values).where(unchanged).execute():
@@ -214,7 +214,7 @@ def _tools_of(servers: list[str]) -> dict[str, list[McpToolRow]]:
     return found
 
 
-def _refuse_moved_secret(by: Principal) -> None:
+def _require_permission_to_move_secret(by: Principal) -> None:
     """Raise `Forbidden` unless the caller may send the server's stored secret to a new address.
 
     The operator of the new address could read the secret. The caller must therefore have re-authenticated, or use an
