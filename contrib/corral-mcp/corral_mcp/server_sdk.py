@@ -39,7 +39,7 @@ async def answer(
 
     The SDK's HTTP status is ignored, because the response itself contains any protocol error.
     """
-    manager = StreamableHTTPSessionManager(_server(tools, call), json_response=True, stateless=True)
+    manager = StreamableHTTPSessionManager(_create_server(tools, call), json_response=True, stateless=True)
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -68,9 +68,9 @@ async def answer(
     return msgspec.json.decode(body) if body else None
 
 
-def _server(tools: Mapping[str, ApiTool], call: Call) -> Server[Any]:
+def _create_server(tools: Mapping[str, ApiTool], call: Call) -> Server[Any]:
     async def list_tools(context: Any, params: Any) -> ListToolsResult:
-        return ListToolsResult(tools=[_described(tool) for tool in tools.values()])
+        return ListToolsResult(tools=[_to_mcp_tool(tool) for tool in tools.values()])
 
     async def call_tool(context: Any, params: CallToolRequestParams) -> CallToolResult:
         if params.name not in tools:
@@ -85,7 +85,7 @@ def _server(tools: Mapping[str, ApiTool], call: Call) -> Server[Any]:
     return Server("corral", title="Corral", instructions=INSTRUCTIONS, on_list_tools=list_tools, on_call_tool=call_tool)
 
 
-def _described(tool: ApiTool) -> Tool:
+def _to_mcp_tool(tool: ApiTool) -> Tool:
     return Tool(
         name=tool.name,
         description=tool.description,

@@ -64,14 +64,14 @@ def api_tools(document: Json) -> dict[str, ApiTool]:
         for method, operation in methods.items()
     }
     return {
-        name: _tool(document, name, *operations[f"{plugin}_{name}"])
+        name: _create_tool(document, name, *operations[f"{plugin}_{name}"])
         for plugin, names in OPERATIONS.items()
         for name in names
         if f"{plugin}_{name}" in operations
     }
 
 
-def _tool(document: Json, name: str, method: str, path: str, operation: Json) -> ApiTool:
+def _create_tool(document: Json, name: str, method: str, path: str, operation: Json) -> ApiTool:
     given = [each for each in operation["parameters"] if each.get("in") in ("path", "query")]
     properties: Json = {}
     for each in given:

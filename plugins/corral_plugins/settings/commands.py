@@ -27,7 +27,7 @@ JSON_TYPES = ("list", "object")
 Setting = dict[str, Any]
 
 
-def _complete(context: click.Context, parameter: click.Parameter, start: str) -> list[CompletionItem]:
+def _complete_setting_name(context: click.Context, parameter: click.Parameter, start: str) -> list[CompletionItem]:
     try:
         with open_client(context.params.get("server")) as client:
             found = client.get(f"{PATH}/")
@@ -37,7 +37,7 @@ def _complete(context: click.Context, parameter: click.Parameter, start: str) ->
     return [CompletionItem(name) for name in names if name.startswith(start)]
 
 
-setting_argument = click.argument("setting", shell_complete=_complete)
+setting_argument = click.argument("setting", shell_complete=_complete_setting_name)
 
 
 @click.group("settings")
@@ -118,7 +118,7 @@ def reset_setting(client: ApiClient, *, setting: str, as_json: bool) -> None:
 
 
 @settings_command_group.command("history")
-@click.argument("setting", required=False, shell_complete=_complete)
+@click.argument("setting", required=False, shell_complete=_complete_setting_name)
 @click.option(
     "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of changes to list"
 )

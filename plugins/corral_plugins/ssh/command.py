@@ -44,7 +44,7 @@ def list_connections(client: ApiClient, *, status: tuple[str, ...], tags: tuple[
         COLUMNS,
         as_json=as_json,
         empty="There are no such SSH connections. Create one: corral ssh create NAME USER@HOST",
-        computed={"machine": _machine},
+        computed={"machine": _machine_text},
     )
 
 
@@ -57,7 +57,7 @@ def show_connection(client: ApiClient, *, connection: str, as_json: bool) -> Non
     shown = {
         "name": found["name"],
         "id": found["id"],
-        "machine": _machine(found),
+        "machine": _machine_text(found),
         "description": found["description"],
         "credential": found["auth_method"] if found["has_credential"] else "none yet",
         "host key": f"{found['host_key_state']} ({found['host_key_policy']})",
@@ -235,7 +235,7 @@ def _find(client: ApiClient, name: str) -> Any:
     return client.find(CONNECTIONS, name, kind="SSH connection", listing="corral ssh list")
 
 
-def _machine(connection: Any) -> str:
+def _machine_text(connection: Any) -> str:
     return f"{connection['username']}@{connection['hostname']}:{connection['port']}"
 
 

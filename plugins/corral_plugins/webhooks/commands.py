@@ -109,7 +109,7 @@ def create_webhook(
 
     Other fields, such as filter and headers, can be set with --field or in a file.
     """
-    body = {**read_body(input_path, fields), "url": url, **_secret(secret_file)}
+    body = {**read_body(input_path, fields), "url": url, **_read_secret(secret_file)}
     if events:
         body["events"] = list(events)
     if description is not None:
@@ -214,7 +214,7 @@ def disable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
 @client_command
 def rotate_secret(client: ApiClient, *, webhook: str, overlap: int, secret_file: Path | None, as_json: bool) -> None:
     """Replace the secret of a webhook. The command prints the new secret, which is not shown again."""
-    body = {"overlap_seconds": overlap, **_secret(secret_file)}
+    body = {"overlap_seconds": overlap, **_read_secret(secret_file)}
     found = client.post(f"/webhooks/{_id(client, webhook)}/rotate-secret", body)
     lines = [f"Its secret, which is not shown again: {found['secret']}"]
     if found["old_until"] is not None:
@@ -367,7 +367,7 @@ def _breaker_text(client: ApiClient, host: str) -> str | None:
 
     Also return None for users who are not admins, because they cannot see circuit breakers.
     """
-    path = f"/circuit-breakers/{quote(_breaker(host), safe='')}"
+    path = f"/circuit-breakers/{quote(_breaker_name(host), safe='')}"
     found = read_if_allowed(client, path, needs="circuit_breakers.read")
     if found is None or found["state"] == "closed":
         return None
@@ -382,13 +382,14 @@ def _breaker_text(client: ApiClient, host: str) -> str | None:
 
 
 def _open_breaker_text(host: str) -> str:
-    told = f"the circuit breaker {_breaker(host)} is open, because attempts to this host failed"
+    breaker = _breaker_name(host)
     return (
-        f"{told}. It tries again by itself; an admin can close it: corral circuit-breakers force-close {_breaker(host)}"
+        f"the circuit breaker {breaker} is open, because attempts to this host failed. It tries again by itself; "
+        f"an admin can close it: corral circuit-breakers force-close {breaker}"
     )
 
 
-def _breaker(host: str) -> str:
+def _breaker_name(host: str) -> str:
     return f"webhook:{host}"
 
 
@@ -401,5 +402,5 @@ def _result(row: Mapping[str, Any]) -> str:
     return str(row["status_code"] or row["error"] or "-")
 
 
-def _secret(path: Path | None) -> dict[str, str]:
+def _read_secret(path: Path | None) -> dict[str, str]:
     return {} if path is None else {"secret": path.read_text("utf-8").strip()}

@@ -104,7 +104,7 @@ def create_workflow(
     """Create a workflow from a file that contains its configuration and its steps."""
     made = client.post("/workflows", {**read_body(input_path, fields), "name": name})
     others = client.others_of_name("/workflows", made)
-    told = f"Created {made['name']} ({made['id']}) with {_count(made['step_count'])}."
+    told = f"Created {made['name']} ({made['id']}) with {_step_count_text(made['step_count'])}."
     if made["step_count"]:
         told += f" Run it: corral workflows run {made['id'] if others else shlex.quote(made['name'])}"
     if others:
@@ -170,7 +170,7 @@ def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> Non
     """
     found = client.post(f"/workflows/{_find(client, workflow)['id']}/validate", {})
     lines = [f"{each['pointer']}: {each['detail']}" for each in found["errors"]]
-    print_value(found, as_json=as_json, text="\n".join(lines or [_valid_text(found)]))
+    print_value(found, as_json=as_json, text="\n".join(lines or [_validity_text(found)]))
     _print_warnings(found)
     if not found["valid"]:
         raise SystemExit(1)
@@ -358,7 +358,7 @@ def answer_step(
     print_value(changed, as_json=as_json, text=f"The data for the step {step} was submitted.")
 
 
-def _count(steps: int) -> str:
+def _step_count_text(steps: int) -> str:
     return "1 step" if steps == 1 else f"{steps} steps"
 
 
@@ -366,7 +366,7 @@ def _find(client: ApiClient, name: str) -> dict[str, Any]:
     return dict(client.find("/workflows", name, kind="workflow"))
 
 
-def _valid_text(validation: Mapping[str, Any]) -> str:
+def _validity_text(validation: Mapping[str, Any]) -> str:
     return "The workflow has no errors, but warnings." if validation["warnings"] else "The workflow is valid."
 
 
@@ -485,8 +485,8 @@ def _finish(run: dict[str, Any], *, as_json: bool) -> None:
     else:
         click.echo(f"The run ended with the status {run['status']}. {error.get('message', '')}".strip(), err=True)
     if run["status"] != "completed":
-        _fail()
+        _exit_with_failure()
 
 
-def _fail() -> NoReturn:
+def _exit_with_failure() -> NoReturn:
     raise SystemExit(1)

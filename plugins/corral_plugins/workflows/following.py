@@ -47,7 +47,7 @@ def _print_events(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dic
         page = client.get(f"/workflow-runs/{run_id}/events", after=after, limit=200)
         after = page["next"]
         for event in page["items"] if not quiet else ():
-            click.echo(_line_of(event), err=True)
+            click.echo(_event_line(event), err=True)
         if is_over and len(page["items"]) < 200:
             return dict(run)
         if not page["items"]:
@@ -61,7 +61,7 @@ def _print_events(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dic
             run = client.get(f"/workflow-runs/{run_id}")
 
 
-def _line_of(event: dict[str, Any]) -> str:
+def _event_line(event: dict[str, Any]) -> str:
     data = event["data"]
     if event["event"].startswith("workflow.run."):
         return f"run {event['event'].rpartition('.')[2]}"

@@ -256,14 +256,14 @@ async def test_a_step_waits_only_for_events_that_the_starter_may_read(world: Wor
 async def test_an_event_that_cannot_be_handled_for_a_step_is_skipped_after_five_tries(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    complete = event_waits._complete
+    complete = event_waits._complete_step
 
     def break_on_poison(row: Any, event: LoggedEvent, *rest: Any) -> None:
         if event.payload()["name"] == "poison" and row.run_id == broken:
             raise RuntimeError("poison")
         complete(row, event, *rest)
 
-    monkeypatch.setattr(event_waits, "_complete", break_on_poison)
+    monkeypatch.setattr(event_waits, "_complete_step", break_on_poison)
     workflow_id = await world.workflow(step("await", "wait", {"event": {"event": "agent.created"}}))
     broken, *others = [await world.start(workflow_id) for _ in range(3)]
     for run_id in (broken, *others):

@@ -71,7 +71,7 @@ class GitHubIngress:
             self._take_token(UNSIGNED, request.client_ip)  # strangers do not use up the limit of the repository
             raise Unauthorized(NO_SIGNATURE, code=INVALID_SIGNATURE)
         self._take_token(DELIVERIES, repository.id)
-        received = _read(repository, body, request)
+        received = _read_delivery(repository, body, request)
         entry = UnitContext(
             label=request.label, actor=ANONYMOUS, request_id=request.request_id, client_ip=request.client_ip
         )
@@ -102,7 +102,7 @@ def _is_signed(body: bytes, header: str | None, values: list[str]) -> bool:
     return any(matches) and bool(values)
 
 
-def _read(repository: Repository, body: bytes, request: Request) -> ReceivedDelivery:
+def _read_delivery(repository: Repository, body: bytes, request: Request) -> ReceivedDelivery:
     media = (request.header("content-type") or "").partition(";")[0].strip().lower()
     if media != "application/json":
         raise Problem("Set the content type of the webhook to application/json.", code="unsupported_media_type")

@@ -117,7 +117,7 @@ def review_forms(post: Post) -> list[Json]:
         return [best, {**best, "event": "COMMENT"}]
     whole = _body(post, [head, *note, *map(_quoted, content["comments"])])
     plain = {**commit, "event": event, "body": whole}
-    return [{**best, "comments": [_placed(each) for each in placed]}, plain, {**plain, "event": "COMMENT"}]
+    return [{**best, "comments": [_line_comment(each) for each in placed]}, plain, {**plain, "event": "COMMENT"}]
 
 
 def comment_text(post: Post, text: str) -> str:
@@ -144,14 +144,14 @@ def _body(post: Post, parts: list[str]) -> str:
     return f"{text}\n\n{marker_of(post)}"
 
 
-def _placed(comment: Json) -> Json:
-    made = {"path": comment["path"], "line": comment["line"], "side": comment["side"], "body": _text(comment)}
+def _line_comment(comment: Json) -> Json:
+    made = {"path": comment["path"], "line": comment["line"], "side": comment["side"], "body": _comment_body(comment)}
     if comment["start_line"] is not None:
         made |= {"start_line": comment["start_line"], "start_side": comment["side"]}
     return made
 
 
-def _text(comment: Json) -> str:
+def _comment_body(comment: Json) -> str:
     shown = f"**{comment['severity']}**: {comment['body']}" if comment["severity"] != "info" else comment["body"]
     if comment["suggestion"] and comment["side"] == "RIGHT":
         shown += f"\n\n```suggestion\n{comment['suggestion']}\n```"
@@ -163,4 +163,4 @@ def _quoted(comment: Json) -> str:
     place = f"`{comment['path']}`" if comment["path"] else ""
     if place and comment["line"] is not None:
         place += f" line {comment['line']}"
-    return f"{place}: {_text(comment)}" if place else _text(comment)
+    return f"{place}: {_comment_body(comment)}" if place else _comment_body(comment)

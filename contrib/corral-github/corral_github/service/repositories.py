@@ -90,7 +90,7 @@ class Repositories:
             raise Conflict(detail, code="duplicate", existing_id=Repository.get(same).id)
         self._secrets.attach(row, "token", by=by)
         self._secrets.attach(row, "webhook", by=by)
-        self._record("connect", row, {name: (None, getattr(row, name)) for name in ("api_url", *FIELDS)})
+        self._record_audit("connect", row, {name: (None, getattr(row, name)) for name in ("api_url", *FIELDS)})
         return _view(row, 0, is_tried=False)
 
     def update(
@@ -114,7 +114,7 @@ class Repositories:
         for part in ("token", "webhook"):
             if f"{part}_secret" in changes:
                 self._secrets.attach(row, part, by=by)
-        self._record("update", row, changes)
+        self._record_audit("update", row, changes)
         return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_answering_repositories([row.id])))
 
     def delete(self, repository_id: str, match: IfMatch, *, by: Principal) -> None:
@@ -127,7 +127,7 @@ class Repositories:
             model.delete().where(model.repository_id == row.id).execute()
         Repository.delete().where(Repository.id == row.id).execute()
         self._secrets.detach(row.id)
-        self._record("disconnect", row, {})
+        self._record_audit("disconnect", row, {})
 
     def retry(self, repository_id: str, *, by: Principal) -> GitHubRetry:
         """Requeue the newest failed deliveries and posts, at most `BATCH_SIZE` of each.
@@ -148,7 +148,7 @@ class Repositories:
             woken |= {each.thread_id for each in found}
         _end_pauses(row.id, woken)
         Repository.update(paused_until=None, last_error=None).where(Repository.id == row.id).execute()
-        self._record("retry", row, {})
+        self._record_audit("retry", row, {})
         return GitHubRetry(deliveries=counts[Delivery], posts=counts[Post])
 
     def deliveries(self, repository_id: str, query: PageQuery, *, by: Principal) -> Page[GitHubDeliveryView]:
@@ -176,7 +176,7 @@ class Repositories:
                 "/reviewer_agent_id", "not_allowed", "An agent cannot review its own changes; name another reviewer."
             )
 
-    def _record(self, verb: str, row: Repository, changes: dict[str, Any]) -> None:
+    def _record_audit(self, verb: str, row: Repository, changes: dict[str, Any]) -> None:
         if self.audit is not None:
             entry = AuditEntry(
                 action=f"github.repository.{verb}",

@@ -107,19 +107,19 @@ def next_work(claimed: ThreadLease, *, holds_posts: bool) -> WorkItem | None:
         Thread.delete().where(Thread.id == thread.id).execute()
         Delivery.delete().where(Delivery.thread_id == thread.id).execute()
         return None
-    delivery = _oldest(Delivery, thread.id)
-    post = None if delivery is not None else _oldest(Post, thread.id)
+    delivery = _oldest_pending(Delivery, thread.id)
+    post = None if delivery is not None else _oldest_pending(Post, thread.id)
     if delivery is None and post is None:
-        _release(thread, run_at=None, failures=0)
+        _release_lease(thread, run_at=None, failures=0)
         return None
     if not repository.enabled:
-        _wait(thread, LONGEST_PAUSE_SECONDS)
+        _pause_thread(thread, LONGEST_PAUSE_SECONDS)
         return None
     if post is not None and holds_posts:
-        _wait(thread, HELD_SECONDS)
+        _pause_thread(thread, HELD_SECONDS)
         return None
     if repository.paused_until is not None and repository.paused_until > clock.now():
-        _wait(thread, clock.parse_instant(repository.paused_until) - clock.time_s())
+        _pause_thread(thread, clock.parse_instant(repository.paused_until) - clock.time_s())
         return None
     Thread.update(lease_until=clock.now(LEASE_SECONDS)).where(Thread.id == thread.id).execute()
     if post is not None:
@@ -168,7 +168,7 @@ def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
     began = (item.delivery or item.post).waiting_since  # type: ignore[union-attr]  # one of the two is set
     if began < clock.now(-GIVE_UP_SECONDS):
         fail(item, f"Corral gave up after {GIVE_UP_SECONDS / 86_400:.0f} days. {detail}")
-        _wait(thread, 0.0)
+        _pause_thread(thread, 0.0)
         return
     failures = thread.failures + 1
     pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 10))
@@ -180,7 +180,7 @@ def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
     Thread.update(failures=failures).where(Thread.id == thread.id).execute()
     if failures >= ALARMING_FAILURES and pause_seconds is None:
         _alert_admins(item, detail, is_lost=False)
-    _wait(thread, pause)
+    _pause_thread(thread, pause)
 
 
 def enqueue_due() -> int:
@@ -197,17 +197,17 @@ def enqueue_due() -> int:
     return len(ids)
 
 
-def _oldest(model: Any, thread_id: str) -> Any:
+def _oldest_pending(model: Any, thread_id: str) -> Any:
     waiting = (model.thread_id == thread_id) & (model.status == "pending")
     return model.select().where(waiting).order_by(model.id).first()
 
 
-def _wait(thread: Thread, seconds: float) -> None:
-    _release(thread, run_at=clock.now(seconds))
+def _pause_thread(thread: Thread, seconds: float) -> None:
+    _release_lease(thread, run_at=clock.now(seconds))
     enqueue(WORK_JOB, delay_seconds=seconds, thread_id=thread.id)
 
 
-def _release(thread: Thread, **changes: Any) -> None:
+def _release_lease(thread: Thread, **changes: Any) -> None:
     Thread.update(lease=None, lease_until=None, **changes).where(Thread.id == thread.id).execute()
 
 

@@ -126,12 +126,12 @@ class ThreadWorker:
         if post.kind == "review":
             made = posts.review_forms(post)
         else:
-            text = post.content.get("text") or await self._work(lambda: self._result_of(item, post), read=True)
+            text = post.content.get("text") or await self._work(lambda: self._task_result_text(item, post), read=True)
             made = [{"body": posts.comment_text(post, text)}]
         found: list[Json] = await asyncio.to_thread(self._redactor.redact_json, made)
         return found
 
-    def _result_of(self, item: WorkItem, post: Post) -> str:
+    def _task_result_text(self, item: WorkItem, post: Post) -> str:
         by = self._accounts.principal_of(item.repository.owner_id, "tasks.read")
         try:
             return posts.result_text(self._tasks.get(post.content["task_id"], by=by))

@@ -132,7 +132,7 @@ class TemplateCatalogue:
         contributed = await self.contributed()
         rows = await self._work(_stored_rows, read=True)
         known = [row for row in rows if row[0] not in contributed]
-        await self._read_stored([row for row in known if tuple(row[:3]) not in self._stored or self._changed(row)])
+        await self._read_stored([row for row in known if tuple(row[:3]) not in self._stored or self._has_changed(row)])
         keys = [(row[0], row[1], row[2]) for row in known]  # a template that is deleted meanwhile is not in _stored
         stored = [self._stored[key] for key in keys if key in self._stored]
         found = [template for each in contributed.values() for template in each] + stored
@@ -297,7 +297,7 @@ class TemplateCatalogue:
         self._metrics.of_plugins = sum(same[0].source.startswith("plugin:") for same in found.values())
         return found
 
-    def _changed(self, row: Sequence[str]) -> bool:
+    def _has_changed(self, row: Sequence[str]) -> bool:
         known = self._stored[row[0], row[1], row[2]]
         return known.published_at != row[4] or known.manifest.sha256 != row[3]
 
@@ -309,10 +309,10 @@ class TemplateCatalogue:
         for slug, version, source, sha256, created_at in rows:
             text = texts.get((slug, version))
             if text is not None:
-                read = functools.partial(self._read, text, source, created_at, sha256)
+                read = functools.partial(self._read_template, text, source, created_at, sha256)
                 self._stored[slug, version, source] = await asyncio.to_thread(read)
 
-    def _read(self, text: str, source: str, created_at: str, sha256: str) -> Template:
+    def _read_template(self, text: str, source: str, created_at: str, sha256: str) -> Template:
         return self.to_template(read_manifest(text.encode()), source, created_at, sha256)
 
     def _views(self, templates: Sequence[Template], parts: ActiveParts) -> Sequence[TemplateView]:

@@ -117,10 +117,10 @@ class Installations:
         lock_objects(objects, parts.installers)
         removed, kept = remove_objects(objects, parts.installers, force=body.force, dry_run=body.dry_run, by=by)
         if not body.dry_run and row.status != "removed":
-            self._record(row, removed=removed, kept=kept, by=by)
+            self._record_uninstall(row, removed=removed, kept=kept, by=by)
         return UninstallResult(removed=removed, kept=kept)
 
-    def _record(
+    def _record_uninstall(
         self, row: Installation, *, removed: Sequence[ObjectRef], kept: Sequence[KeptObject], by: Principal
     ) -> None:
         status = "partly_removed" if any(each.reason != "reused" for each in kept) else "removed"

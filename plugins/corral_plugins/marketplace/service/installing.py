@@ -113,7 +113,7 @@ class InstallationService:
         require_permissions(prepared.resources, prepared.installers, by)
         for attempt in range(TRIES):
             try:
-                return await self._work(lambda: self._perform(prepared, parts, body, by), entry=entry)
+                return await self._work(lambda: self._install_objects(prepared, parts, body, by), entry=entry)
             except PlanRollback as planned:
                 plan: InstallationPlan = planned.plan
                 return plan
@@ -124,7 +124,7 @@ class InstallationService:
 
     # -- in the unit of work
 
-    def _perform(
+    def _install_objects(
         self, prepared: PreparedTemplate, parts: ActiveParts, body: InstallTemplate, by: Principal
     ) -> NewInstallation:
         findings = self._catalogue.findings(prepared.template, prepared.parameters)

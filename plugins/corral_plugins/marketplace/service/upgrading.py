@@ -86,12 +86,14 @@ class UpgradeService:
         prepared = await prepare(template, parts, given, row.secrets_map, row.name_prefix)
         require_permissions(prepared.resources, prepared.installers, by)
         try:
-            return await self._work(lambda: self._perform(row, prepared, body.dry_run, by), entry=entry)
+            return await self._work(lambda: self._upgrade_objects(row, prepared, body.dry_run, by), entry=entry)
         except PlanRollback as planned:
             result: UpgradeResult = planned.plan
             return result
 
-    def _perform(self, before: Installation, prepared: PreparedTemplate, dry_run: bool, by: Principal) -> UpgradeResult:
+    def _upgrade_objects(
+        self, before: Installation, prepared: PreparedTemplate, dry_run: bool, by: Principal
+    ) -> UpgradeResult:
         advisory_lock(LOCK)
         row = find_writable_installation(before.id, by)
         if (row.updated_at, row.status) != (before.updated_at, before.status):

@@ -109,15 +109,17 @@ class TemplateUploads:
         if not StoredTemplate.select(StoredTemplate.id).where(StoredTemplate.id == row["id"]).exists():
             detail = f"There is already a version {manifest.version} of {manifest.slug}."
             raise Conflict(detail, code="duplicate", existing_id=row["template_id"])
-        self._record("upload", manifest.slug, row["template_id"], version=manifest.version, sha256=manifest.sha256)
+        self._record_audit(
+            "upload", manifest.slug, row["template_id"], version=manifest.version, sha256=manifest.sha256
+        )
 
     def _delete(self, template: Template) -> None:
         uploaded = (StoredTemplate.slug == template.slug) & (StoredTemplate.source == "uploaded")
         if not StoredTemplate.delete().where(uploaded).execute():
             raise NotFound("There is no template with this name.")
-        self._record("delete", template.slug, template.id)
+        self._record_audit("delete", template.slug, template.id)
 
-    def _record(self, verb: str, slug: str, template_id: str, **details: Any) -> None:
+    def _record_audit(self, verb: str, slug: str, template_id: str, **details: Any) -> None:
         if self.audit is not None:
             entry = AuditEntry(
                 action=f"marketplace.template.{verb}",

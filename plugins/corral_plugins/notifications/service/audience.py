@@ -41,14 +41,16 @@ class Audience:
         self._persons: dict[str, Person] = {}
         self._roles = roles
         told = [event for event in events if event.type in defaults and notifies_by_default(event, event.payload())]
-        self._concerned = {event.id: people.default_recipients(event, event.payload(), roles) for event in told}
+        self._default_recipients = {
+            event.id: people.default_recipients(event, event.payload(), roles) for event in told
+        }
 
     def of(self, event: LoggedEvent) -> set[str]:
         """Return the ids of the people to whom an event is relevant.
 
         The result can include people who are not allowed to read the event.
         """
-        found = self._concerned.get(event.id, set()) | self._mentioned.get(event.id, set())
+        found = self._default_recipients.get(event.id, set()) | self._mentioned.get(event.id, set())
         return found.union(*(self._named_recipients(event, rule) for rule in self._matched.get(event.id, ())))
 
     def max_rows_per_person(self, event: LoggedEvent) -> int:
@@ -75,7 +77,7 @@ class Audience:
                 key = f"{rule.id} {group_key_of(rule.group_by, event.type, object, data)}" if by_keys else ""
                 for user_id in self._named_recipients(event, rule):
                     groups[user_id] = groups.get(user_id) or key
-        for user_id in self._concerned.get(event.id, set()):
+        for user_id in self._default_recipients.get(event.id, set()):
             groups.setdefault(user_id, "")
         told = {person.id: event.type for person in self._may_be_notified(event, data, groups, event.type)}
         mentioned = self._mentioned.get(event.id, set()) - told.keys()

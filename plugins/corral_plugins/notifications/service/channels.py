@@ -65,7 +65,7 @@ class ChannelManagement:
             is_enabled=new.is_enabled,
         )
         _publish(row, "created")
-        self._record("create", row, {})
+        self._record_audit("create", row, {})
         return msgspec.structs.replace(_view(row), warnings=checked.warnings)
 
     def update(
@@ -90,7 +90,7 @@ class ChannelManagement:
                 told["secrets"] = SECRET_CHANGE
             changes |= {"config": checked.config, "secret_names": list(checked.secrets)}
         self._write(row, changes)
-        self._record("update", row, told)
+        self._record_audit("update", row, told)
         return msgspec.structs.replace(_view(row), warnings=checked.warnings if checked is not None else [])
 
     def delete(self, channel_id: str, match: IfMatch) -> None:
@@ -108,7 +108,7 @@ class ChannelManagement:
             raise Conflict(detail, code="in_use", used_by=[msgspec.structs.asdict(rule) for rule in rules])
         Channel.delete().where(Channel.id == row.id).execute()
         _publish(row, "deleted")
-        self._record("delete", row, {})
+        self._record_audit("delete", row, {})
 
     # -- parts
 
@@ -120,7 +120,7 @@ class ChannelManagement:
             setattr(row, column, value)
         _publish(row, "updated")
 
-    def _record(self, verb: str, row: Channel, changes: Mapping[str, tuple[Any, Any]]) -> None:
+    def _record_audit(self, verb: str, row: Channel, changes: Mapping[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:
             entry = AuditEntry(
                 action=f"notifications.channel.{verb}",

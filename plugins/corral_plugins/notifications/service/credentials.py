@@ -32,13 +32,13 @@ class ChannelCredentials:
     def seal(self, channel_id: str, secrets: Mapping[str, str]) -> str | None:
         """Return the secret members in encrypted form for storage, or None if there are none."""
         data = msgspec.json.encode(secrets)
-        return self._sealer.encrypt(data, aad=_place(channel_id)).hex() if secrets else None
+        return self._sealer.encrypt(data, aad=_associated_data(channel_id)).hex() if secrets else None
 
     def secrets(self, row: Channel) -> dict[str, str]:
         """Return the secret members of a channel's config. Raise `SealedWrong` if they are damaged."""
         if row.secrets is None:
             return {}
-        opened = self._sealer.decrypt(_decode_hex(row.secrets), aad=_place(row.id))
+        opened = self._sealer.decrypt(_decode_hex(row.secrets), aad=_associated_data(row.id))
         return msgspec.json.decode(opened, type=dict[str, str])
 
     def readable_secrets(self, row: Channel) -> dict[str, str] | None:
@@ -60,5 +60,5 @@ def _decode_hex(text: str) -> bytes:
         raise SealedWrong("the bytes are not a sealed value") from None
 
 
-def _place(channel_id: str) -> str:
+def _associated_data(channel_id: str) -> str:
     return associated_data("notifications_channels", channel_id, 1, "secrets")

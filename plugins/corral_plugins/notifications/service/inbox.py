@@ -194,7 +194,11 @@ def _count_unread(people: Collection[str]) -> dict[str, int]:
 
 def _add_events(row: Notification, items: list[NewNotification]) -> bool:
     """Add events to a notification. Return False if the notification has been read in the meantime."""
-    changes = {**_newest(items[-1]), "titles": _titles(row.titles or [row.title], items), "last_at": clock.now()}
+    changes = {
+        **_newest_event_columns(items[-1]),
+        "titles": _titles(row.titles or [row.title], items),
+        "last_at": clock.now(),
+    }
     counted = {**changes, "count": Notification.count + len(items)}
     if not Notification.update(counted).where((Notification.id == row.id) & UNREAD).execute():
         return False
@@ -210,7 +214,7 @@ def _new_row(key: str, items: list[NewNotification]) -> Notification:
     if last.object is not None:
         about = {"object_type": last.object[0], "object_id": last.object[1]}
     fields = {"id": new_id(), "user_id": last.user_id, "type": last.type, "group_key": key, "count": len(items)}
-    newest = {**_newest(last), "titles": _titles([], items)}
+    newest = {**_newest_event_columns(last), "titles": _titles([], items)}
     return Notification(**fields, **about, **newest, href=last.href, created_at=now, last_at=now)
 
 
@@ -219,5 +223,5 @@ def _titles(known: list[str], items: Iterable[NewNotification]) -> list[str]:
     return list(dict.fromkeys([*known, *(item.title for item in items)]))[:SHOWN_TITLES]
 
 
-def _newest(item: NewNotification) -> dict[str, Any]:
+def _newest_event_columns(item: NewNotification) -> dict[str, Any]:
     return {name: getattr(item, name) for name in ("severity", "title", "body", "event_id")}

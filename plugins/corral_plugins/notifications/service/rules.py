@@ -53,8 +53,8 @@ class RuleManagement:
         values = self._values(new)
         now = clock.now()
         row = Rule.create(id=new_id(), created_at=now, updated_at=now, since_seq=event_log.last_seq(), **values)
-        _connect(row.id, row.channel_ids)
-        self._record("create", row, {})
+        _link_channels(row.id, row.channel_ids)
+        self._record_audit("create", row, {})
         after_commit(self._dispatcher.wake)
         return rule_view(row)
 
@@ -78,8 +78,8 @@ class RuleManagement:
             setattr(row, column, value)
         if "channel_ids" in changes:
             RuleChannel.delete().where(RuleChannel.rule_id == row.id).execute()
-            _connect(row.id, row.channel_ids)
-        self._record("update", row, told)
+            _link_channels(row.id, row.channel_ids)
+        self._record_audit("update", row, told)
         after_commit(self._dispatcher.wake)
         return rule_view(row)
 
@@ -90,7 +90,7 @@ class RuleManagement:
         match.check(row.version)
         RuleChannel.delete().where(RuleChannel.rule_id == row.id).execute()
         Rule.delete().where(Rule.id == row.id).execute()
-        self._record("delete", row, {})
+        self._record_audit("delete", row, {})
 
     # -- parts
 
@@ -119,7 +119,7 @@ class RuleManagement:
                 pointer = f"/recipients/users/{index}"
                 raise Invalid.at(pointer, "unknown_reference", detail, problem="unknown_reference")
 
-    def _record(self, verb: str, row: Rule, changes: Mapping[str, tuple[Any, Any]]) -> None:
+    def _record_audit(self, verb: str, row: Rule, changes: Mapping[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:
             entry = AuditEntry(
                 action=f"notifications.rule.{verb}",
@@ -140,7 +140,7 @@ def _check_channels(ids: list[str]) -> None:
             raise Invalid.at(f"/channel_ids/{index}", "unknown_reference", detail, problem="unknown_reference")
 
 
-def _connect(rule_id: str, channel_ids: Iterable[str]) -> None:
+def _link_channels(rule_id: str, channel_ids: Iterable[str]) -> None:
     rows = [{"rule_id": rule_id, "channel_id": each} for each in channel_ids]
     if rows:
         RuleChannel.insert_many(rows).execute()

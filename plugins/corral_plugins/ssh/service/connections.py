@@ -102,7 +102,7 @@ class SshConnections:
             raise _duplicate_error(new.name)
         if secrets := self._credentials.store(row, new, by):
             Connection.update(secrets).where(Connection.id == row.id).execute()
-        self._record("create", row, {field: (None, getattr(row, field)) for field in PLAIN_FIELDS}, secrets)
+        self._record_audit("create", row, {field: (None, getattr(row, field)) for field in PLAIN_FIELDS}, secrets)
         return self.find(row.id)
 
     def update(
@@ -136,7 +136,7 @@ class SshConnections:
         columns |= secrets
         if columns:
             self._write(row, columns)
-            self._record("update", row, changes, secrets)
+            self._record_audit("update", row, changes, secrets)
         return self.find(row.id)
 
     def delete(self, connection_id: str, match: IfMatch, *, by: Principal) -> None:
@@ -155,7 +155,7 @@ class SshConnections:
             raise Conflict(detail, code="in_use", references=[{"kind": "execution", "id": each} for each in ids])
         self._credentials.remove_secrets(row, by)
         Connection.delete().where(Connection.id == row.id).execute()
-        self._record("delete", row, {}, {})
+        self._record_audit("delete", row, {}, {})
 
     def accept_host_key(self, connection_id: str, fingerprint: str, match: IfMatch) -> Connection:
         """Accept the host key that the machine presented most recently.
@@ -199,7 +199,7 @@ class SshConnections:
         if row.host_key_state != "mismatch" or row.seen_key != key_line:
             self._write(row, {"seen_key": key_line, "host_key_state": "mismatch"})
             if key_line != row.host_key:
-                _alert(row, str(fingerprint_of(row.host_key)), str(seen))
+                _alert_admins(row, str(fingerprint_of(row.host_key)), str(seen))
         return mismatch_of(row)
 
     def record_test(self, connection_id: str, error: str | None) -> None:
@@ -220,7 +220,9 @@ class SshConnections:
         for column, value in values.items():
             setattr(row, column, value)
 
-    def _record(self, verb: str, row: Connection, changes: dict[str, tuple[Any, Any]], secrets: dict[str, Any]) -> None:
+    def _record_audit(
+        self, verb: str, row: Connection, changes: dict[str, tuple[Any, Any]], secrets: dict[str, Any]
+    ) -> None:
         if self.audit is not None:
             shown = {**changes, **{column: SECRET_CHANGE for column in SECRET_COLUMNS if column in secrets}}
             self.audit.record(_audit_entry(f"ssh.connection.{verb}", row, shown))
@@ -297,7 +299,7 @@ def _matches(row: Connection, query: ConnectionQuery) -> bool:
     return isinstance(query.status, msgspec.UnsetType) or _status(row) in query.status
 
 
-def _alert(row: Connection, old: str, new: str) -> None:
+def _alert_admins(row: Connection, old: str, new: str) -> None:
     command = f"corral ssh accept-key {shlex.quote(row.name)} {new}"
     reason = (
         f"{row.hostname}:{row.port} shows {new} instead of {old}. The connection is blocked until an admin accepts the "

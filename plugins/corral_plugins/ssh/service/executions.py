@@ -108,13 +108,13 @@ class SshExecutions:
             alive_until=clock.now(ALIVE_SECONDS),
         )
         Execution.insert(row.__data__).execute()
-        self._record("start", connection, {"execution_id": row.id, "command": shown_command})
+        self._record_audit("start", connection, {"execution_id": row.id, "command": shown_command})
         return row
 
     def record_denied(self, connection: Connection, shown_command: str, code: str, reason: str) -> None:
         """Record in the audit log that the command rules refused a command."""
         details = {"command": shown_command, "reason": reason}
-        self._record("start", connection, details, outcome="denied", code=code)
+        self._record_audit("start", connection, details, outcome="denied", code=code)
 
     def renew(self, execution_id: str) -> bool:
         """Record that the process running a command is still alive. Return False if the command was cancelled."""
@@ -193,7 +193,7 @@ class SshExecutions:
             )
             self.audit.record(entry)
 
-    def _record(
+    def _record_audit(
         self, verb: str, connection: Connection, details: dict[str, Any], *, outcome: Any = "success", code: Any = None
     ) -> None:
         if self.audit is not None:

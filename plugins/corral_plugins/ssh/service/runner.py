@@ -289,7 +289,7 @@ class SshRunner:
             return await session.connect(self._egress, machine, plan.credential)
 
         try:
-            opened = await self._guarded(f"{PREFIX}:{plan.row.id}", connect)
+            opened = await self._call_with_breaker(f"{PREFIX}:{plan.row.id}", connect)
         except session.OtherHostKey as other:
             line = other.key_line
             problem = await self._work(lambda: self._connections.record_seen_key(plan.row, line), entry=context.entry)
@@ -299,7 +299,7 @@ class SshRunner:
         finally:
             opened.abort()
 
-    async def _guarded(self, name: str, connect: Callable[[], Awaitable[Any]]) -> Any:
+    async def _call_with_breaker(self, name: str, connect: Callable[[], Awaitable[Any]]) -> Any:
         return await connect() if self.breakers is None else await self.breakers.guard(name, connect, judge=_judge)
 
     async def _check_rules(self, row: Connection, command: str, shown: str, context: RunContext) -> None:

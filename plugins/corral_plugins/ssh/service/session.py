@@ -113,7 +113,7 @@ class _Client(asyncssh.SSHClient):
 
         def receive_limited(data: bytes, datatype: Any = None) -> None:
             if conn.get_extra_info("server_version") is None:
-                self._count(len(data), MAX_BANNER_BYTES + MAX_VERSION_BYTES)
+                self._count_bytes(len(data), MAX_BANNER_BYTES + MAX_VERSION_BYTES)
             if not self.is_flooded:
                 receive(data, datatype)
 
@@ -130,9 +130,9 @@ class _Client(asyncssh.SSHClient):
 
     def auth_banner_received(self, msg: str, lang: str) -> None:
         """Count the bytes of a banner that the machine sends during the login, and discard the banner."""
-        self._count(len(msg), MAX_BANNER_BYTES)
+        self._count_bytes(len(msg), MAX_BANNER_BYTES)
 
-    def _count(self, size: int, limit: int) -> None:
+    def _count_bytes(self, size: int, limit: int) -> None:
         self._banner_bytes += size
         if self._banner_bytes > limit:
             self.is_flooded = True

@@ -54,7 +54,7 @@ class DemoClient:
         """
         until = time.monotonic() + seconds
         self._wait_for_worker(until)
-        agent = self._agent(choice, strict=strict)
+        agent = self._create_agent(choice, strict=strict)
         self._flow.create(agent["id"])
         task = self._remote.post(
             "/tasks",
@@ -71,7 +71,7 @@ class DemoClient:
                 self._report_event(event, data)
                 if event in TERMINAL:
                     break
-            outcome = self._outcome(task["id"], began)
+            outcome = self._task_outcome(task["id"], began)
             if outcome["status"] == "completed":
                 outcome["workflow"] = self._flow.follow(until, person=self._email)
         return outcome
@@ -88,7 +88,7 @@ class DemoClient:
         with self._remote.waiting_out_outages(lambda reason: None, until=until):
             return DemoTemplate(self._remote, self._teller).run(slug, until)
 
-    def _agent(self, choice: ModelChoice, *, strict: bool) -> dict[str, Any]:
+    def _create_agent(self, choice: ModelChoice, *, strict: bool) -> dict[str, Any]:
         provider, _, model = choice.name.partition("/")
         config: dict[str, Any] = {"temperature": 0, "max_tokens": NEW_TOKENS}
         if not strict and choice.model is not None:
@@ -120,7 +120,7 @@ class DemoClient:
         elif event in TERMINAL:
             self._teller.step("result", event.removeprefix("task."))
 
-    def _outcome(self, task_id: str, began: float) -> dict[str, Any]:
+    def _task_outcome(self, task_id: str, began: float) -> dict[str, Any]:
         task = self._remote.get(f"/tasks/{task_id}")
         result, cost = task["result"], task["cost"]
         calls = self._remote.get("/llm/calls", task_id=task_id)["items"]

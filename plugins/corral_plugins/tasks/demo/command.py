@@ -130,7 +130,7 @@ def demo_command(
     """
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder already exists; choose another folder")
-    screen, signals = DemoOutput(as_json=as_json), InterruptHandler()
+    output, signals = DemoOutput(as_json=as_json), InterruptHandler()
     text, choice = _read_input(input_path), choose_model(command_context)
     if require_model and choice.model is None:
         raise click.ClickException(choice.problem)

@@ -346,14 +346,14 @@ class TaskQueries:
         """Return a page of the task list."""
         refuse_cursor_with_offset(query)
         if query.__class__ is TaskQuery and is_unfiltered(query):
-            return self._plain_page(query, caller)
+            return self._unfiltered_page(query, caller)
         if isinstance(query.search, str) and is_unfiltered(query, but="search") and can_read(caller, SHARED, None):
             return self._search_page(query, search_words(query.search), caller)
         return self._filtered_page(query, caller)
 
     # -- the plain list
 
-    def _plain_page(self, query: TaskQuery, caller: Principal) -> Page[Any]:
+    def _unfiltered_page(self, query: TaskQuery, caller: Principal) -> Page[Any]:
         total = sum(statistics.status_counts().values())
         if not can_read(caller, SHARED, None):
             return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)

@@ -103,7 +103,7 @@ class HeldCalls:
             title=f"Call {tool.name}",
             description=f"The agent {agent.name if agent else run.agent_id} asks to call {tool.name}.",
             payload=shown,
-            payload_sha256=_hash_of(run.agent_id, run.task_id, tool.name, arguments, target),
+            payload_sha256=_approval_hash(run.agent_id, run.task_id, tool.name, arguments, target),
             risk=RISKS[tool.risk],
             requested_by=Requester(type="agent", id=run.agent_id, on_behalf_of=run.requester_id),
             task_id=run.task_id,
@@ -296,7 +296,7 @@ class HeldCalls:
         verdict = decide_call(context)
         if verdict.decision != "allowed" or tool is None:
             return self._end(row, "denied", verdict.reason or "policy", run)
-        sha256 = _hash_of(row.agent_id, row.task_id, row.tool, arguments, target_of(tool, arguments))
+        sha256 = _approval_hash(row.agent_id, row.task_id, row.tool, arguments, target_of(tool, arguments))
         if tool.definition.runs == "worker":
             self.approvals.consume(facts.id, payload_sha256=sha256)
             call_store.update_call_row(row, status="permitted", **self._permits.permit_columns(tool))
@@ -328,19 +328,21 @@ class HeldCalls:
     # -- the original arguments
 
     def _seal(self, row_id: str, arguments: Any) -> str:
-        return self._sealer.encrypt(msgspec.json.encode(arguments), aad=_context_of(row_id)).hex()
+        return self._sealer.encrypt(msgspec.json.encode(arguments), aad=_associated_data(row_id)).hex()
 
     def _original_arguments(self, row: ToolCallRow) -> Any:
         if row.held_arguments is None:
             return row.arguments
-        return msgspec.json.decode(self._sealer.decrypt(bytes.fromhex(row.held_arguments), aad=_context_of(row.id)))
+        return msgspec.json.decode(
+            self._sealer.decrypt(bytes.fromhex(row.held_arguments), aad=_associated_data(row.id))
+        )
 
 
-def _context_of(row_id: str) -> str:
+def _associated_data(row_id: str) -> str:
     return associated_data("tools_calls", row_id, 1, "held_arguments")
 
 
-def _hash_of(agent_id: str, task_id: str, tool: str, arguments: Any, target: str | None) -> str:
+def _approval_hash(agent_id: str, task_id: str, tool: str, arguments: Any, target: str | None) -> str:
     return tool_call_hash(agent_id=agent_id, task_id=task_id, tool=tool, arguments=arguments, target=target)
 
 

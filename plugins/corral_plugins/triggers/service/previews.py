@@ -59,7 +59,7 @@ class TriggerPreviews:
             return await self._work(lambda: self._next_times(trigger, count), read=True)
         if (days := asked.days) is not msgspec.UNSET:
             return await self._find_past_events(trigger, days)
-        return await self._fire(trigger, asked.payload if asked.payload is not msgspec.UNSET else {})
+        return await self._test_with_payload(trigger, asked.payload if asked.payload is not msgspec.UNSET else {})
 
     def _next_times(self, trigger: Trigger, count: int) -> TriggerTest:
         kind = self._types.kind(trigger.type)
@@ -68,7 +68,7 @@ class TriggerPreviews:
         times = next_times(kind, self._times.rule(trigger), clock.time_s(), count)
         return TriggerTest(times=[clock.format_instant(at) for at in times])
 
-    async def _fire(self, trigger: Trigger, payload: dict[str, Any]) -> TriggerTest:
+    async def _test_with_payload(self, trigger: Trigger, payload: dict[str, Any]) -> TriggerTest:
         now = clock.now()
         row = Fire(id=new_id(), trigger_id=trigger.id, scheduled_for=now, payload=payload, event={}, is_manual=False)
         prepared = await self._firing.prepare(trigger, row)
@@ -95,7 +95,7 @@ class TriggerPreviews:
         after, read = await self._work(lambda: _first_position(clock.now(-days * DAY)), read=True), 0
         names = self._event_types.expand([trigger.config["event"]])
         while read < MAX_READ and len(found) < MAX_FOUND:
-            batch, followed = await self._work(functools.partial(self._read, trigger, after, names), read=True)
+            batch, followed = await self._work(functools.partial(self._next_events, trigger, after, names), read=True)
             for event in followed:
                 if await self._matches(trigger, event):
                     found.append(TestedEvent(event_id=event.id, event=event.type, ts=event.ts))
@@ -104,7 +104,7 @@ class TriggerPreviews:
             after, read = batch[-1].seq, read + len(batch)
         return TriggerTest(events=found[:MAX_FOUND], has_more=True)
 
-    def _read(
+    def _next_events(
         self, trigger: Trigger, after: int, names: list[str]
     ) -> tuple[Sequence[LoggedEvent], Sequence[LoggedEvent]]:
         """Return the next events with these names, and the subset that could fire the trigger."""

@@ -33,7 +33,7 @@ def cron_expression(text: str) -> str:
     return _ALIASES.get(text.strip().lower(), text)
 
 
-def _moment(value: Any) -> float:
+def _parse_time(value: Any) -> float:
     return datetime.fromisoformat(value).timestamp()
 
 
@@ -43,7 +43,7 @@ def _next_cron(rule: TimeRule, after: float) -> float | None:
     config = rule.config
     start = after
     if config.get("start_at") is not None:
-        start = max(start, _moment(config["start_at"]) - 1e-3)
+        start = max(start, _parse_time(config["start_at"]) - 1e-3)
     zone = ZoneInfo(config.get("timezone") or rule.zone)
     local = datetime.fromtimestamp(math.floor(start), UTC).astimezone(zone)
     try:
@@ -51,7 +51,7 @@ def _next_cron(rule: TimeRule, after: float) -> float | None:
     except StopIteration:  # such as 30 February
         return None
     end = config.get("end_at")
-    return None if end is not None and found > _moment(end) else found
+    return None if end is not None and found > _parse_time(end) else found
 
 
 def _describe_cron(config: Mapping[str, Any], zone: str) -> str:
@@ -84,7 +84,7 @@ def _check_cron(config: Mapping[str, Any]) -> list[FieldError]:
 
 def _next_interval(rule: TimeRule, after: float) -> float | None:
     seconds, anchor = float(rule.config["seconds"]), rule.config.get("anchor")
-    base = rule.since if anchor is None else _moment(anchor)
+    base = rule.since if anchor is None else _parse_time(anchor)
     passed = math.floor((after - base) / seconds + 1e-9)
     return base + (max(passed, 0 if anchor is None else passed) + 1) * seconds
 
@@ -94,7 +94,7 @@ def _describe_interval(config: Mapping[str, Any], zone: str) -> str:
 
 
 def _next_once(rule: TimeRule, after: float) -> float | None:
-    at = _moment(rule.config["at"])
+    at = _parse_time(rule.config["at"])
     return at if at > after else None
 
 

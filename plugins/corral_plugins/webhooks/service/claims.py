@@ -111,7 +111,7 @@ class DeliveryClaims:
             _first_waiting(webhooks.values(), self._settings.get(PROBE_SECONDS) > 0), webhooks
         )
         chosen = _take_turns(webhooks, readable, load)
-        return self._lease(chosen, webhooks)
+        return self._lease_deliveries(chosen, webhooks)
 
     def release(self, claimed: Claimed, due_at: str) -> None:
         """Release a delivery that was not attempted.
@@ -178,7 +178,7 @@ class DeliveryClaims:
             Delivery.update(ended("cancelled")).where(Delivery.id.in_(hidden) & IS_OPEN).execute()
         return [row for row in rows if row.id not in hidden]
 
-    def _lease(self, chosen: list[Delivery], webhooks: Mapping[str, Webhook]) -> list[Claimed]:
+    def _lease_deliveries(self, chosen: list[Delivery], webhooks: Mapping[str, Webhook]) -> list[Claimed]:
         if not chosen:
             return []
         timeout, now, lease = self._settings.get(TIMEOUT_SECONDS), clock.now(), new_id()

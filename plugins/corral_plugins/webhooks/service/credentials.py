@@ -23,12 +23,12 @@ class WebhookCredentials:
 
     def seal_secret(self, webhook_id: str, secret: str) -> str:
         """Return a secret in the encrypted form in which it is stored."""
-        return self._sealer.encrypt(secret.encode(), aad=_place(webhook_id, "secret")).hex()
+        return self._sealer.encrypt(secret.encode(), aad=_associated_data(webhook_id, "secret")).hex()
 
     def seal_headers(self, webhook_id: str, headers: Mapping[str, str]) -> str | None:
         """Return headers in the encrypted form in which they are stored, or None if there are no headers."""
         data = msgspec.json.encode(headers)
-        return self._sealer.encrypt(data, aad=_place(webhook_id, "headers")).hex() if headers else None
+        return self._sealer.encrypt(data, aad=_associated_data(webhook_id, "headers")).hex() if headers else None
 
     def secrets(self, row: Webhook) -> list[str]:
         """Return the secrets to sign with: the current secret and, during the overlap period, the old secret."""
@@ -46,8 +46,8 @@ class WebhookCredentials:
             value = bytes.fromhex(sealed)
         except ValueError:
             raise SealedWrong("the bytes are not a sealed value") from None
-        return self._sealer.decrypt(value, aad=_place(webhook_id, field))
+        return self._sealer.decrypt(value, aad=_associated_data(webhook_id, field))
 
 
-def _place(webhook_id: str, field: str) -> str:
+def _associated_data(webhook_id: str, field: str) -> str:
     return associated_data("webhooks_webhooks", webhook_id, 1, field)

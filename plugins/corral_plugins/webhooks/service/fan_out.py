@@ -179,7 +179,7 @@ class WebhookFanOut:
 def followed_patterns() -> frozenset[str]:
     """Return the event names and patterns of all webhooks for which deliveries are created. Runs in a unit of work."""
     joined = Subscription.select(Subscription.pattern).join(Webhook, on=Webhook.id == Subscription.webhook_id)
-    found: Any = joined.where(_is_following()).distinct()
+    found: Any = joined.where(_receives_or_records_events()).distinct()
     return frozenset(pattern for (pattern,) in found.tuples())
 
 
@@ -200,7 +200,7 @@ def event_of(row: Delivery) -> LoggedEvent:
     )
 
 
-def _is_following() -> Any:
+def _receives_or_records_events() -> Any:
     is_recorded = Webhook.disabled_reason.in_(RECORDED_REASONS) & (Webhook.updated_at > clock.now(-RECORDED_SECONDS))
     return Webhook.is_active | is_recorded
 
@@ -209,7 +209,9 @@ def _followers(patterns: Collection[str]) -> dict[str, list[_Follower]]:
     """Return the webhooks that subscribe to each of the patterns, keyed by pattern."""
     columns = (Webhook.id, Webhook.user_id, Webhook.filter, Webhook.since_seq, Webhook.is_active, Subscription.pattern)
     joined = Webhook.select(*columns).join(Subscription, on=Webhook.id == Subscription.webhook_id)
-    rows: Any = joined.where(Subscription.pattern.in_(patterns) & _is_following()).tuples() if patterns else ()
+    rows: Any = (
+        joined.where(Subscription.pattern.in_(patterns) & _receives_or_records_events()).tuples() if patterns else ()
+    )
     found: dict[str, list[_Follower]] = {}
     for *fields, pattern in rows:
         found.setdefault(pattern, []).append(_Follower(*fields))

@@ -94,7 +94,7 @@ class WebhookManagement:
         )
         _subscribe(webhook_id, row.events)
         publish(WebhookCreated, row)
-        self._record("create", row)
+        self._record_audit("create", row)
         return CreatedWebhook(**view_fields(row, 0), warnings=checked.warnings, secret=secret)
 
     def update(
@@ -141,7 +141,7 @@ class WebhookManagement:
         row = find_webhook(webhook_id, by)
         match.check(row.version)
         delete_webhooks([row])
-        self._record("delete", row)
+        self._record_audit("delete", row)
 
     def rotate_secret(
         self, webhook_id: str, secret: str, seconds: int, match: IfMatch, *, by: Principal
@@ -162,7 +162,7 @@ class WebhookManagement:
             raise NotFound("There is no webhook with this id.")
         match.check(row.version)
         if disable_webhook(row, "admin"):
-            self._record("disable", row)
+            self._record_audit("disable", row)
         return webhook_view(Webhook.get_by_id(row.id), is_whole=False)
 
     def _change(self, row: Webhook, changes: dict[str, Any]) -> None:
@@ -183,9 +183,9 @@ class WebhookManagement:
             Subscription.delete().where(Subscription.webhook_id == row.id).execute()
             _subscribe(row.id, changes["events"])
         publish(WebhookUpdated, row)
-        self._record("update", row, before, changes)
+        self._record_audit("update", row, before, changes)
 
-    def _record(
+    def _record_audit(
         self, verb: str, row: Webhook, before: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None
     ) -> None:
         """Record a change in the audit log."""

@@ -182,7 +182,7 @@ class EmbeddedWorker:
         After the cancellation, the worker has 10 s to release its tasks before it is killed.
         """
         await asyncio.to_thread(remove_orphaned_folders)
-        with _own_folder() as folder:
+        with _temporary_folder() as folder:
             pause = FIRST_PAUSE
             loop = asyncio.get_running_loop()
             while True:
@@ -254,7 +254,7 @@ def remove_orphaned_folders() -> None:
 
 
 @contextlib.contextmanager
-def _own_folder() -> Iterator[str]:
+def _temporary_folder() -> Iterator[str]:
     with (
         tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True) as folder,
         Path(folder, LOCK_FILE).open("w") as file,

@@ -278,7 +278,7 @@ class Engine:
         if claim_revision(state):
             is_open = (StepRun.run_id == state.run.id) & StepRun.status.not_in(FINAL)
             StepRun.update(status="cancelled", lease=None, finished_at=clock.now()).where(is_open).execute()
-            self._status_changed(state)
+            self._on_status_change(state)
 
     async def _plan(self, state: RunState, graph: Graph) -> Plan:
         most = graph.config.get("max_parallel") or self._settings.get(MAX_PARALLEL)
@@ -300,7 +300,7 @@ class Engine:
         for name, row in [*plan.events, *(("waiting", row) for row in waiting)]:
             self._emit_step(state, name, row)
         if "status" in state.changes:
-            self._status_changed(state)
+            self._on_status_change(state)
         plan.is_partial = plan.is_partial or any(ended) or bool(waiting)
         if plan.is_partial:
             again = {"queued_at": clock.now(), "due_at": clock.now(LOST_SECONDS)}
@@ -375,7 +375,7 @@ class Engine:
 
     # -- events
 
-    def _status_changed(self, state: RunState) -> None:
+    def _on_status_change(self, state: RunState) -> None:
         run = state.run
         self._emit_run(run, RUN_EVENTS[run.status])
         if run.status in FINAL_RUN:

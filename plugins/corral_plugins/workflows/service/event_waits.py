@@ -106,7 +106,7 @@ class EventWaits:
                 continue
             try:
                 if await self._matches(row, event):
-                    await self._work(functools.partial(_complete, row, event, self.event_taint), entry=ENTRY)
+                    await self._work(functools.partial(_complete_step, row, event, self.event_taint), entry=ENTRY)
                     self._failures.pop((row.id, event.id), None)
                     return False
             except Unavailable:
@@ -122,7 +122,7 @@ class EventWaits:
         self._failures[row.id, event.id] += 1
         if self._failures[row.id, event.id] < POISON_TRIES:
             return False
-        await self._work(functools.partial(_alert, row, event, reason), entry=ENTRY)
+        await self._work(functools.partial(_alert_admins, row, event, reason), entry=ENTRY)
         del self._failures[row.id, event.id]
         return True
 
@@ -159,7 +159,7 @@ def _read(after: tuple[str, str]) -> tuple[list[Any], list[LoggedEvent], int]:
     Steps that have already seen the newest event are omitted. The steps are ordered by event type and id.
     """
     end = event_log.last_seq()
-    rows: list[Any] = list(_waiting(after, end).order_by(StepRun.event, StepRun.id).limit(BATCH))
+    rows: list[Any] = list(_waiting_steps(after, end).order_by(StepRun.event, StepRun.id).limit(BATCH))
     if not rows:
         return [], [], end
     first, types = min(row.cursor for row in rows), sorted({row.event for row in rows})
@@ -169,10 +169,10 @@ def _read(after: tuple[str, str]) -> tuple[list[Any], list[LoggedEvent], int]:
 
 def _is_awaited(after: tuple[str, str]) -> bool:
     """Return whether `_read` would return any steps."""
-    return bool(_waiting(after, event_log.last_seq()).limit(1).exists())
+    return bool(_waiting_steps(after, event_log.last_seq()).limit(1).exists())
 
 
-def _waiting(after: tuple[str, str], end: int) -> Any:
+def _waiting_steps(after: tuple[str, str], end: int) -> Any:
     position = peewee.Tuple(StepRun.event, StepRun.id)
     waits = StepRun.event.is_null(False) & (StepRun.status == "waiting") & (position > peewee.Tuple(*after))
     return StepRun.select().where(waits & StepRun.report.is_null() & (StepRun.cursor < end))
@@ -182,7 +182,7 @@ def _move_positions(ids: Sequence[str], place: int) -> None:
     StepRun.update(cursor=place).where(StepRun.id.in_(list(ids)) & (StepRun.cursor < place)).execute()
 
 
-def _complete(row: Any, event: LoggedEvent, event_taint: EventTaint | None) -> None:
+def _complete_step(row: Any, event: LoggedEvent, event_taint: EventTaint | None) -> None:
     wake(row.run_id)
     is_tainted = event_taint is None or event_taint.is_tainted(event)
     output = {"event": _event_data(event)}
@@ -190,7 +190,7 @@ def _complete(row: Any, event: LoggedEvent, event_taint: EventTaint | None) -> N
     StepRun.update(report={"status": "completed", "tainted": is_tainted}, output=output).where(waits).execute()
 
 
-def _alert(row: Any, event: LoggedEvent, reason: str) -> None:
+def _alert_admins(row: Any, event: LoggedEvent, reason: str) -> None:
     about = {"type": "workflow_run", "id": row.run_id}
     alert = poison_alert(f"The step {row.name} of a workflow run", event, reason, about)
     raise_alert(alert, ("consumer", "workflows.awaited_events"))  # once for many steps

@@ -67,7 +67,7 @@ class ReferenceChecker:
 
     def find_references(self, steps: Sequence[Json]) -> list[Reference]:
         """Return the references of a valid definition. Names that are computed by expressions are omitted."""
-        return [found for pointer, step in all_steps(steps) for found in self._of_step(step, pointer)]
+        return [found for pointer, step in all_steps(steps) for found in self._references_of_step(step, pointer)]
 
     def find_obstacles(self, references: Sequence[Reference]) -> list[Obstacle]:
         """Return the obstacles: references to unavailable objects, and to tools that no agent may use for the step."""
@@ -96,7 +96,7 @@ class ReferenceChecker:
         is_open = any(each.kind == "tool" and each.agent_id is None for each in references)
         return self._agents.started_agents(None) if is_open else []
 
-    def _of_step(self, step: Json, pointer: str) -> Iterator[Reference]:
+    def _references_of_step(self, step: Json, pointer: str) -> Iterator[Reference]:
         config = {key: value for key, value in step["config"].items() if key not in ("body", "branches")}
         agent_id, role = step["agent_id"], config.get("agent_role")
         if agent_id is not None:

@@ -71,9 +71,9 @@ class Planner:
             output = await self._output()
         except TemplateError as error:
             fault = error_of("", "error", "template_error", f"output: {error.detail}")
-            self._end("failed", error=fault)
+            self._end_run("failed", error=fault)
             return
-        self._end("completed", output=output)
+        self._end_run("completed", output=output)
 
     async def _output(self) -> Any:
         """Return the output of the run: `config.output`, or by default the outputs of the leaf steps, keyed by name."""
@@ -97,7 +97,7 @@ class Planner:
             if row is None or row.is_open:
                 self._set_status()
                 return
-        self._end("failed", error=failure)
+        self._end_run("failed", error=failure)
 
     def _cancel_unfinished_steps(self) -> None:
         """Cancel all unfinished steps. When all of them have ended, the run ends."""
@@ -109,11 +109,11 @@ class Planner:
             return
         stop = dict(self._state.run.stop or {})
         if stop["kind"] == "cancel":
-            self._end("cancelled", error=None)
+            self._end_run("cancelled", error=None)
             return
-        self._end("failed", error={"step": "", **stop})
+        self._end_run("failed", error={"step": "", **stop})
 
-    def _end(self, status: str, *, output: Any = None, error: Json | None = None) -> None:
+    def _end_run(self, status: str, *, output: Any = None, error: Json | None = None) -> None:
         for row in self._state.rows.values():
             if row.is_open:  # the work elsewhere is being cancelled, and its end no longer matters
                 self._changes.finish(row, "cancelled")

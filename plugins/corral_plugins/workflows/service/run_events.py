@@ -59,7 +59,7 @@ class RunEvents:
                 )
                 if records:
                     cursor = str(place)
-                    yield b"".join(_block(record) for record in records)
+                    yield b"".join(_sse_block(record) for record in records)
                 if is_final and len(records) < BATCH:
                     return
                 if not records:
@@ -73,13 +73,13 @@ class RunEvents:
 def _read(run_id: str, cursor: str | None, limit: int, by: Principal) -> tuple[list[LoggedEvent], int, bool]:
     """Return events of a run, the position after these events, and whether the run had ended before they were read."""
     run = find_readable_run(run_id, by)
-    after, newest = _position(cursor), event_log.last_seq()
+    after, newest = _parse_cursor(cursor), event_log.last_seq()
     records = event_log.select([EventRow.seq > after, EventRow.object_id == run.id], limit)
     place = records[-1].seq if records else max(after, newest)
     return records, place, run.status in FINAL_RUN
 
 
-def _position(cursor: str | None) -> int:
+def _parse_cursor(cursor: str | None) -> int:
     if cursor is None:
         return 0
     place = event_log.seq_of(cursor)
@@ -92,5 +92,5 @@ def _position(cursor: str | None) -> int:
     return place
 
 
-def _block(record: LoggedEvent) -> bytes:
+def _sse_block(record: LoggedEvent) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (record.seq, record.type.encode(), encode(record.view()))

@@ -44,7 +44,7 @@ def stored_steps(given: Sequence[NewStep]) -> list[Json]:
 
 def stored_step(new: NewStep, others: Sequence[Json], depth: int = 0) -> Json:
     """Return a step in its stored form. A step without `order` is placed after all steps in `others`."""
-    step: Json = {"id": new_id(), **_names(new.name, new.title), "step_type": new.step_type}
+    step: Json = {"id": new_id(), **_name_and_title(new.name, new.title), "step_type": new.step_type}
     step["order"] = max((each["order"] for each in others), default=0) + 1
     return {**step, **DEFAULTS, **given_fields(new, depth)}
 
@@ -63,7 +63,7 @@ def given_fields(given: StepFields, depth: int = 0) -> Json:
 
 def patched_step(step: Json, patch: StepPatch) -> Json:
     """Return a step with the changes from a request applied."""
-    names = {} if patch.name is UNSET else _names(patch.name, patch.title)
+    names = {} if patch.name is UNSET else _name_and_title(patch.name, patch.title)
     if patch.name is UNSET and patch.title is not UNSET:
         names = {"title": patch.title}
     kind = {} if patch.step_type is UNSET else {"step_type": patch.step_type}
@@ -94,7 +94,7 @@ def step_view(step: Json) -> StepView:
     return msgspec.convert(step, StepView)
 
 
-def _names(name: str, title: Any) -> Json:
+def _name_and_title(name: str, title: Any) -> Json:
     return {"name": slug_of(name), "title": name.strip() if title is UNSET else title}
 
 
@@ -107,10 +107,10 @@ def _with_inner_steps(config: Json, depth: int) -> Json:
     if depth >= MAX_DEPTH:
         return config
     if isinstance(config.get("body"), list):
-        return {**config, "body": _inner(config["body"], "/config/body", depth)}
+        return {**config, "body": _stored_inner_steps(config["body"], "/config/body", depth)}
     if isinstance(config.get("branches"), list):
         branches = [
-            {**branch, "steps": _inner(branch["steps"], f"/config/branches/{n}/steps", depth)}
+            {**branch, "steps": _stored_inner_steps(branch["steps"], f"/config/branches/{n}/steps", depth)}
             if isinstance(branch, dict) and isinstance(branch.get("steps"), list)
             else branch
             for n, branch in enumerate(config["branches"])
@@ -119,7 +119,7 @@ def _with_inner_steps(config: Json, depth: int) -> Json:
     return config
 
 
-def _inner(given: list[Any], pointer: str, depth: int) -> list[Any]:
+def _stored_inner_steps(given: list[Any], pointer: str, depth: int) -> list[Any]:
     found: list[Json] = []
     for n, each in enumerate(given):
         try:

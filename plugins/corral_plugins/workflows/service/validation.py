@@ -61,7 +61,7 @@ class DefinitionValidator:
             policy = msgspec.convert(config["review_policy"], ReviewPolicy)
             reviews = self.code_reviews is not None
             found += review_policy_faults(policy, "/config/review_policy", performs_reviews=reviews)
-        structure = [fault for n, step in enumerate(steps) for fault in self._structure(step, f"/steps/{n}")]
+        structure = [fault for n, step in enumerate(steps) for fault in self._check_structure(step, f"/steps/{n}")]
         if structure:
             return found + structure, None
         try:
@@ -79,7 +79,7 @@ class DefinitionValidator:
 
     # -- structure: what the graph needs
 
-    def _structure(self, step: Json, pointer: str, depth: int = 0) -> Iterator[FieldError]:
+    def _check_structure(self, step: Json, pointer: str, depth: int = 0) -> Iterator[FieldError]:
         kind = self._types.find(step["step_type"])
         if kind is None:
             detail = f"No active plugin provides the step type {step['step_type']}."
@@ -93,7 +93,7 @@ class DefinitionValidator:
             if is_literal or not _is_computed(step["config"], where):
                 yield fault
         for where, inner in inner_steps(step) if can_descend else ():
-            yield from self._structure(inner, f"{pointer}/config{where}", depth + 1)
+            yield from self._check_structure(inner, f"{pointer}/config{where}", depth + 1)
 
     # -- expressions
 

@@ -92,7 +92,7 @@ class McpConnections:
                 return await client.list_tools(endpoint)
 
         try:
-            return await self._guarded(name, list_within_time)
+            return await self._call_with_breaker(name, list_within_time)
         except TimeoutError:
             message = f"The server did not list its tools within {LIST_SECONDS:.0f} seconds."
             raise McpFailure("timeout", message) from None
@@ -108,7 +108,7 @@ class McpConnections:
             raise ToolFailure("unavailable", "The MCP server, or the plugin that reaches it, was removed.")
         try:
             endpoint = await self._endpoint(server, *row)
-            result = await self._guarded(server, lambda: client.call_tool(endpoint, tool, arguments))
+            result = await self._call_with_breaker(server, lambda: client.call_tool(endpoint, tool, arguments))
             return mcp_result_for_model(server, result)
         except McpFailure as failure:
             raise ToolFailure(failure.type, failure.message) from None
@@ -134,7 +134,7 @@ class McpConnections:
         )
         return parse_headers(value)
 
-    async def _guarded(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+    async def _call_with_breaker(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
         if self.breakers is None:
             return await call()
         return await self.breakers.guard(breaker_name(name), call, judge=_judge)

@@ -117,10 +117,10 @@ def _store_tools(server: McpServerRow, rows: dict[str, dict[str, Any]], listed: 
         columns = [McpToolRow.remote_name, McpToolRow.definition, McpToolRow.definition_sha256, McpToolRow.is_listed]
         McpToolRow.insert(row).on_conflict(conflict_target=[McpToolRow.name], preserve=columns).execute()
     if changed and server.listed_at is not None:
-        _alert(server.name, changed)
+        _alert_admins(server.name, changed)
 
 
-def _alert(server: str, tools: list[str]) -> None:
+def _alert_admins(server: str, tools: list[str]) -> None:
     alert = McpChanged(
         kind="mcp_changed",
         severity="warning",

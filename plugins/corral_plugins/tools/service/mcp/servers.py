@@ -96,7 +96,7 @@ class McpServers:
             raise Conflict(detail, code="duplicate", existing_id=new.name)
         self._attach(new.name, new.headers_secret, by)
         _store_overrides(new.name, new.tool_overrides, by)
-        self._record("create", new.name, {field: (None, value) for field, value in columns.items() if value})
+        self._record_audit("create", new.name, {field: (None, value) for field, value in columns.items() if value})
 
     def update(self, name: str, patch: McpServerPatch, match: IfMatch, *, by: Principal) -> bool:
         """Change a server. Return whether the list of its tools must be fetched again.
@@ -128,7 +128,7 @@ class McpServers:
         if isinstance(patch.tool_overrides, dict):
             _store_overrides(name, patch.tool_overrides, by)
             changes["tool_overrides"] = (None, "changed")
-        self._record("update", name, changes)
+        self._record_audit("update", name, changes)
         return bool(changed) and bool(given.get("enabled", row.enabled))
 
     def delete(self, name: str, match: IfMatch) -> None:
@@ -146,7 +146,7 @@ class McpServers:
         ToolRow.delete().where(ToolRow.name.startswith(f"{MCP_PREFIX}{name}.")).execute()
         if self.secrets is not None:
             self.secrets.detach(attached_server(name))
-        self._record("delete", name, {})
+        self._record_audit("delete", name, {})
 
     def accept(self, name: str, accepted: AcceptedDefinitions) -> None:
         """Accept tool definitions by their hashes, so that agents may use these tools.
@@ -173,7 +173,7 @@ class McpServers:
         McpToolRow.update(accepted_sha256=McpToolRow.definition_sha256).where(listed).execute()
         newly = [tools[sha256] for sha256 in accepted.definition_sha256]
         changes = {each.name: (each.accepted_sha256, each.definition_sha256) for each in newly}
-        self._record("accept", name, changes)
+        self._record_audit("accept", name, changes)
 
     def _attach(self, name: str, secret: str | None, by: Principal) -> None:
         if secret is None:
@@ -190,7 +190,7 @@ class McpServers:
         if McpServerRow.select().count() >= MAX_SERVERS:
             raise Invalid.at("/name", "not_allowed", f"There can be at most {MAX_SERVERS} MCP servers.")
 
-    def _record(self, verb: str, name: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
+    def _record_audit(self, verb: str, name: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:
             shown = {**changes, "headers_secret": SECRET_CHANGE} if "headers_secret" in changes else changes
             entry = AuditEntry(
