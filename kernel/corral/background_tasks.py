@@ -41,7 +41,7 @@ class Supervisor:
         After five restarts in a row, a task with an owner is restarted only when `owner.restarts_exhausted` returns. A
         task that raises `Unavailable` is restarted after a short delay, and this restart is not counted.
         """
-        self._tasks[name] = asyncio.get_running_loop().create_task(self._keep(name, run, owner), name=name)
+        self._tasks[name] = asyncio.get_running_loop().create_task(self._keep_running(name, run, owner), name=name)
 
     async def stop_task(self, name: str) -> None:
         """Stop one task and wait until it has stopped."""
@@ -53,7 +53,7 @@ class Supervisor:
         """Stop all tasks and wait until they have stopped."""
         await asyncio.gather(*map(self.stop_task, tuple(self._tasks)))
 
-    async def _keep(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None) -> None:
+    async def _keep_running(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None) -> None:
         loop = asyncio.get_running_loop()
         delay, restarts = INITIAL_DELAY, 0
         while True:

@@ -29,7 +29,7 @@ _HEAD = 1 + _ID
 _BODY = _HEAD + _NONCE + _DATA_KEY + _TAG
 
 
-class SealedWrong(ValueError):
+class InvalidSealedValue(ValueError):
     """Raised when a sealed value was changed or truncated, or was copied from another row or column."""
 
 
@@ -124,7 +124,7 @@ class Sealer(Protocol):
         ...
 
     def decrypt(self, sealed: bytes, *, aad: str) -> bytes:
-        """Decrypt a value. Raise `SealedWrong` if the value was changed or belongs to another row or column."""
+        """Decrypt a value. Raise `InvalidSealedValue` if the value was changed or belongs to another row or column."""
         ...
 
     def mac(self, purpose: str, data: bytes) -> bytes:
@@ -192,7 +192,7 @@ class Keyring:
         path = config.data_dir / KEY_FILE
         try:
             if allow_create and not path.exists():
-                _create(path)
+                _create_key_file(path)
             if not path.exists():
                 return cls(source=str(path), start_secret=start_secret)
             if readable_by_others(path):
@@ -247,8 +247,8 @@ class Keyring:
     def decrypt(self, sealed: bytes, *, aad: str) -> bytes:
         """Decrypt a value.
 
-        Raise `SealedWrong` if the value was changed or belongs to another row or column, and `Unavailable` if its
-        master key is not loaded.
+        Raise `InvalidSealedValue` if the value was changed or belongs to another row or column, and `Unavailable` if
+        its master key is not loaded.
         """
         return _decrypt(self._data_key(sealed), sealed[_BODY:], _versioned_aad(aad))
 
@@ -263,7 +263,7 @@ class Keyring:
         """Return whether a loaded master key can unwrap the value's data key. The check needs no `aad`."""
         try:
             return bool(self._data_key(sealed))
-        except (SealedWrong, Unavailable):
+        except (InvalidSealedValue, Unavailable):
             return False
 
     def _data_key(self, sealed: bytes) -> bytes:
@@ -283,9 +283,9 @@ class Keyring:
 
 
 def key_id(sealed: bytes) -> str:
-    """Return the id of the master key that a sealed value needs. Raise `SealedWrong` if the value is malformed."""
+    """Return the id of the master key that a sealed value needs. Raise `InvalidSealedValue` if it is malformed."""
     if sealed[:1] != _VERSION or len(sealed) < _BODY + _NONCE + _TAG:
-        raise SealedWrong("the bytes are not a sealed value")
+        raise InvalidSealedValue("the bytes are not a sealed value")
     return sealed[1:_HEAD].hex()
 
 
@@ -309,10 +309,10 @@ def _decrypt(key: bytes, sealed: bytes, aad: bytes) -> bytes:
     try:
         return AESGCM(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], aad)
     except InvalidTag:
-        raise SealedWrong("the sealed value was changed or belongs to another place") from None
+        raise InvalidSealedValue("the sealed value was changed or belongs to another place") from None
 
 
-def _create(path: Path) -> None:
+def _create_key_file(path: Path) -> None:
     """Create the key file atomically.
 
     If several processes start at the same time, one of them creates the file and the others read it.

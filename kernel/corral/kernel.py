@@ -168,7 +168,7 @@ class Kernel:
         The stored settings of a plugin that is out of service are kept, but they are hidden.
         """
         record = self.registry.get(plugin)
-        return plugin == KERNEL or (record is not None and record.serves)
+        return plugin == KERNEL or (record is not None and record.in_service)
 
     def _create_consumer(self, record: PluginRecord, subscriber: Subscriber) -> Consumer:
         types = self.event_types.expand(subscriber.events)
@@ -194,7 +194,7 @@ class Kernel:
         broken = [
             f"{record.name}: {record.reason}"
             for record in self.plugins
-            if (record.protection == "essential" and not record.serves)
+            if (record.protection == "essential" and not record.in_service)
             or (strict and record.state in ("failed", "blocked"))
         ]
         if broken:
@@ -209,7 +209,7 @@ class Kernel:
         asyncio.get_running_loop().set_default_executor(self.threads)
         self.loop_watch.start()
         self.database.deliver_on(asyncio.get_running_loop())
-        self.database.committed = self._committed
+        self.database.committed = self._on_commit
         if self.queue is not None and (share or not jobs):
             await self.queue.start()
             self.runner.queue = self.queue
@@ -218,7 +218,7 @@ class Kernel:
         if self.database.kind == "postgresql":
             self.supervisor.start("events.sequencer", self.feed.run_sequencer)
         for record in self.plugins:
-            if record.serves:
+            if record.in_service:
                 await self._start_plugin(record)
         self.refuse_without_essentials()
         if jobs:
@@ -234,7 +234,7 @@ class Kernel:
         """
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
-        runtime = self._runtime(record)
+        runtime = self._create_runtime(record)
         try:
             assert record.plugin is not None
             async with asyncio.timeout(limit) as patience:
@@ -265,8 +265,8 @@ class Kernel:
     async def stop(self) -> None:
         """Stop plugins, then background tasks, then connections."""
         for record in reversed(self.plugins):
-            if record.serves and record.plugin is not None:
-                await self._runtime(record).guarded_callback("stop", record.plugin.stop, STOP_SECONDS)()
+            if record.in_service and record.plugin is not None:
+                await self._create_runtime(record).guarded_callback("stop", record.plugin.stop, STOP_SECONDS)()
         await self.supervisor.stop()
         # Releasing the leases lets other processes take over at once. If the database is unreachable, the leases
         # expire. Only processes that run jobs hold any.
@@ -279,10 +279,10 @@ class Kernel:
         self.database.close_loop_connection()
         await asyncio.to_thread(self.database.close)
 
-    def _runtime(self, record: PluginRecord) -> PluginRuntime:
+    def _create_runtime(self, record: PluginRecord) -> PluginRuntime:
         return PluginRuntime(record, self.container, self.guards, self.registry, self.supervisor, self.lifecycle)
 
-    def _committed(self, units: list[Unit]) -> None:
+    def _on_commit(self, units: list[Unit]) -> None:
         emitted = [row["type"] for unit in units for write, row in unit.collected if write is write_events]
         self.metrics.events.update(emitted)
         self.feed.on_commit(bool(emitted))

@@ -93,7 +93,7 @@ class Fuzz:
     # -- in a thread beside the loop of the kernel
 
     def _operation(self, operation: Operation, described: Any, made: Cases, count: int) -> None:
-        if operation.route.names:
+        if operation.route.path_parameters:
             self._ask_for_nothing(operation)
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             for case in made.of(described, mode, count):
@@ -128,9 +128,13 @@ class Fuzz:
         return [first, self.random.choice([*self.callers])]
 
     def _use_what_exists(self, operation: Operation, case: Case) -> None:
-        if operation.route.names and not _is_wrong(case, ParameterLocation.PATH) and self.random.random() < OLD:
+        if (
+            operation.route.path_parameters
+            and not _is_wrong(case, ParameterLocation.PATH)
+            and self.random.random() < OLD
+        ):
             names = self.random.choice(self.pool[of(operation).path])
-            case.path_parameters.update({key: names[key] for key in operation.route.names if key in names})
+            case.path_parameters.update({key: names[key] for key in operation.route.path_parameters if key in names})
         if isinstance(case.body, dict):
             for key in [key for key in case.body if key.endswith("_id")]:
                 known = self.pool.get(f"/{key[:-3]}s/{{id}}")

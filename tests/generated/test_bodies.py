@@ -99,7 +99,7 @@ def with_field(operation: Operation, names: Names, field: str, value: bytes) -> 
 
 
 async def made_for(world: World, made: dict[str, Names], operation: Operation) -> Names:
-    if not operation.route.names:
+    if not operation.route.path_parameters:
         return {}
     kind = of(operation)
     if kind.path not in made:

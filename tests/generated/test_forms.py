@@ -39,7 +39,7 @@ async def world_both_ways(request: pytest.FixtureRequest, tmp_path_factory: pyte
 
 
 async def names_of(world: World, made: dict[str, Names], operation: Operation) -> Names:
-    if not operation.route.names:
+    if not operation.route.path_parameters:
         return {}
     kind = of(operation)
     if kind.path not in made:
@@ -173,7 +173,7 @@ async def test_ids_are_ids(world: World) -> None:
     faults = []
     made: dict[str, Names] = {}
     for operation in world.operations:
-        ids = [name for name in operation.route.names if name == "id" or name.endswith("_id")]
+        ids = [name for name in operation.route.path_parameters if name == "id" or name.endswith("_id")]
         if not ids:
             continue
         names = await names_of(world, made, operation)

@@ -36,7 +36,7 @@ def lists(world: World) -> list[Operation]:
     return [
         each
         for each in world.operations
-        if each.method == "GET" and not each.route.names and {"limit", "cursor"} <= {*each.query_names}
+        if each.method == "GET" and not each.route.path_parameters and {"limit", "cursor"} <= {*each.query_names}
     ]
 
 
@@ -105,7 +105,7 @@ async def test_conventions_6_what_a_list_shows_a_read_by_id_shows(world: World, 
             )
             if read is None or not rights.suffices(role, read.route.needs):
                 continue
-            key = read.route.names[0]
+            key = read.route.path_parameters[0]
             for item in items[:count]:
                 answer = await client.get(read.at({key: str(item[key])}))
                 if answer.status != 200:
@@ -124,9 +124,13 @@ async def test_conventions_6_nothing_private_is_met_anywhere(
     assert searched
     faults = []
     for operation in world.operations:
-        if operation.method != "GET" or operation.path.endswith("/stream") or (operation.route.names and not whole):
+        if (
+            operation.method != "GET"
+            or operation.path.endswith("/stream")
+            or (operation.route.path_parameters and not whole)
+        ):
             continue
-        kind = of(operation) if operation.route.names else None
+        kind = of(operation) if operation.route.path_parameters else None
         for names in made[kind.path][:1] if kind is not None else [{}]:
             path, _ = asked(operation, names)
             mark = "&" if "?" in path else "?"

@@ -138,7 +138,7 @@ async def test_no_credential_of_a_machine_is_stored_or_shown(world: World) -> No
                     accepted[operation.label] += 1
                     shown += [operation.label] if any(text.encode() in answer.body for text in SPELLINGS) else []
     for operation in world.operations:
-        for part in operation.route.names if not operation.is_public else ():
+        for part in operation.route.path_parameters if not operation.is_public else ():
             for by in machines.all() if part != "id" else ():
                 for text in SPELLINGS:
                     answer = await machines.send(operation, by, operation.sample_body(), **{part: quote(text, safe="")})

@@ -28,7 +28,7 @@ def named(world: World) -> list[Operation]:
     return [
         each
         for each in world.operations
-        if each.route.names and not all(rights.is_machines(need) for need in each.route.needs)
+        if each.route.path_parameters and not all(rights.is_machines(need) for need in each.route.needs)
     ]
 
 
@@ -118,7 +118,7 @@ async def test_objects_that_are_not_there(world: World) -> None:
     for operation in named(world):
         kind = of(operation)
         names = await kind.make(world, world.owner)
-        last = operation.route.names[-1]
+        last = operation.route.path_parameters[-1]
         absent = {**names, last: operation.samples.nothing(last)}
         if "{tool}" in operation.path or operation.path == "/files/{id}/content":  # a link is signed for its id
             continue
@@ -132,5 +132,5 @@ async def test_objects_that_are_not_there(world: World) -> None:
 @on_the_loop_of_the_module
 async def test_every_kind_of_object_is_served(world: World) -> None:
     """No factory is left of what is gone."""
-    used = {of(operation).path for operation in world.operations if operation.route.names}
+    used = {of(operation).path for operation in world.operations if operation.route.path_parameters}
     assert {each.path for each in RESOURCES} - used == set()

@@ -22,8 +22,8 @@ from corral.config.model import Config
 from corral.config.reader import load
 from corral.crypto import (
     KEY_FILE,
+    InvalidSealedValue,
     Keyring,
-    SealedWrong,
     associated_data,
     derive,
     key_id,
@@ -68,11 +68,11 @@ def test_every_changed_byte_is_noticed() -> None:
     for index in range(len(sealed)):
         changed = bytearray(sealed)
         changed[index] ^= 1
-        with pytest.raises((SealedWrong, Unavailable)) as caught:
+        with pytest.raises((InvalidSealedValue, Unavailable)) as caught:
             keyring.decrypt(bytes(changed), aad=AAD)
         assert isinstance(caught.value, Unavailable) == (1 <= index < 9)
     for size in range(len(sealed)):
-        with pytest.raises(SealedWrong):
+        with pytest.raises(InvalidSealedValue):
             keyring.decrypt(sealed[:size], aad=AAD)
 
 
@@ -85,17 +85,17 @@ def test_a_value_does_not_open_in_another_place() -> None:
         AAD + "x",
         AAD.replace("secrets", "users"),
     ):
-        with pytest.raises(SealedWrong):
+        with pytest.raises(InvalidSealedValue):
             keyring.decrypt(sealed, aad=other)
     with pytest.raises(ValueError, match="aad"):
         keyring.encrypt(b"value", aad="")
-    assert issubclass(SealedWrong, ValueError)
+    assert issubclass(InvalidSealedValue, ValueError)
 
 
 def test_a_wrapped_data_key_does_not_serve_another_value() -> None:
     keyring = ring()
     one, two = keyring.encrypt(b"one", aad=AAD), keyring.encrypt(b"two", aad=AAD)
-    with pytest.raises(SealedWrong):
+    with pytest.raises(InvalidSealedValue):
         keyring.decrypt(one[:69] + two[69:], aad=AAD)
 
 

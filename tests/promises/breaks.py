@@ -119,7 +119,7 @@ BREAKS: dict[str, Break] = {
         "write 503 dependency_unavailable",
         [
             (
-                "corral.database.engine:translate",
+                "corral.database.engine:translate_error",
                 '"full" in text or "disk i/o" in text or "no space" in text',
                 "False",
             )
@@ -140,7 +140,7 @@ BREAKS: dict[str, Break] = {
     "R10": Break(
         "a rotated row gets the value of another row",
         "test_r10_key_rotation.py",
-        r"SealedWrong|assert \d+ == 0",
+        r"InvalidSealedValue|assert \d+ == 0",
         [
             (
                 "corral_plugins.secrets.service.master_key_rotation:MasterKeyRotation._rewrap_values",

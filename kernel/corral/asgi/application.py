@@ -30,7 +30,7 @@ from corral.asgi.websockets import SocketEndpoint, websocket_handler
 from corral.auth.permissions import Permissions
 from corral.config.model import Server
 from corral.errors import Problem
-from corral.http.handler_signature import describe_shapes
+from corral.http.handler_signature import shape_schemas
 from corral.http.routes import API_PREFIX, Route, ServedRoutes
 from corral.kernel import Kernel
 from corral.plugins.record import PluginRecord
@@ -78,7 +78,7 @@ class Application:
             serve = container.bind(item.serve, loaded, skip=("connection",))
             sockets[item.path] = SocketEndpoint(loaded, kernel.guards.wrap_route(loaded, f"WS {item.path}", serve))
         if not loaded.found.built_in:  # a shape without a schema would break the document of the whole API
-            describe_shapes([(route, route.signature) for route in routes])
+            shape_schemas([(route, route.signature) for route in routes])
         self._router.add(endpoints)
         if not loaded.found.built_in:
             kernel.database.plugin_by_label |= {route.label: loaded.name for route in routes}
@@ -99,7 +99,7 @@ class Application:
         """Update a plugin's endpoints after its state has changed, and bind the services of all endpoints again."""
         for endpoint in self.endpoints:
             if endpoint.route.plugin == changed.name:
-                endpoint.unavailable = None if changed.serves else changed
+                endpoint.unavailable = None if changed.in_service else changed
             endpoint.rebind()
 
 
@@ -181,7 +181,7 @@ async def _respond(pipeline: Pipeline, problem: Problem | None = None) -> QuartR
 
     # without the extensions, because the server's `corral.received` is not about this `receive`
     request = IncomingRequest({**quart_request.scope, "extensions": {}}, receive, pipeline.body_timeout)
-    response = await pipeline.respond(request) if problem is None else pipeline.refusal(problem, request)
+    response = await pipeline.respond(request) if problem is None else pipeline.failure_response(problem, request)
     body: Any = response.chunks if response.chunks is not None else response.body
     answer = QuartResponse(b"" if request.method == "HEAD" else body, status=response.status)
     answer.headers.clear()
@@ -194,7 +194,7 @@ def _check_route(route: Route, permissions: Permissions) -> None:
     """Raise `ValueError` if a declared route is incomplete or names a permission that no plugin declares."""
     if not route.summary:
         raise ValueError(f"{route.label}: the handler has no docstring")
-    if route.exempt_host and route.names:
+    if route.exempt_host and route.path_parameters:
         raise ValueError(f"{route.label}: a route with path parameters cannot be exempt from the host check")
     unknown = [need for need in route.needs if not permissions.is_known(need)]
     if unknown or not route.needs:

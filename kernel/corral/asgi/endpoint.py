@@ -63,7 +63,7 @@ class Endpoint:
         self._container, self._record = container, record
         self._redactor = container.get(Redactor)
         self.rebind()
-        self.default_query = _default_of(self.signature.query)
+        self.default_query = _parse_empty_query(self.signature.query)
         self._short_reads = 0
         self.inline = False  # whether the next read runs on the event loop
 
@@ -146,7 +146,7 @@ class Endpoint:
             check_media_type(request.headers.get(b"content-type", b""), request.headers.get(b"content-encoding"), media)
             body = form_as_json(body) if self.route.form else body
         machine = request.principal is not None and request.principal.kind not in PEOPLE
-        context = redacting_machine_text(*self._subject(request)) if machine else contextlib.nullcontext()
+        context = redacting_machine_text(*self._requested_object(request)) if machine else contextlib.nullcontext()
         with context:
             if len(body) > INLINE_BODY:
                 run = contextvars.copy_context().run
@@ -154,7 +154,7 @@ class Endpoint:
                 return await loop.run_in_executor(LARGE_BODIES, run, self._parse_json, body, machine)
             return self._parse_json(body, machine)
 
-    def _subject(self, request: IncomingRequest) -> tuple[str, str]:
+    def _requested_object(self, request: IncomingRequest) -> tuple[str, str]:
         """Return the type and id of the object that a request concerns.
 
         If the path names an object, such as the task in `/tasks/{id}/…`, the request concerns that object. For other
@@ -236,7 +236,7 @@ def check_media_type(content_type: bytes, encoding: bytes | None, wanted: bytes)
 
 
 @functools.cache
-def _default_of(query: Any) -> Any:
+def _parse_empty_query(query: Any) -> Any:
     """Return the parsed form of an empty query string.
 
     Return None if the handler takes no query or requires a parameter.

@@ -103,7 +103,7 @@ class Pipeline:
             code = problem.code
             if code in BODY_CODES:
                 self.metrics.body_rejected[code] += 1
-            response = self.refusal(problem, request)
+            response = self.failure_response(problem, request)
         except ClientLeft:
             raise
         except Exception as error:
@@ -389,7 +389,7 @@ class Pipeline:
 
     # -- failures
 
-    def refusal(self, problem: Problem, request: IncomingRequest) -> Response:
+    def failure_response(self, problem: Problem, request: IncomingRequest) -> Response:
         """Return the problem document that describes a failure.
 
         Details of server errors are redacted, because the error messages of dependencies may contain credentials.
@@ -407,7 +407,7 @@ class Pipeline:
         self.record_error(plugin, request.label, error, request.request_id)
         members: dict[str, Any] = {"plugin": plugin} if plugin else {}
         detail = "This is a bug in Corral or a plugin; look up the request id in the log."
-        return self.refusal(Problem(detail, **members), request)
+        return self.failure_response(Problem(detail, **members), request)
 
 
 def _options_response(method: str, methods: Collection[str]) -> Response:

@@ -94,7 +94,7 @@ class Connection:
 
     def close_with_problem(self, problem: Problem) -> None:
         """Close the connection in a background task, because a gate now refuses the client."""
-        _keep(asyncio.get_running_loop().create_task(self.close(REFUSED, problem.code)))
+        _keep_reference(asyncio.get_running_loop().create_task(self.close(REFUSED, problem.code)))
 
 
 def websocket_handler(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint]) -> Callable[[Any, Any], Any]:
@@ -135,7 +135,7 @@ def _admit(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint], connecti
         raise Malformed(f"The query string has more than {MAX_PARAMETERS} parameters.") from None
     if not request.has_credential and not connection.query.keys() & {"token", "ticket"}:
         connection.count_anonymous()
-    if not endpoint.loaded.serves:
+    if not endpoint.loaded.in_service:
         raise plugin_unavailable(endpoint.loaded)
     return endpoint
 
@@ -152,10 +152,10 @@ async def _serve(endpoint: SocketEndpoint, connection: Connection, record_error:
         await connection.close(1011)
     await connection.discard_messages(LINGER_SECONDS)
     # Returning closes the connection. The background task lets a client that reads late still receive the close frame.
-    _keep(asyncio.get_running_loop().create_task(connection.discard_messages(DRAIN_SECONDS)))
+    _keep_reference(asyncio.get_running_loop().create_task(connection.discard_messages(DRAIN_SECONDS)))
 
 
-def _keep(task: asyncio.Task[None]) -> None:
+def _keep_reference(task: asyncio.Task[None]) -> None:
     """Keep a reference to the task until it is done, because the event loop holds only weak references to tasks."""
     _draining.add(task)
     task.add_done_callback(_draining.discard)

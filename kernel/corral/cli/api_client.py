@@ -137,11 +137,11 @@ class ApiClient:
         content = None if body is None else msgspec.json.encode(body)
         sent = {**({} if content is None else {"content-type": "application/json"}), **(headers or {})}
         try:
-            answer = self._answer(method, path, query or {}, content, sent)
+            answer = self._send_once(method, path, query or {}, content, sent)
         except ApiClientError as error:
             if error.status not in (401, 403) or not self.on_refusal(error):
                 raise
-            answer = self._answer(method, path, query or {}, content, sent)
+            answer = self._send_once(method, path, query or {}, content, sent)
         if not answer.content:
             return None
         if answer.headers.get("content-type", "").partition(";")[0] == "application/json":
@@ -160,13 +160,13 @@ class ApiClient:
         """
 
         def send() -> Any:
-            address, headers = self._address(path), self._headers({})
+            address, headers = self._api_path(path), self._headers({})
             parts = {"file": (name, file)}
             try:
                 answer = self._http.post(address, params=dict(query), data=dict(fields), files=parts, headers=headers)
             except self._errors as error:
                 raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
-            return msgspec.json.decode(self._checked(path, answer).content)
+            return msgspec.json.decode(self._require_success(path, answer).content)
 
         try:
             return send()
@@ -186,12 +186,12 @@ class ApiClient:
             yield from self._stream(path, query)
 
     def _stream(self, path: str, query: Mapping[str, Any]) -> Iterator[bytes]:
-        address, headers = self._address(path), self._headers({})
+        address, headers = self._api_path(path), self._headers({})
         try:
             with self._http.stream("GET", address, params=dict(query), headers=headers) as answer:
                 if not answer.is_success:
                     answer.read()
-                yield from self._checked(path, answer).iter_bytes()
+                yield from self._require_success(path, answer).iter_bytes()
         except self._errors as error:
             raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
 
@@ -237,7 +237,7 @@ class ApiClient:
         return [each["id"] for each in same if each["name"].casefold() == wanted and each["id"] != made["id"]]
 
     @contextlib.contextmanager
-    def looking_for(self, kind: str, identifier: str, listing: str) -> Iterator[None]:
+    def explain_not_found(self, kind: str, identifier: str, listing: str) -> Iterator[None]:
         """Name the requested object in the error if a request in the `with` block fails with status 404.
 
         `kind` is the noun for the error message, and `listing` is the command that lists the objects.
@@ -286,31 +286,31 @@ class ApiClient:
         """
         return f"{self.url}{address}" if address.startswith("/") else address
 
-    def _answer(
+    def _send_once(
         self, method: str, path: str, query: Mapping[str, Any], content: bytes | None, headers: dict[str, str]
     ) -> httpx2.Response:
         """Send a request once and return the response. Raise `ApiClientError` unless the request succeeds."""
         try:
             answer = self._http.request(
-                method, self._address(path), params=dict(query), content=content, headers=self._headers(headers)
+                method, self._api_path(path), params=dict(query), content=content, headers=self._headers(headers)
             )
         except self._errors as error:
             raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
-        return self._checked(path, answer)
+        return self._require_success(path, answer)
 
     @staticmethod
-    def _address(path: str) -> str:
+    def _api_path(path: str) -> str:
         return API_PREFIX + quote(path, safe="/%:@!$&'()*+,;=~")
 
     def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         return {**headers, **({} if self.token is None else {"Authorization": f"Bearer {self.token}"})}
 
-    def _checked(self, path: str, answer: httpx2.Response) -> httpx2.Response:
+    def _require_success(self, path: str, answer: httpx2.Response) -> httpx2.Response:
         """Return the response if its status indicates success, otherwise raise `ApiClientError`."""
         if answer.is_success:
             return answer
         if "x-request-id" in answer.headers:
-            raise _refusal(path, answer.status_code, answer.content)
+            raise _problem_error(path, answer.status_code, answer.content)
         if answer.status_code in (502, 503, 504):
             told = f"the proxy at {self.url} answered {answer.status_code}; check that the server behind it runs"
         else:
@@ -361,7 +361,7 @@ class TextDeltaTracker:
         return overlap > 0, fresh
 
 
-def _refusal(path: str, status: int, content: bytes) -> ApiClientError:
+def _problem_error(path: str, status: int, content: bytes) -> ApiClientError:
     """Return the error for a problem document.
 
     The message has one line for each item in the problem's `errors`. If an object was not found, the message names its

@@ -16,7 +16,7 @@ import msgspec
 
 from corral.auth.principal import Principal
 from corral.cli import logging_setup
-from corral.cli.damaged_database import damage_named
+from corral.cli.damaged_database import explain_damage
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.config.model import Config, Database, Keys, Redis, Storage
 from corral.config.reader import load as load_config
@@ -79,7 +79,7 @@ def open_session(config_path: Path | None, label: str, *, create: bool = False) 
     umask = restrict_new_files()
     try:
         ensure_data_dir(config)
-        with _closing(config) as kernel:
+        with _booted_kernel(config) as kernel:
             found = Session(kernel, label)
             with contextlib.suppress(WiringError):  # the `settings` plugin failed: defaults apply, as in a server
                 found.run(found.service(SettingsStore).apply_stored, read=True)
@@ -105,7 +105,7 @@ def temporary_kernel(config: Config) -> Iterator[Kernel]:
             bootstrap_admin_email=None,
             bootstrap_admin_password=None,
         )
-        with _closing(elsewhere) as kernel:
+        with _booted_kernel(elsewhere) as kernel:
             yield kernel
     finally:
         logging.disable(logging.NOTSET)
@@ -113,10 +113,10 @@ def temporary_kernel(config: Config) -> Iterator[Kernel]:
 
 
 @contextlib.contextmanager
-def _closing(config: Config) -> Iterator[Kernel]:
+def _booted_kernel(config: Config) -> Iterator[Kernel]:
     from corral.kernel import boot
 
-    with damage_named(config):
+    with explain_damage(config):
         kernel = boot(config)
     try:
         yield kernel

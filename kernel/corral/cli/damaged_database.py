@@ -18,18 +18,18 @@ REMEDY = "move it away with its -wal and -shm files, then run `corral restore FI
 
 
 @contextlib.contextmanager
-def damage_named(config: Config) -> Iterator[None]:
+def explain_damage(config: Config) -> Iterator[None]:
     """If a damaged database file causes an error in the `with` block, raise a `StartupError` that states the remedy."""
     try:
         yield
     except Exception as error:
-        path, reason = sqlite_path(config), damage_of(error)
+        path, reason = sqlite_path(config), find_damage(error)
         if path is None or reason is None:
             raise
         raise StartupError(f"{path} is damaged ({reason}); {REMEDY}") from error
 
 
-def damage_of(error: BaseException | None) -> str | None:
+def find_damage(error: BaseException | None) -> str | None:
     """Return SQLite's description of the damage if the error, or one of its causes, reports a damaged file."""
     while error is not None:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:  # the other bits tell what was read

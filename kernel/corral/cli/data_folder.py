@@ -34,7 +34,7 @@ def ensure_data_dir(config: Config) -> None:
         )
     if exposed:
         raise StartupError(*(f"{path}: other users can read this key; run chmod 600 {path}" for path in exposed))
-    _close_to_others(folder)
+    _restrict_access(folder)
 
 
 def restrict_new_files() -> int:
@@ -42,7 +42,7 @@ def restrict_new_files() -> int:
     return os.umask(OTHERS)
 
 
-def _close_to_others(folder: Path) -> None:
+def _restrict_access(folder: Path) -> None:
     """Remove other users' permissions from the data folder and from the databases in it."""
     if not stat.S_IMODE(folder.stat().st_mode) & OTHERS:
         return

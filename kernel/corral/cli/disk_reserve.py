@@ -39,7 +39,7 @@ class DiskReserve:
             self.refill()
         return room < RESERVE_BYTES
 
-    def keep_rest(self) -> None:
+    def rewrite_after_start(self) -> None:
         """If the file was deleted for this start, write it again, as large as the remaining free space allows."""
         if not self._path.exists():
             self.refill()

@@ -25,7 +25,7 @@ import click
 
 from corral import clock
 from corral.cli import logging_setup, output
-from corral.cli.damaged_database import REMEDY, damage_of, sqlite_path
+from corral.cli.damaged_database import REMEDY, find_damage, sqlite_path
 from corral.cli.output import config_option, json_option
 from corral.config.model import Config
 from corral.config.reader import load as load_config
@@ -356,7 +356,7 @@ def check_database(config: Config) -> Iterator[Finding]:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         remedy = "start the database or correct [database] url"
-        damage = damage_of(error)
+        damage = find_damage(error)
         if path is not None:
             remedy = REMEDY if damage else f"check whether {path} can be read"
         detail = f"the database does not answer: {reason}" if damage is None else f"{path} is damaged: {damage}"

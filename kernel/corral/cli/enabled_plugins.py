@@ -123,10 +123,10 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool, str]:
         raise click.ClickException(f"{name} is required by {', '.join(dependants)}; disable these plugins first")
     if changed:
         _write(path, text)
-    return path, changed, _what_stops(name, item, after)
+    return path, changed, _describe_consequences(name, item, after)
 
 
-def _what_stops(name: str, item: PluginRecord | None, others: Iterable[PluginRecord]) -> str:
+def _describe_consequences(name: str, item: PluginRecord | None, others: Iterable[PluginRecord]) -> str:
     module = "" if item is None else item.found.module.rpartition(".")[0]
     points = metadata.entry_points(group=COMMAND_GROUP)
     commands = sorted(point.name for point in points if module and point.module.startswith(f"{module}."))

@@ -222,7 +222,7 @@ class RequestStream(HTTPStream):
     async def app_send(self, message: Any) -> None:
         if message is None or message["type"] != WHOLE_RESPONSE:
             await super().app_send(message)
-        elif not self._can_pass_on(message):
+        elif not self._can_send_whole(message):
             for kind in ("http.response.start", "http.response.body"):
                 part: Any = {**message, "type": kind}
                 await super().app_send(part)
@@ -236,7 +236,7 @@ class RequestStream(HTTPStream):
                 raise
             await self.send(StreamClosed(stream_id=self.stream_id))
 
-    def _can_pass_on(self, message: Any) -> bool:
+    def _can_send_whole(self, message: Any) -> bool:
         has_body = bool(message["body"]) and not suppress_body(self.scope["method"], message["status"])
         return has_body and self.state is ASGIHTTPState.REQUEST
 
@@ -371,14 +371,14 @@ class SocketStream(WSStream):
     async def _handle_events(self) -> None:
         for event in self.connection.events():
             if isinstance(event, Message):
-                await self._take(event)
+                await self._receive_fragment(event)
             elif isinstance(event, Ping):
                 await self._send_wsproto_event(event.response())
             elif isinstance(event, CloseConnection):
                 await self._send_wsproto_event(event.response())
                 self.task_group.spawn(self._end)
 
-    async def _take(self, event: Message[Any]) -> None:
+    async def _receive_fragment(self, event: Message[Any]) -> None:
         if self._closing:
             return
         try:

@@ -133,16 +133,16 @@ class JobsProcess:
     def run(self) -> None:
         """Run jobs until SIGTERM or SIGINT."""
         threading.Thread(target=self._loop.run_forever, name="kernel", daemon=True).start()
-        self._call(_start(self._kernel)).result()
-        self._queue.receive(self._take, self._stopping)
-        self._call(_drain_and_stop(self._kernel)).result()
+        self._run_on_loop(_start(self._kernel)).result()
+        self._queue.receive(self._start_job, self._stopping)
+        self._run_on_loop(_drain_and_stop(self._kernel)).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def _call(self, coroutine: Coroutine[Any, Any, object]) -> concurrent.futures.Future[object]:
+    def _run_on_loop(self, coroutine: Coroutine[Any, Any, object]) -> concurrent.futures.Future[object]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def _take(self, identifier: str) -> None:
-        taking = self._call(self._kernel.runner.start_job(identifier))
+    def _start_job(self, identifier: str) -> None:
+        taking = self._run_on_loop(self._kernel.runner.start_job(identifier))
         while not self._stopping.is_set():
             with contextlib.suppress(concurrent.futures.TimeoutError):
                 taking.result(LOOK_SECONDS)

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from corral.cli import logging_setup
-from corral.cli.damaged_database import damage_named
+from corral.cli.damaged_database import explain_damage
 from corral.cli.processes import ProcessEnvironment
 from corral.config.model import Config
 from corral.crypto import Keyring
@@ -30,7 +30,7 @@ def boot_with_log(config: Config, environment: ProcessEnvironment, *, start_secr
     loaded: list[Found] = []
     limit = logging_setup.LogRateLimit(lambda: loaded or discover(config))
     logging_setup.limit_log_rate(limit)
-    with damage_named(config):
+    with explain_damage(config):
         kernel = boot(config, start_secret=start_secret)
     loaded += [record.found for record in kernel.plugins]
     if kernel.keyring.sealed:

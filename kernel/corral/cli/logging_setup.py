@@ -104,7 +104,7 @@ class LogRateLimit(logging.Filter):
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({})))
 
 
-class KnownLine(NamedTuple):
+class LoggedLine(NamedTuple):
     """A logged line: its time, the number of equal lines omitted since then, and the last omitted line."""
 
     logged_at: float
@@ -125,7 +125,7 @@ class RepeatedLines(logging.Filter):
         super().__init__()
         self._log, self._now = log, now
         self._lock = threading.Lock()
-        self._known: dict[tuple[Any, ...], KnownLine] = {}
+        self._known: dict[tuple[Any, ...], LoggedLine] = {}
         self._due = math.inf  # when the first minute is over in which lines were left out
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -133,7 +133,7 @@ class RepeatedLines(logging.Filter):
             return True
         now = self._now()
         if now >= self._due:
-            self.report_left_out(before=now - REPEAT_SECONDS)
+            self.report_omitted(before=now - REPEAT_SECONDS)
         return record.levelno < logging.WARNING or self._is_new(record, now)
 
     def _is_new(self, record: logging.LogRecord, now: float) -> bool:
@@ -143,24 +143,24 @@ class RepeatedLines(logging.Filter):
         with self._lock:
             known = self._known.get(key)
             if known is not None and now - known.logged_at < REPEAT_SECONDS:
-                self._known[key] = KnownLine(known.logged_at, known.left_out + 1, record)
+                self._known[key] = LoggedLine(known.logged_at, known.left_out + 1, record)
                 self._due = min(self._due, known.logged_at + REPEAT_SECONDS)
                 return False
             is_full = len(self._known) >= MAX_KNOWN_LINES
             if not is_full:
-                self._known[key] = KnownLine(now)
+                self._known[key] = LoggedLine(now)
         if is_full:
-            self.report_left_out()
+            self.report_omitted()
             with self._lock:
-                self._known = {key: KnownLine(now)}
+                self._known = {key: LoggedLine(now)}
         return True
 
-    def report_left_out(self, *, before: float = math.inf) -> None:
+    def report_omitted(self, *, before: float = math.inf) -> None:
         """Report the omitted repetitions of all lines that were first logged at or before the time `before`."""
         with self._lock:
             over = {key: known for key, known in self._known.items() if known.left_out and known.logged_at <= before}
             now = self._now()
-            self._known |= dict.fromkeys(over, KnownLine(now))
+            self._known |= dict.fromkeys(over, LoggedLine(now))
             waiting = [known.logged_at for known in self._known.values() if known.left_out]
             self._due = min(waiting, default=math.inf) + REPEAT_SECONDS
         for known in over.values():
@@ -205,7 +205,7 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
-        _stamp,
+        _add_timestamp,
         structlog.processors.format_exc_info,
     ]
     # The plain traceback is used because the rich one shows local variables, which may contain secrets.
@@ -220,7 +220,7 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
     def to_console(logger: Any, name: str, event: Any) -> str:
         return _redactor.redact(str(console(logger, name, event)))
 
-    renderer: Any = to_console if form == "console" else _json
+    renderer: Any = to_console if form == "console" else _render_json
     if form == "console":
         shared.pop()
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -231,7 +231,7 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
     handler.setFormatter(formatter)
     repeated = RepeatedLines(handler.handle)
     handler.addFilter(repeated)
-    atexit.register(repeated.report_left_out)
+    atexit.register(repeated.report_omitted)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -243,12 +243,12 @@ def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
-def _stamp(_: Any, __: str, event: Any) -> Any:
+def _add_timestamp(_: Any, __: str, event: Any) -> Any:
     event["ts"] = clock.now()
     return event
 
 
-def _json(_: Any, __: str, event: Any) -> str:
+def _render_json(_: Any, __: str, event: Any) -> str:
     ordered = {"ts": event.pop("ts"), "level": event.pop("level"), "event": event.pop("event"), **event}
     plain = _redactor.redact_json(msgspec.to_builtins(ordered, enc_hook=str))
     return msgspec.json.encode(plain).decode()

@@ -61,11 +61,11 @@ def show_plugin(name: str, config_path: Path | None, as_json: bool) -> None:
     config = load_config(path=config_path)
     plugins = installed_plugins(config)
     item = find_plugin(plugins, name)
-    contributed = _contributed(item, plugins)
+    contributed = _contribution_fields(item, plugins)
     if item.active:
         started = start_on_empty_database(config, name)
         item.become(started.state, started.reason)
-    facts = {**_facts(item), **contributed}
+    facts = {**_plugin_fields(item), **contributed}
     output.print_fields(facts, {name.replace("_", " "): value for name, value in facts.items()}, as_json=as_json)
 
 
@@ -172,7 +172,7 @@ def _check_purge(config: Config, name: str) -> list[str]:
 def _list(config_path: Path | None, as_json: bool) -> None:
     from corral.cli.enabled_plugins import installed_plugins
 
-    rows = [_facts(item) for item in installed_plugins(load_config(path=config_path))]
+    rows = [_plugin_fields(item) for item in installed_plugins(load_config(path=config_path))]
     output.print_table(
         rows,
         ("name", "state", "version", "distribution", "reason"),
@@ -192,7 +192,7 @@ def reason_in_words(name: str, reason: str | None) -> str | None:
     return words.get(reason or "", reason)
 
 
-def _facts(item: PluginRecord) -> dict[str, Any]:
+def _plugin_fields(item: PluginRecord) -> dict[str, Any]:
     found, kind = item.found, item.kind
     return {
         "name": item.name,
@@ -210,7 +210,7 @@ def _facts(item: PluginRecord) -> dict[str, Any]:
     }
 
 
-def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, Any]:
+def _contribution_fields(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, Any]:
     migrations = item.migrations()
     return {
         "description": item.kind.description() if item.kind else None,
@@ -226,12 +226,12 @@ def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, A
         "health_checks": [each.name for each in item.contributions_to("corral_health_checks")],
         "metrics": [each.name for each in item.contributions_to("corral_metrics")],
         "commands": command_names(item.found) if item.kind else [],
-        **_contributed_to_plugins(item),
+        **_contributions_to_plugins(item),
         "migrations": sorted(path.stem for path in migrations.directory.glob("[0-9]*.py")) if migrations else [],
     }
 
 
-def _contributed_to_plugins(item: PluginRecord) -> dict[str, list[str]]:
+def _contributions_to_plugins(item: PluginRecord) -> dict[str, list[str]]:
     """Return the names of a plugin's contributions to hooks of other plugins, such as its tools, keyed by hook."""
     from corral import hookspecs
 

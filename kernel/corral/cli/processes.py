@@ -168,7 +168,7 @@ class ChildProcess:
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
 
-    def replace(self) -> None:
+    def stop_after_replacement(self) -> None:
         """Tell the process to drain and exit, because other processes serve the socket.
 
         A process that is still starting ends immediately.
@@ -249,7 +249,7 @@ class ProcessGroup:
     async def stop(self) -> None:
         """Stop all processes. Refuse new connections as soon as every process can drain without accepting more."""
         await self._stop_restarting()
-        ending = asyncio.create_task(self._end(ChildProcess.terminate))
+        ending = asyncio.create_task(self._signal_and_wait(ChildProcess.terminate))
         draining = [asyncio.create_task(child.wait_until_drained()) for child in self._children]
         if draining:
             await asyncio.wait(draining, timeout=DRAIN_SECONDS)
@@ -258,10 +258,10 @@ class ProcessGroup:
             waiting.cancel()
         await ending
 
-    async def replace(self) -> None:
+    async def stop_after_replacement(self) -> None:
         """Stop all processes of this group, because the processes of another group now serve the address."""
         await self._stop_restarting()
-        await self._end(ChildProcess.replace)
+        await self._signal_and_wait(ChildProcess.stop_after_replacement)
 
     async def _stop_restarting(self) -> None:
         for restarter in self._restarters:
@@ -272,7 +272,7 @@ class ProcessGroup:
         for child in self._children:
             child.drain()
 
-    async def _end(self, signal_process: Callable[[ChildProcess], Any]) -> None:
+    async def _signal_and_wait(self, signal_process: Callable[[ChildProcess], Any]) -> None:
         """Call `signal_process` for each process, and kill the processes that have not ended after `END_SECONDS`."""
         children = [(child, asyncio.create_task(child.process.wait())) for child in self._children]
         for child, _ in children:
@@ -321,17 +321,17 @@ class ParentProcess:
             announced = await group.start()
         except BaseException:
             if self._is_serving:
-                self._replace(group)
+                self._stop_replaced_group(group)
             else:
                 await group.stop()
             raise
         self._group, self._is_serving = group, True
         if before is not None:
-            self._replace(before)
+            self._stop_replaced_group(before)
         return announced
 
-    def _replace(self, group: ProcessGroup) -> None:
-        replacing = asyncio.create_task(group.replace())
+    def _stop_replaced_group(self, group: ProcessGroup) -> None:
+        replacing = asyncio.create_task(group.stop_after_replacement())
         self._draining.add(replacing)
         replacing.add_done_callback(self._draining.discard)
 

@@ -92,7 +92,7 @@ def serve_command(**options: Any) -> None:
     else:
         listener, began = listen(config.server.bind), time.time()
         register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
-        parent = _parent(config, options, listener, environment, recovering=recovering, begins=True)
+        parent = _create_parent(config, options, listener, environment, recovering=recovering, begins=True)
         status = asyncio.run(parent.run())
         if status == 0:  # stopped by a signal, perhaps while processes were starting
             StartHistory(config.data_dir).remove_crashes(began)
@@ -116,7 +116,7 @@ def _configure(options: Mapping[str, Any]) -> Config:
     return config
 
 
-def _parent(
+def _create_parent(
     config: Config,
     options: Mapping[str, Any],
     listener: socket.socket,
@@ -200,7 +200,7 @@ def _serve(
     listener = listen(config.server.bind) if inherited is None else inherited.listener
     gc.freeze()
     gc.enable()
-    parent = inherited or _parent(config, options, listener, environment, recovering=recovering)
+    parent = inherited or _create_parent(config, options, listener, environment, recovering=recovering)
 
     is_slow_enough = SlowStartFilter()
     logging.getLogger("corral.database").addFilter(is_slow_enough)
@@ -208,7 +208,7 @@ def _serve(
     def ready() -> None:
         logging.getLogger("corral.database").removeFilter(is_slow_enough)
         starts.ready()
-        DiskReserve(config.data_dir).keep_rest()
+        DiskReserve(config.data_dir).rewrite_after_start()
         if inherited is None:
             register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
 

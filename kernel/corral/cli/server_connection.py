@@ -49,12 +49,12 @@ def client_command(function: Callable[..., None]) -> Callable[..., None]:
             try:
                 function(client, **options)
             except ApiClientError as error:
-                raise with_server_here(client.url, _name_list_command(error)) from None
+                raise add_local_server_hint(client.url, _add_not_found_hint(error)) from None
 
     return call
 
 
-def _name_list_command(error: ApiClientError) -> ApiClientError:
+def _add_not_found_hint(error: ApiClientError) -> ApiClientError:
     """Add a hint to the message of a "not found" error.
 
     If an object was not found, and the message names no command, the hint names the command that lists such objects. If
@@ -70,7 +70,7 @@ def _name_list_command(error: ApiClientError) -> ApiClientError:
     return ApiClientError(f"{error}; run `{group.command_path} list` to find the right id", error.status, error.problem)
 
 
-def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
+def add_local_server_hint(url: str, error: ApiClientError) -> ApiClientError:
     """If the server at `url` does not answer, add the address of the current folder's server to the error message.
 
     In all other cases, and if the command has already printed this address, the error is returned unchanged.
@@ -270,12 +270,12 @@ def renew_session(sessions: SavedSessions, name: str, client: ApiClient) -> bool
             client.set_token(found[1].token)
             return True
         if found is None or found[1].refresh_token is None:
-            raise _session_ended(client)
+            raise _session_ended_error(client)
         with ApiClient(client.url) as plain:
             try:
                 answer = plain.post("/auth/refresh", {"refresh_token": found[1].refresh_token})
             except ApiClientError as error:
-                raise (_session_ended(client) if error.status == 401 else error) from None
+                raise (_session_ended_error(client) if error.status == 401 else error) from None
         sessions.store(name, session_from_sign_in(client.url, answer))
     client.set_token(answer["access_token"])
     return True
@@ -292,7 +292,7 @@ def session_from_sign_in(url: str, answer: Mapping[str, Any]) -> SavedSession:
     )
 
 
-def _session_ended(client: ApiClient) -> ApiClientError:
+def _session_ended_error(client: ApiClient) -> ApiClientError:
     return ApiClientError(f"your session at {client.url} has ended; sign in again: corral login {client.url}", 401)
 
 

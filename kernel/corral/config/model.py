@@ -66,12 +66,12 @@ class Row(NamedTuple):
     secret: bool
 
 
-class _Part(msgspec.Struct, frozen=True):
+class _Masked(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:  # some fields are secrets, and a repr may be logged
         return f"<{type(self).__name__}>"
 
 
-class Server(_Part, frozen=True):
+class Server(_Masked, frozen=True):
     """Section `[server]`: how requests are served."""
 
     bind: Bind = "127.0.0.1:8000"
@@ -86,7 +86,7 @@ class Server(_Part, frozen=True):
     keyfile: Path | None = None
 
 
-class Database(_Part, frozen=True):
+class Database(_Masked, frozen=True):
     """Section `[database]`. `migrate_on_start=None` means on for SQLite and off for PostgreSQL."""
 
     url: SqlUrl = ""
@@ -100,33 +100,33 @@ class Database(_Part, frozen=True):
         return not self.url or self.url.startswith("sqlite:")
 
 
-class Redis(_Part, frozen=True):
+class Redis(_Masked, frozen=True):
     """Section `[redis]`. Without a URL, Redis is not used."""
 
     url: RedisUrl | None = None
 
 
-class Storage(_Part, frozen=True):
+class Storage(_Masked, frozen=True):
     """Section `[storage]`. Without a URL, files are stored in `Config.files_dir`."""
 
     url: StoreUrl | None = None
 
 
-class Keys(_Part, frozen=True):
+class Keys(_Masked, frozen=True):
     """Section `[keys]`. The value of `master_key` is parsed by `corral.crypto.Keyring`."""
 
     master_key: Text | None = None
     jwt_secret: Text | None = None
 
 
-class Egress(_Part, frozen=True):
+class Egress(_Masked, frozen=True):
     """Section `[egress]`: exemptions from the egress guard, and the proxy for outgoing connections."""
 
     allow: tuple[Exemption, ...] = ()
     proxy: ProxyUrl | None = None
 
 
-class Plugins(_Part, frozen=True):
+class Plugins(_Masked, frozen=True):
     """Section `[plugins]`.
 
     `tables` contains each `[plugins.<name>]` table unchecked, because the plugin validates it.
@@ -139,7 +139,7 @@ class Plugins(_Part, frozen=True):
     tables: Mapping[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
 
-class Config(_Part, frozen=True):
+class Config(_Masked, frozen=True):
     """The validated configuration.
 
     `sources` maps each configured key to its source. `path` is the configuration file, or None if none was read.
@@ -206,10 +206,10 @@ class ConfigField(NamedTuple):
     default: Any
 
 
-SECTIONS: Mapping[str, type[_Part]] = {
-    name: kind for name, kind in get_type_hints(Config).items() if isinstance(kind, type) and issubclass(kind, _Part)
+SECTIONS: Mapping[str, type[_Masked]] = {
+    name: kind for name, kind in get_type_hints(Config).items() if isinstance(kind, type) and issubclass(kind, _Masked)
 }
-_PARTS: dict[str, type[_Part]] = {"": Config, **SECTIONS}
+_PARTS: dict[str, type[_Masked]] = {"": Config, **SECTIONS}
 _FIELDS = {
     f"{section}.{field.name}".lstrip("."): field
     for section, part in _PARTS.items()

@@ -165,7 +165,7 @@ class Database(abc.ABC):
             self.committed(units)
 
 
-def translate(error: BaseException) -> BaseException:
+def translate_error(error: BaseException) -> BaseException:
     """Return the `Problem` for a database error. Problems and programming errors are returned unchanged."""
     psycopg = sys.modules.get("psycopg")  # it may not be installed
     if psycopg is not None and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):

@@ -261,9 +261,9 @@ class DatabasePool:
         for index, thread in enumerate(self.threads):
             thread.checks += 1
             if (queued := thread.running) is not None and thread.checks * CHECK_SECONDS > LOST_AFTER:
-                self._lose(index, thread, queued)
+                self._abandon_unit(index, thread, queued)
 
-    def _lose(self, index: int, thread: DatabaseThread, queued: QueuedUnit) -> None:
+    def _abandon_unit(self, index: int, thread: DatabaseThread, queued: QueuedUnit) -> None:
         with thread.lock:
             if thread.running is not queued:  # it has ended meanwhile
                 return

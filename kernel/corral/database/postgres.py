@@ -13,7 +13,7 @@ import peewee
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from corral.database.engine import Database, translate
+from corral.database.engine import Database, translate_error
 from corral.database.pool import LOST_AFTER, MAX_TRIES, DatabasePool, DatabaseThread, QueuedUnit
 from corral.database.unit import Unit
 from corral.errors import Unavailable
@@ -75,12 +75,12 @@ class _PostgresThread(DatabaseThread):
             queued.error = error
         self.record_unit_end()
         if queued.error is not None:
-            return self._is_final(queued, queued.error)
+            return self._handle_failure(queued, queued.error)
         try:
             done = self.connection.execute("COMMIT").statusmessage
         except Exception as error:
             if _sqlstate(error) in RETRYABLE and queued.tries < MAX_TRIES:
-                return self._is_final(queued, error)
+                return self._handle_failure(queued, error)
             self._drop_connection()
             queued.error = Unavailable("The database connection was lost during the commit.", retry_after=2)
         else:
@@ -102,7 +102,7 @@ class _PostgresThread(DatabaseThread):
         self.connection = self.database.engine.connection()
         self.connection.execute(statement)
 
-    def _is_final(self, queued: QueuedUnit, error: BaseException) -> bool:
+    def _handle_failure(self, queued: QueuedUnit, error: BaseException) -> bool:
         """Roll back after a failure. Return False if the transaction must run again."""
         state = _sqlstate(error)
         refused = state == READ_ONLY and not queued.read  # a new connection may reach the primary
@@ -117,7 +117,7 @@ class _PostgresThread(DatabaseThread):
         elif again or state == QUERY_CANCELED:
             queued.error = Unavailable("The database could not complete this operation; try again.", code="overloaded")
         else:
-            queued.error = translate(error)
+            queued.error = translate_error(error)
         return True
 
     def _roll_back(self) -> bool:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import peewee
 
-from corral.database.engine import Database, InlineReadTimeout, translate
+from corral.database.engine import Database, InlineReadTimeout, translate_error
 from corral.database.pool import DatabasePool, DatabaseThread, QueuedUnit
 from corral.database.unit import Unit, UnitContext, refuse_nesting, run_in_unit, write_collected
 from corral.errors import Unavailable
@@ -81,11 +81,11 @@ class SqliteDatabase(Database):
         else:
             loop = queued.future.get_loop()
             if self._arrived_on is not loop:
-                loop.call_soon(self._queue_arrived, loop, 0)  # first, so that no unit stays behind
+                loop.call_soon(self._queue_submitted, loop, 0)  # first, so that no unit stays behind
                 self._arrived_on = loop
             self._arrived.append(queued)
 
-    def _queue_arrived(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
+    def _queue_submitted(self, loop: asyncio.AbstractEventLoop, seen: int) -> None:
         """Queue the units of work that the event loop has submitted, if there are as many as in the last batch.
 
         If there are fewer, wait until an iteration of the event loop in which no unit arrives, or until the first
@@ -95,7 +95,7 @@ class SqliteDatabase(Database):
         """
         arrived = self._arrived
         if seen < len(arrived) < self.last_batch and time.monotonic() - arrived[0].queued_at < BATCH_SECONDS:
-            loop.call_soon(self._queue_arrived, loop, len(arrived))
+            loop.call_soon(self._queue_submitted, loop, len(arrived))
         else:
             self._arrived, self._arrived_on = [], None
             for queued in arrived:
@@ -126,7 +126,7 @@ class SqliteDatabase(Database):
         except (peewee.OperationalError, sqlite3.OperationalError) as error:
             if "interrupted" in str(error):
                 raise InlineReadTimeout from None
-            raise translate(error) from error
+            raise translate_error(error) from error
         finally:
             self._inline.deadline = math.inf  # the rollback of a slow read must not be interrupted too
             connection.rollback()
@@ -199,7 +199,7 @@ class _ReaderThread(_SqliteThread):
             queued.unit = Unit(self.database, self.connection, queued.entry, read_only=True)
             queued.value = self.run_unit(queued.unit, queued)
         except BaseException as error:
-            queued.error = translate(self.release_cursors(error))
+            queued.error = translate_error(self.release_cursors(error))
         self.record_unit_end()
         if self.connection is not None and self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
@@ -215,7 +215,7 @@ class _WriterThread(_SqliteThread):
         try:
             self._begin(queued.entry)
         except (peewee.DatabaseError, sqlite3.Error) as error:
-            queued.error = translate(error)
+            queued.error = translate_error(error)
             return [queued]
         began = time.perf_counter()
         following: QueuedUnit | None = queued
@@ -289,7 +289,7 @@ class _WriterThread(_SqliteThread):
             if not self.is_sharing:
                 self.connection.execute("RELEASE unit")
         except BaseException as error:
-            queued.value, queued.error = None, translate(self.release_cursors(error))  # the value may be a cursor
+            queued.value, queued.error = None, translate_error(self.release_cursors(error))  # the value may be a cursor
         self.record_unit_end()
 
     def _undo(self, changes: int) -> bool:
@@ -326,7 +326,7 @@ class _WriterThread(_SqliteThread):
         except (peewee.DatabaseError, sqlite3.Error) as error:
             self.connection.rollback()
             for each in batch:
-                each.error = translate(error)
+                each.error = translate_error(error)
         return batch
 
     def _run_again(self, units: list[QueuedUnit]) -> None:

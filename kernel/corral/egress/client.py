@@ -66,7 +66,7 @@ class Egress:
         The caller must close the client. By default, the client may connect to public addresses; with
         `Policy(child=…)`, it may connect only to a registered child process. `EgressBlocked` is raised if an address is
         refused. `total_seconds` limits the time from the start of a request to the end of its response. At most
-        `max_bytes` of a response are read, counted after decompression; `corral.egress.transport.truncated` returns
+        `max_bytes` of a response are read, counted after decompression; `corral.egress.transport.is_truncated` returns
         whether the response was longer.
         """
         import httpx2

@@ -32,7 +32,7 @@ GZIP_WINDOW = 31  # window bits with which zlib accepts the gzip format
 STEP = 64 * 1024  # decompressed bytes per step
 
 
-def truncated(response: httpx2.Response) -> bool:
+def is_truncated(response: httpx2.Response) -> bool:
     """Return whether the response was cut off at the client's size limit.
 
     Call this function after reading the response.

@@ -102,11 +102,11 @@ LAST = EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(EventRow.seq), 0))
 _IN_ORDER: Any = EventRow.select(*COLUMNS).order_by(EventRow.seq).tuples()
 
 
-def _following(events: peewee.Query) -> Statement:
+def _events_after(events: peewee.Query) -> Statement:
     return Statement(lambda p: events.where(EventRow.seq > p("after")).limit(p("limit")))
 
 
-_READ = _following(_IN_ORDER)
+_READ = _events_after(_IN_ORDER)
 _LAST = Statement(lambda p: LAST.tuples())
 _FIRST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MIN(EventRow.seq), 0)).tuples())
 
@@ -157,7 +157,7 @@ def of_types(types: Sequence[str]) -> Statement:
 
     The statement's parameters `after` and `limit` select up to `limit` events with `seq > after`.
     """
-    return _following(_IN_ORDER.where(EventRow.type.in_(types)))
+    return _events_after(_IN_ORDER.where(EventRow.type.in_(types)))
 
 
 def last_seq() -> int:

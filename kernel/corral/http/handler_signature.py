@@ -46,7 +46,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @functools.lru_cache(maxsize=4096)
-def _resolved(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]]]:
+def _resolve_hints(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]]]:
     kinds = typing.get_type_hints(function, include_extras=True)
     return kinds, {name: without_none(kind) for name, kind in kinds.items() if name != "return"}
 
@@ -56,7 +56,7 @@ def _all_hints(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool
     function = getattr(function, "__func__", function)
     plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
     try:  # the cache would keep a closure alive with everything it refers to
-        return _resolved(function) if plain else _resolved.__wrapped__(function)
+        return _resolve_hints(function) if plain else _resolve_hints.__wrapped__(function)
     except NameError as error:
         where = f"{function.__module__}.{function.__qualname__}"
         raise TypeError(f"{where}: {error}; import the type outside TYPE_CHECKING") from None
@@ -100,7 +100,7 @@ def read_signature(route: Route) -> Signature:
     if "return" not in kinds:
         raise TypeError(f"{route.label}: the handler has no return annotation")
     names = inspect.signature(route.handler).parameters
-    in_path = route.names
+    in_path = route.path_parameters
     if missing := set(in_path).difference(names):
         raise TypeError(f"{route.label}: the handler has no parameters for the path parameters {sorted(missing)}")
     parts: dict[str, Any] = {"services": {}}
@@ -121,7 +121,7 @@ def read_signature(route: Route) -> Signature:
     return Signature(**parts, returned=returned, answers=tuple(dict.fromkeys(answers)))
 
 
-def without_page(kind: Any) -> Any:
+def page_item_type(kind: Any) -> Any:
     """Return the item type of a `Page`, or any other type unchanged.
 
     msgspec must not see pages, because it cannot distinguish `Page[X]` for two different classes named X.
@@ -129,7 +129,7 @@ def without_page(kind: Any) -> Any:
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Page else kind
 
 
-def describe_shapes(
+def shape_schemas(
     operations: Sequence[tuple[Route, Signature]], *more: Any
 ) -> tuple[dict[Any, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Return the JSON Schemas of all request and response types, and the components to which the schemas refer.
@@ -139,12 +139,12 @@ def describe_shapes(
     """
     kinds = dict.fromkeys(more)
     for _, signature in operations:
-        kinds |= dict.fromkeys([signature.body, signature.query, *map(without_page, signature.answers)])
+        kinds |= dict.fromkeys([signature.body, signature.query, *map(page_item_type, signature.answers)])
     try:
         schemas, named = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     except (TypeError, KeyError) as error:
         for operation in operations if len(operations) > 1 else ():
-            describe_shapes([operation], *more)  # raises the error with the route's name
+            shape_schemas([operation], *more)  # raises the error with the route's name
         is_one = len(operations) == 1
         where = operations[0][0].label if is_one else "generic shapes contain two shapes with the same name"
         raise TypeError(f"{where}: {error}") from None

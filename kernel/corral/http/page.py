@@ -90,9 +90,9 @@ def read_cursor(cursor: str, scope: str, caller: Principal, fingerprint: str) ->
             raise ValueError
         bound_scope, bound_caller, bound_print, expires, key = msgspec.json.decode(payload)
     except (ValueError, TypeError, msgspec.DecodeError):
-        raise _invalid("The cursor was altered or comes from another installation.") from None
+        raise _invalid_cursor("The cursor was altered or comes from another installation.") from None
     if (bound_scope, bound_caller, bound_print) != (scope, caller.id, fingerprint) or expires < clock.time_s():
-        raise _invalid("The cursor belongs to another caller, list or filter, or is older than 24 hours.")
+        raise _invalid_cursor("The cursor belongs to another caller, list or filter, or is older than 24 hours.")
     assert isinstance(key, list)
     return key
 
@@ -126,7 +126,7 @@ def paginate(
     following = None
     if len(rows) > page.limit:
         rows.pop()
-        following = write_cursor(scope, caller, fingerprint, [_key(rows[-1], item.field) for item in order])
+        following = write_cursor(scope, caller, fingerprint, [_sort_value(rows[-1], item.field) for item in order])
     return Page(items=[make(row) for row in rows], total=total, limit=page.limit, offset=offset, next=following)
 
 
@@ -161,11 +161,11 @@ def refuse_cursor_with_offset(page: PageQuery) -> None:
         raise Invalid.at("/query/offset", "not_allowed", "Send either cursor or offset, not both.")
 
 
-def _invalid(detail: str) -> Invalid:
+def _invalid_cursor(detail: str) -> Invalid:
     return Invalid.at("/query/cursor", "bad_format", detail, problem="invalid_cursor")
 
 
-def _key(row: Any, field: peewee.Field) -> Any:
+def _sort_value(row: Any, field: peewee.Field) -> Any:
     return row[field.name] if isinstance(row, dict) else getattr(row, field.name)
 
 

@@ -96,7 +96,7 @@ class Route(msgspec.Struct, kw_only=True):
         return (path, self.path) if self.root else (path,)
 
     @property
-    def names(self) -> list[str]:
+    def path_parameters(self) -> list[str]:
         """The names of the path parameters."""
         return _NAME.findall(self.path)
 

@@ -46,7 +46,7 @@ class JobRunner:
         self._redact = redact  # error messages are stored, so they are redacted first
         self._jobs: dict[str, Job] = {}
         self.schedules: dict[str, Schedule] = {}
-        self._is_open: dict[str, Callable[[], bool]] = {}
+        self._in_service: dict[str, Callable[[], bool]] = {}
         self.queue: SharedJobQueue | None = None
         self._concurrency, self._taken_slots, self._slot_freed = 0, 0, asyncio.Event()
         self._wake_up, self.started = asyncio.Event(), asyncio.Event()
@@ -54,15 +54,15 @@ class JobRunner:
         self._running: set[asyncio.Task[Any]] = set()
         self._next_checks: dict[str, float] = {}  # of the schedules, in epoch seconds
 
-    def add(self, jobs: Sequence[Job], schedules: Sequence[Schedule], is_open: Callable[[], bool]) -> None:
-        """Add jobs and schedules. They wait while their plugin is out of service (`is_open` returns false)."""
+    def add(self, jobs: Sequence[Job], schedules: Sequence[Schedule], in_service: Callable[[], bool]) -> None:
+        """Add jobs and schedules. They wait while their plugin is out of service (`in_service` returns false)."""
         self._jobs |= {job.name: job for job in jobs}
         self.schedules |= {schedule.name: schedule for schedule in schedules}
-        self._is_open |= dict.fromkeys([*(job.name for job in jobs), *(each.name for each in schedules)], is_open)
+        self._in_service |= dict.fromkeys([*(job.name for job in jobs), *(each.name for each in schedules)], in_service)
 
-    def is_open(self, name: str) -> bool:
+    def is_in_service(self, name: str) -> bool:
         """Return whether the plugin of a job or schedule is in service."""
-        return self._is_open[name]()
+        return self._in_service[name]()
 
     def set_concurrency(self, jobs: int) -> None:
         """Change the number of jobs that run at the same time. Running jobs above the new limit finish normally."""
@@ -93,7 +93,7 @@ class JobRunner:
             if claimed is None:
                 self._release_slot()
         if claimed is not None:
-            self._start(self._run_job(claimed)).add_done_callback(self._job_ended)
+            self._create_task(self._run_job(claimed)).add_done_callback(self._job_ended)
         return claimed is not None
 
     async def run(self) -> None:
@@ -123,7 +123,7 @@ class JobRunner:
         now = clock.time_s()
         if self._draining:
             return POLL_SECONDS
-        checks = {name: self._next_checks.get(name, now) for name in self.schedules if self.is_open(name)}
+        checks = {name: self._next_checks.get(name, now) for name in self.schedules if self.is_in_service(name)}
         if names := [name for name, at in checks.items() if not now < at <= self.schedules[name].next_after(now)]:
             for row, is_claimed in await self._database.work(lambda: self.claim_schedules(names), entry=CLAIM):
                 if is_claimed:
@@ -135,7 +135,7 @@ class JobRunner:
         due = min((self._next_checks[name] for name in checks), default=math.inf)
         return min(max(0.02, due - clock.time_s()), POLL_SECONDS)  # also when the clock was set back during this tick
 
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _create_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -169,7 +169,7 @@ class JobRunner:
 
     def start_schedule(self, row: ScheduleRow) -> asyncio.Task[Exception | None]:
         """Start a claimed schedule. The result of the returned asyncio task is the error of the run, or None."""
-        return self._start(self._run_schedule(row))
+        return self._create_task(self._run_schedule(row))
 
     async def _run_schedule(self, row: ScheduleRow) -> Exception | None:
         schedule, began = self.schedules[row.name], clock.parse_instant(row.last_at)
@@ -220,7 +220,7 @@ class JobRunner:
         A job that was announced to the shared queue is skipped for a grace period, because the process that receives
         the announcement should run it.
         """
-        names = [name for name in self._jobs if self.is_open(name)]
+        names = [name for name in self._jobs if self.is_in_service(name)]
         where = JobRow.state.in_(("queued", "running")) & (JobRow.run_at <= clock.now()) & JobRow.name.in_(names)
         if only is not None:
             where &= JobRow.id == only

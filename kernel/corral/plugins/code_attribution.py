@@ -17,7 +17,7 @@ class CodeOwners:
     """
 
     def __init__(self, plugins: Iterable[Found]) -> None:
-        self._places = {place: item.name for item in plugins if (place := _place(item.module))}
+        self._places = {place: item.name for item in plugins if (place := _module_path(item.module))}
         self.names = frozenset(self._places.values())
         self._known: dict[str, str | None] = {}
 
@@ -28,7 +28,7 @@ class CodeOwners:
         return self._known[path]
 
 
-def _place(module: str) -> str | None:
+def _module_path(module: str) -> str | None:
     """Return the folder or the file of a module.
 
     The module is not imported, because the files of a plugin must be known before the plugin is imported.

@@ -57,7 +57,7 @@ class Container:
     def get_optional(self, kind: Callable[..., T]) -> T | None:
         """Return the service of the given type, or None if it is absent or out of service. Access is not checked."""
         service, owner = self._services.get(kind, (None, None))
-        return service if owner is None or owner.serves else None
+        return service if owner is None or owner.in_service else None
 
     def drop(self, owner: PluginRecord) -> None:
         """Remove all services of a plugin that failed."""

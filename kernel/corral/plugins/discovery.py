@@ -78,14 +78,14 @@ def discover(config: Config) -> list[Found]:
             found[item.name], other = (known, item) if known.built_in else (item, known)
             rival = f"{item.name}_of_{re.sub(r'[^a-z0-9]+', '_', other.distribution)}"
             message = f"name clash with the built-in plugin {item.name}: uninstall {other.distribution}"
-            found[rival] = _refused(rival, other.distribution, message, item.name)
+            found[rival] = _unloadable(rival, other.distribution, message, item.name)
         elif known.distribution != item.distribution:
             both = " and ".join(sorted({known.distribution, item.distribution}))
-            found[item.name] = _refused(item.name, both, f"{both} both have a plugin {item.name}: uninstall one")
+            found[item.name] = _unloadable(item.name, both, f"{both} both have a plugin {item.name}: uninstall one")
     return list(found.values())
 
 
-def _refused(name: str, distribution: str, message: str, claims: str = "") -> Found:
+def _unloadable(name: str, distribution: str, message: str, claims: str = "") -> Found:
     def load() -> Any:
         raise ValueError(message)
 

@@ -20,7 +20,7 @@ import msgspec
 
 from corral.auth.principal import Authenticator
 from corral.background_tasks import is_cancelled
-from corral.database.engine import translate
+from corral.database.engine import translate_error
 from corral.errors import ContributionFailed, ExpectedFailure, Unavailable
 from corral.plugin import Gate, RateLimiter
 from corral.plugins.quarantine import ABANDONED, ENDLESS, LostCall, PluginQuarantine
@@ -87,7 +87,7 @@ class Guard:
         try:
             value = self.function(*arguments, **named)
         except BaseException as error:
-            return self._failed(error)
+            return self._on_error(error)
         finally:
             self.calls += 1
             self.seconds += _now() - began
@@ -120,10 +120,10 @@ class Guard:
         try:
             value = await result
         except BaseException as error:
-            return self._failed(error)
+            return self._on_error(error)
         finally:
             acting_plugin.reset(token)
-        return value if self.expected.fits(value) else self._misfit(value)
+        return value if self.expected.fits(value) else self._reject_type(value)
 
     async def _iterate(self, iterator: AsyncIterator[Any]) -> AsyncIterator[Any]:
         began = _now()  # noqa: F841  (read by the watchdog)
@@ -131,7 +131,7 @@ class Guard:
             async for item in iterator:
                 yield item
         except BaseException as error:
-            self._failed(error)
+            self._on_error(error)
         finally:
             if (close := getattr(iterator, "aclose", None)) is not None:
                 await close()
@@ -145,20 +145,20 @@ class Guard:
                 return self.await_result(value)
             if inspect.iscoroutine(value):
                 value.close()
-            return self._failed(TypeError("the callable is a coroutine function, but must be a plain function"))
+            return self._on_error(TypeError("the callable is a coroutine function, but must be a plain function"))
         if self.expected.awaited:
-            return self._failed(TypeError(f"the call returned {type(value).__name__}, which cannot be awaited"))
-        return value if self.expected.fits(value) else self._misfit(value)
+            return self._on_error(TypeError(f"the call returned {type(value).__name__}, which cannot be awaited"))
+        return value if self.expected.fits(value) else self._reject_type(value)
 
-    def _misfit(self, value: Any) -> Any:
-        return self._failed(TypeError(f"the call returned {type(value).__name__}, not {self.expected.class_names()}"))
+    def _reject_type(self, value: Any) -> Any:
+        return self._on_error(TypeError(f"the call returned {type(value).__name__}, not {self.expected.class_names()}"))
 
     def _out_of_service(self) -> Any:
         if self.default is RAISE or self.default is REFUSE:
             raise ContributionFailed(f"{self.where}: {self.plugin} is {self.record.state}")
         return self.default
 
-    def _failed(self, error: BaseException) -> Any:
+    def _on_error(self, error: BaseException) -> Any:
         if _is_interruption(error) or is_expected_error(error):
             raise error
         if self.counts and not isinstance(error, CallAbandoned):
@@ -195,7 +195,7 @@ def is_expected_error(error: BaseException) -> bool:
     Expected failures (`corral.errors.ExpectedFailure`), database failures, and errors that have already been counted
     against a plugin must not be counted.
     """
-    return hasattr(error, "_corral_plugin") or isinstance(translate(error), ExpectedFailure)
+    return hasattr(error, "_corral_plugin") or isinstance(translate_error(error), ExpectedFailure)
 
 
 def _is_interruption(error: BaseException) -> bool:

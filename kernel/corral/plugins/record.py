@@ -59,7 +59,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         return self.state == "active"
 
     @property
-    def serves(self) -> bool:
+    def in_service(self) -> bool:
         """Whether the plugin's routes and services are available. They remain available in quarantine."""
         return self.state in ("active", "quarantined")
 
@@ -135,6 +135,6 @@ def block_dependants(records: Iterable[PluginRecord]) -> None:
     for record in by_name.values():
         for name in record.requires if record.active else ():
             needed = by_name.get(name)
-            if needed is None or not needed.serves:
+            if needed is None or not needed.in_service:
                 record.become("blocked", f"requires {name}, which is {needed.state if needed else 'not installed'}")
                 break

@@ -73,7 +73,7 @@ def expected_return(protocol: Any, name: str) -> ExpectedReturn:
         returned = hints(method).get("return", Any) if inspect.isfunction(method) else Any
     except (NameError, TypeError):  # a name that is imported for type checkers only
         returned = Any
-    return ExpectedReturn(_kinds(returned), True) if inspect.iscoroutinefunction(method) else _expected(returned)
+    return ExpectedReturn(_classes_of(returned), True) if inspect.iscoroutinefunction(method) else _expected(returned)
 
 
 def of_field(annotation: Any) -> ExpectedReturn | None:
@@ -89,12 +89,12 @@ def of_field(annotation: Any) -> ExpectedReturn | None:
 
 def _expected(returned: Any) -> ExpectedReturn:
     if typing.get_origin(returned) in AWAITABLES:
-        return ExpectedReturn(_kinds(typing.get_args(returned)[-1]), True)
-    kinds = _kinds(returned)
+        return ExpectedReturn(_classes_of(typing.get_args(returned)[-1]), True)
+    kinds = _classes_of(returned)
     return ExpectedReturn(kinds, None if kinds is None else False)
 
 
-def _kinds(annotation: Any) -> tuple[type, ...] | None:
+def _classes_of(annotation: Any) -> tuple[type, ...] | None:
     """Return the classes that an annotation allows, or None if it allows any value."""
     kinds: list[type] = []
     for option in union_parts(annotation):

@@ -55,7 +55,7 @@ class PluginThreads(ThreadPoolExecutor):
         self._running: dict[threading.Thread, SubmittedCall] = {}
         self._starting = threading.Lock()
         self._closed = False
-        watchdog.checks.append(self._check)
+        watchdog.checks.append(self._abandon_overdue_tasks)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Schedule a call to `fn` in a thread of the pool and return its future."""
@@ -79,9 +79,9 @@ class PluginThreads(ThreadPoolExecutor):
                 self._start_thread()
 
     def _start_thread(self) -> None:
-        threading.Thread(target=self._serve, name="corral-thread", daemon=True).start()
+        threading.Thread(target=self._run_tasks, name="corral-thread", daemon=True).start()
 
-    def _serve(self) -> None:
+    def _run_tasks(self) -> None:
         thread = threading.current_thread()
         with contextlib.suppress(ThreadAbandoned):
             while (task := self._next_task()) is not None:
@@ -105,7 +105,7 @@ class PluginThreads(ThreadPoolExecutor):
         if task.plugin is not None and (waiting := self.shares.release(task.plugin)) is not None:
             self._queue(waiting)
 
-    def _check(self) -> None:
+    def _abandon_overdue_tasks(self) -> None:
         for thread, task in list(self._running.items()):
             if task.timer.check(thread.ident or 0) >= 0 and task.timer.call is not None:
                 self.abandon(thread, task.timer.call.guard)

@@ -65,7 +65,7 @@ class PluginWiring:
         is out of service.
         """
         for record in self._records:
-            if record.serves:
+            if record.in_service:
                 self._inject(record)
 
     def _active(self) -> list[PluginRecord]:

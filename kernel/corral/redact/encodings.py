@@ -42,7 +42,7 @@ def encodings(value: str) -> set[str]:
     parts = [value]
     if len(value) > LONGEST:
         parts = [line.strip() for line in value.splitlines() if len(line.strip()) >= SHORTEST_LINE]
-    return {piece for part in parts for encoding in _encoded(part) for piece in _pieces(encoding)}
+    return {piece for part in parts for encoding in _encoded(part) for piece in _fragments(encoding)}
 
 
 def _encoded(value: str) -> Iterator[str]:
@@ -80,18 +80,18 @@ def _base64(data: bytes) -> Iterator[str]:
         whole = base64.b64encode(padded).decode()
         first = (0, 2, 3)[before]
         certain = whole[first : len(padded) * 8 // 6]
-        for text in (certain, whole[first:].rstrip("="), whole[first:], *(() if before else _lines(certain))):
+        for text in (certain, whole[first:].rstrip("="), whole[first:], *(() if before else _wrapped_lines(certain))):
             yield text
             yield text.replace("+", "-").replace("/", "_")
 
 
-def _lines(text: str) -> Iterator[str]:
+def _wrapped_lines(text: str) -> Iterator[str]:
     """Yield the lines that result when base64 text is wrapped at each of the usual line widths."""
     parts = (text[at : at + width] for width in LINE_WIDTHS if len(text) > width for at in range(0, len(text), width))
     return filter(is_redactable, parts)
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _fragments(text: str) -> Iterator[str]:
     if len(text) < SHORTEST:
         return
     for start in range(0, len(text) - LONGEST, LONGEST):

@@ -68,7 +68,7 @@ class Matcher:
         self._automaton = AhoCorasick(self._anchors, store_patterns=False)
         self._detector = BytesAhoCorasick([anchor.encode("utf-8", "replace") for anchor in self._anchors])
 
-    def may_hold(self, text: str) -> bool:
+    def may_match(self, text: str) -> bool:
         """Return whether a match may begin in the text. This check takes a fraction of the time that `scan` takes."""
         return bool(self._detector.find_matches_as_indexes(text.encode("utf-8", "replace")))
 
@@ -106,7 +106,7 @@ class Matcher:
                     ends[pattern] = span[1]
                 if not final and start < settled and pattern.is_open(text, start, self._anchors[index]):
                     settled = start
-        return _disjoint(found), settled
+        return _merge_overlapping(found), settled
 
     def _partial_anchor_start(self, text: str) -> int:
         """Return the first position from which the rest of the text could be the beginning of an anchor."""
@@ -118,7 +118,7 @@ class Matcher:
         return len(text)
 
 
-def replaced(text: str, spans: Iterable[Span]) -> str:
+def replace_spans(text: str, spans: Iterable[Span]) -> str:
     """Return the text with each span replaced by `MARK`."""
     kept, position = [], 0
     for span in spans:
@@ -127,7 +127,7 @@ def replaced(text: str, spans: Iterable[Span]) -> str:
     return "".join([*kept, text[position:]]) if kept else text
 
 
-def _disjoint(found: list[Span]) -> list[Span]:
+def _merge_overlapping(found: list[Span]) -> list[Span]:
     """Return the spans in order. Overlapping spans are merged, so that all of their text is replaced."""
     joined: list[Span] = []
     for span in sorted(found, key=lambda each: each.start):

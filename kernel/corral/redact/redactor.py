@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from corral.redact.encodings import encodings, is_redactable
-from corral.redact.matcher import MARK, Hit, Matcher, Span, replaced
+from corral.redact.matcher import MARK, Hit, Matcher, Span, replace_spans
 from corral.redact.patterns import BUILT_IN
 from corral.schema.strict_json import map_strings
 
@@ -68,13 +68,13 @@ class Redactor:
         for index, part in enumerate(parts):
             if spans := matcher.scan(part, patterns=patterns)[0]:
                 self._notify(spans)
-                parts[index] = replaced(part, spans)
+                parts[index] = replace_spans(part, spans)
         return MARK.join(parts)
 
     def redact_json(self, value: Any, *, patterns: bool = True) -> Any:
         """Return the value with all its strings and keys redacted. If two keys become equal, the last item is kept."""
         texts: list[str] = []
-        if _collect_strings(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_hold("\n".join(texts)):
+        if _collect_strings(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_match("\n".join(texts)):
             return value
         return map_strings(value, functools.partial(self.redact, patterns=patterns))
 
@@ -84,7 +84,7 @@ class Redactor:
         Also return False if the document contains escape sequences or non-ASCII characters, because their
         normalised form might contain a credential. This method takes a third of the time that `redact_json` takes.
         """
-        return json.isascii() and b"\\" not in json and not self._matcher.may_hold(json.decode())
+        return json.isascii() and b"\\" not in json and not self._matcher.may_match(json.decode())
 
     def stream(self, *, patterns: bool = True) -> RedactorStream:
         """Return a stream that redacts text arriving in pieces, with the same result as for the whole text."""

@@ -42,7 +42,7 @@ def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str
     """
     if strings:
         try:
-            value = _shape(kind).read(map_strings(value, strict_nfc))
+            value = _shape(kind).convert_query(map_strings(value, strict_nfc))
         except RefusedText:
             raise invalid_problem(unstorable_faults(value, pointer_prefix)) from None
     try:
@@ -81,28 +81,28 @@ class _Shape:
     def validator(self) -> Any:
         return self.schema and validator_of(self.schema, strict_integers=True)
 
-    def choices(self, schema: Any) -> list[Any]:
+    def alternatives(self, schema: Any) -> list[Any]:
         """Return the alternatives in the schema, with references resolved."""
         while "$ref" in schema:
             schema = self.schema["$defs"][schema["$ref"].rpartition("/")[2]]
-        return [each for one in schema["anyOf"] for each in self.choices(one)] if "anyOf" in schema else [schema]
+        return [each for one in schema["anyOf"] for each in self.alternatives(one)] if "anyOf" in schema else [schema]
 
-    def types(self, schema: Any) -> frozenset[str]:
+    def json_types(self, schema: Any) -> frozenset[str]:
         """Return the JSON types that the schema allows, including the types of array items."""
-        options = self.choices(schema)
+        options = self.alternatives(schema)
         named = {one["type"] for one in options if isinstance(one.get("type"), str)}
         named |= {_JSON_TYPES[type(value)] for one in options for value in one.get("enum", ())}
-        return frozenset(named).union(*(self.types(one["items"]) for one in options if "items" in one))
+        return frozenset(named).union(*(self.json_types(one["items"]) for one in options if "items" in one))
 
     @cached_property
-    def fields(self) -> dict[str, frozenset[str]]:
+    def field_types(self) -> dict[str, frozenset[str]]:
         """The JSON types of each field, keyed by field name."""
-        options = self.choices(self.schema or {})
-        return {name: self.types(each) for one in options for name, each in one.get("properties", {}).items()}
+        options = self.alternatives(self.schema or {})
+        return {name: self.json_types(each) for one in options for name, each in one.get("properties", {}).items()}
 
-    def read(self, query: dict[str, Any]) -> dict[str, Any]:
+    def convert_query(self, query: dict[str, Any]) -> dict[str, Any]:
         """Convert the strings in a parsed query string to the types that the schema declares."""
-        return {name: _from_text(item, self.fields.get(name, frozenset())) for name, item in query.items()}
+        return {name: _from_text(item, self.field_types.get(name, frozenset())) for name, item in query.items()}
 
 
 _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}

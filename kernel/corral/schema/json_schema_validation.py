@@ -186,24 +186,24 @@ def _faults(error: Any, prefix: str) -> Iterator[FieldError]:
             )
     elif keyword == "additionalProperties":
         names, patterns = schema.get("properties", {}), schema.get("patternProperties", ())
-        detail = f"unknown field; known fields: {_listed(list(names))}" if names else "no fields are allowed here"
+        detail = f"unknown field; known fields: {_join_values(list(names))}" if names else "no fields are allowed here"
         for name in value:
             if name not in names and not any(re.search(each, name) for each in patterns):
                 yield FieldError(here + pointer_of([name]), "unknown_field", detail)
     elif keyword in ("anyOf", "oneOf"):
         yield from _alternative_faults(error, here, prefix)
     else:
-        yield FieldError(here, *_code_and_words(keyword, wanted))
+        yield FieldError(here, *_code_and_message(keyword, wanted))
 
 
-def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
+def _code_and_message(keyword: str | None, wanted: Any) -> tuple[str, str]:
     if keyword in _BY_KEYWORD:
         fault = _BY_KEYWORD[keyword]
         return fault["code"], fault["detail"].format(count_of(wanted, fault["unit"]) if "unit" in fault else wanted)
     if keyword == "type":
         return "wrong_type", _type_message([wanted] if isinstance(wanted, str) else wanted)
     if keyword in ("enum", "const"):
-        return "not_in_enum", f"one of {_listed(wanted if keyword == 'enum' else [wanted])}"
+        return "not_in_enum", f"one of {_join_values(wanted if keyword == 'enum' else [wanted])}"
     if keyword == "pattern":
         return "bad_format", _ACCEPTED.get(wanted, f"text that matches {wanted}")
     if keyword == "format":
@@ -223,14 +223,14 @@ def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[FieldErr
     tags = error.schema.get("discriminator", {}).get("mapping", {})
     tag = error.schema["discriminator"]["propertyName"] if tags else ""
     if tags and isinstance(value, dict) and value.get(tag) not in list(tags):
-        known = f"one of {_listed(list(tags))}"
+        known = f"one of {_join_values(list(tags))}"
         yield FieldError(here + pointer_of([tag]), "not_in_enum" if tag in value else "required", known)
     elif not branches:
         yield FieldError(here, "not_allowed", "the value matches more than one alternative of the schema")
-    elif best := min((each for each in branches if not any(map(_wanted_types, each))), key=_distance, default=None):
+    elif best := min((each for each in branches if not any(map(_wanted_types, each))), key=_mismatch_key, default=None):
         others = [name for each in branches for inner in each for name in _wanted_types(inner) if name != "null"]
         if others and best[0].validator in ("enum", "const") and not best[0].relative_path:
-            code, words = _code_and_words(best[0].validator, best[0].validator_value)
+            code, words = _code_and_message(best[0].validator, best[0].validator_value)
             yield FieldError(here, code, f"{words}, or {_type_message(others).removeprefix('must be ')}")
             return
         for inner in best:
@@ -254,7 +254,7 @@ def _wanted_types(error: Any) -> list[str]:
     return [name for names in each for name in names] if all(each) else []
 
 
-def _distance(errors: list[Any]) -> tuple[bool, int]:
+def _mismatch_key(errors: list[Any]) -> tuple[bool, int]:
     tagged = any(each.validator in ("enum", "const") and len(each.relative_path) == 1 for each in errors)
     return tagged, len(errors)
 
@@ -264,6 +264,6 @@ def _type_message(names: Sequence[str]) -> str:
     return "must be " + (" or ".join(articles.get(name, f"a {name}") for name in names) or "of another type")
 
 
-def _listed(values: Sequence[Any]) -> str:
+def _join_values(values: Sequence[Any]) -> str:
     words = [each if isinstance(each, str) else msgspec.json.encode(each).decode() for each in values[:30]]
     return ", ".join(words) + (", …" if len(values) > 30 else "")

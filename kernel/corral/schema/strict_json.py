@@ -53,13 +53,13 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _real(digits: str) -> float:
+def _float(digits: str) -> float:
     if not isfinite(number := float(digits)):
         raise RefusedText
     return number
 
 
-_fast = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_real)
+_fast = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_float)
 # Accepts numbers that are out of range. The first 25 characters of a huge integer are still out of range, with its
 # sign.
 _lenient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_int=lambda text: int(text[:25]))
@@ -81,7 +81,7 @@ def parse_json(data: bytes, *, lenient: bool = False) -> Any:
             value = _fast.decode(text)
             if data.isascii() and b"\\u" not in data:
                 return value
-            return map_strings(value, _replaced_nfc if lenient else strict_nfc)
+            return map_strings(value, _replace_unstorable_nfc if lenient else strict_nfc)
         except RefusedText:
             value = _lenient.decode(text)
             raise invalid_problem(unstorable_faults(replace_bad_characters(value) if lenient else value, "")) from None
@@ -95,15 +95,15 @@ def parse_json(data: bytes, *, lenient: bool = False) -> Any:
 
 def replace_bad_characters(value: Any) -> Any:
     """Return the value with U+0000 and lone surrogates replaced by U+FFFD, including in keys."""
-    return map_strings(value, _replaced)
+    return map_strings(value, _replace_unstorable)
 
 
-def _replaced(text: str) -> str:
+def _replace_unstorable(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text)
 
 
-def _replaced_nfc(text: str) -> str:
-    return normalize("NFC", _replaced(text))
+def _replace_unstorable_nfc(text: str) -> str:
+    return normalize("NFC", _replace_unstorable(text))
 
 
 def strict_nfc(text: str) -> str:
@@ -151,7 +151,7 @@ def unstorable_faults(value: Any, pointer: str) -> Iterator[FieldError]:
 
 
 def shortened(text: str) -> str:
-    return _replaced(text if len(text) <= 200 else text[:200] + "…")
+    return _replace_unstorable(text if len(text) <= 200 else text[:200] + "…")
 
 
 def pointer_of(path: Iterable[Any]) -> str:

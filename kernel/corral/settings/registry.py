@@ -74,7 +74,7 @@ class SettingsRegistry(SettingValues):
                 raise ValueError(f"setting {setting.name} is declared twice")
             pinned = self._pinned.get(setting.name)
             if setting.env in self._variables and (pinned is None or pinned.source != COMMAND_LINE):
-                pinned = PinnedSetting(_parsed(self._variables[setting.env]), setting.env)
+                pinned = PinnedSetting(_parse_variable(self._variables[setting.env]), setting.env)
             values[setting.name] = setting.default
             if pinned is not None:
                 try:
@@ -116,7 +116,7 @@ class SettingsRegistry(SettingValues):
         notify()
 
 
-def _parsed(text: str) -> Any:
+def _parse_variable(text: str) -> Any:
     """Return the parsed value of an environment variable. A value with commas becomes a list."""
     parts = [int(part) if part.strip().isdecimal() else part.strip() for part in text.split(",")]
     return parts if "," in text else text

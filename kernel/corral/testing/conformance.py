@@ -56,10 +56,10 @@ def check_plugin(
         urls = {"sqlite": None, **({"postgresql": postgres_url} if postgres_url else {})}
         options: dict[str, Any] = {"section": section, "plugin_dir": plugin_dir}
         for engine, url in urls.items():
-            findings += _in_loop(functools.partial(_live, kind, required, engine, url=url, **options))
+            findings += _run_in_thread(functools.partial(_inspect_running, kind, required, engine, url=url, **options))
         beside, _ = _with_requirements([*kind.requires, *(item.name for item in wanted)], kind, installed)
         if wanted:
-            findings += _in_loop(functools.partial(_with_wants, kind, beside, **options))
+            findings += _run_in_thread(functools.partial(_start_with_wants, kind, beside, **options))
     return Report(kind.name, findings)
 
 
@@ -96,7 +96,7 @@ def _with_requirements(
     return [installed[name] for name in names if name in installed], missing
 
 
-def _in_loop(make: Callable[[], Any]) -> list[Finding]:
+def _run_in_thread(make: Callable[[], Any]) -> list[Finding]:
     """Run a coroutine function in a thread with its own event loop.
 
     Tests can therefore call `check_plugin` with or without a running event loop.
@@ -106,7 +106,7 @@ def _in_loop(make: Callable[[], Any]) -> list[Finding]:
         return found
 
 
-async def _live(
+async def _inspect_running(
     kind: type[Plugin], required: Iterable[type[Plugin]], engine: str, url: str | None, **options: Any
 ) -> list[Finding]:
     if url is not None and not is_empty(url):
@@ -119,7 +119,7 @@ async def _live(
             return [Finding(f"start.{engine}", False, f"{type(error).__name__}: {error}")]
 
 
-async def _with_wants(kind: type[Plugin], beside: Iterable[type[Plugin]], **options: Any) -> list[Finding]:
+async def _start_with_wants(kind: type[Plugin], beside: Iterable[type[Plugin]], **options: Any) -> list[Finding]:
     with tempfile.TemporaryDirectory(prefix="corral-check-") as folder:
         try:
             return await start_with_wants(Path(folder), kind, beside, **options)

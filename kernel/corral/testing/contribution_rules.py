@@ -35,28 +35,28 @@ def contribution_rules(loaded: PluginRecord, package: Package, permissions: Perm
     """
     routes = [route for group in loaded.contributions_to("corral_routes") for route in group]
     prefixes = (loaded.name, *(loaded.kind.prefixes if loaded.kind else ()))
-    yield from rule_findings("routes.guarded", _guarded(routes, permissions))
-    yield from rule_findings("routes.documented", _documented(routes))
-    yield from rule_findings("routes.raises", _raises(loaded.name, routes))
-    yield from rule_findings("routes.status", _statuses(routes))
-    yield from rule_findings("shapes.strict", _strict(routes))
+    yield from rule_findings("routes.guarded", _check_permissions(routes, permissions))
+    yield from rule_findings("routes.documented", _check_documentation(routes))
+    yield from rule_findings("routes.raises", _check_problem_codes(loaded.name, routes))
+    yield from rule_findings("routes.status", _check_statuses(routes))
+    yield from rule_findings("shapes.strict", _check_strictness(routes))
     events, models = loaded.contributions_to("corral_events"), loaded.contributions_to("corral_models")
     yield from rule_findings(
         "events.declared", undeclared_classes(package, EVENT, events, lambda kind: hasattr(kind, "event"))
     )
-    yield from rule_findings("events.described", _events(events))
+    yield from rule_findings("events.described", _check_events(events))
     yield from rule_findings(
         "models.declared", undeclared_classes(package, MODEL, models, lambda kind: not kind.__subclasses__())
     )
-    yield from rule_findings("models.tables", _tables(prefixes, models))
+    yield from rule_findings("models.tables", _check_tables(prefixes, models))
     yield from rule_findings("lists.visible", _unfiltered_lists(package, routes, models))
-    yield from rule_findings("settings.names", _named(loaded, prefixes, "corral_settings"))
+    yield from rule_findings("settings.names", _check_names(loaded, prefixes, "corral_settings"))
     hooks = ("corral_jobs", "corral_schedules", "corral_subscribers")
-    yield from rule_findings("jobs.names", (line for hook in hooks for line in _named(loaded, prefixes, hook)))
-    yield from rule_findings("settings.defaults", _settings(loaded.contributions_to("corral_settings")))
+    yield from rule_findings("jobs.names", (line for hook in hooks for line in _check_names(loaded, prefixes, hook)))
+    yield from rule_findings("settings.defaults", _check_settings(loaded.contributions_to("corral_settings")))
 
 
-def _guarded(routes: list[Route], permissions: Permissions) -> Iterator[str]:
+def _check_permissions(routes: list[Route], permissions: Permissions) -> Iterator[str]:
     for route in routes:
         if not route.needs:
             yield f"{route.label}: needs is empty; use PUBLIC for a route that needs no credential"
@@ -65,7 +65,7 @@ def _guarded(routes: list[Route], permissions: Permissions) -> Iterator[str]:
                 yield f"{route.label}: no plugin declares the permission {need}"
 
 
-def _documented(routes: list[Route]) -> Iterator[str]:
+def _check_documentation(routes: list[Route]) -> Iterator[str]:
     for route in routes:
         if not route.summary.strip():
             yield f"{route.label}: the handler {route.handler.__name__} has no docstring"
@@ -73,7 +73,7 @@ def _documented(routes: list[Route]) -> Iterator[str]:
             yield f"{route.label}: its group has no tag"
 
 
-def _raises(name: str, routes: list[Route]) -> Iterator[str]:
+def _check_problem_codes(name: str, routes: list[Route]) -> Iterator[str]:
     for route in routes:
         for code in route.raises:
             if code not in CODES:
@@ -82,7 +82,7 @@ def _raises(name: str, routes: list[Route]) -> Iterator[str]:
                 yield f"{route.label}: raises contains {code}, which is not a problem code; {where}"
 
 
-def _statuses(routes: list[Route]) -> Iterator[str]:
+def _check_statuses(routes: list[Route]) -> Iterator[str]:
     for route in routes:
         for status in (route.status, *route.also):
             if not 200 <= status <= 299 and not (route.root and status == 503):  # readiness is told with its checks
@@ -100,7 +100,7 @@ def _unfiltered_lists(package: Package, routes: list[Route], models: list[Any]) 
             yield f"{route.label} lists objects, but no query uses corral.auth.visibility.visible"
 
 
-def _strict(routes: list[Route]) -> Iterator[str]:
+def _check_strictness(routes: list[Route]) -> Iterator[str]:
     for route in routes:
         found = read_signature(route)
         for part, kind in (("body", found.body), ("query", found.query)):
@@ -110,7 +110,7 @@ def _strict(routes: list[Route]) -> Iterator[str]:
                 yield f"{route.label}: {kind.__name__} of its {part} lacks forbid_unknown_fields=True"
 
 
-def _events(events: list[Any]) -> Iterator[str]:
+def _check_events(events: list[Any]) -> Iterator[str]:
     for kind in events:
         if not WIRE_NAME.fullmatch(kind.event) and kind.event not in FIXED_NAMES:
             yield f"{kind.__name__}: {kind.event!r} is not a name of the form thing.happened"
@@ -118,7 +118,7 @@ def _events(events: list[Any]) -> Iterator[str]:
             yield f"{kind.__name__} has no docstring; its first line is the event's title"
 
 
-def _tables(prefixes: tuple[str, ...], models: list[Any]) -> Iterator[str]:
+def _check_tables(prefixes: tuple[str, ...], models: list[Any]) -> Iterator[str]:
     for model in models:
         table = model._meta.table_name
         if table not in prefixes and not table.startswith(tuple(f"{each}_" for each in prefixes)):
@@ -127,13 +127,13 @@ def _tables(prefixes: tuple[str, ...], models: list[Any]) -> Iterator[str]:
             yield f"{model.__name__}: {table} is the name of the migration history"
 
 
-def _named(loaded: PluginRecord, prefixes: tuple[str, ...], hook: str) -> Iterator[str]:
+def _check_names(loaded: PluginRecord, prefixes: tuple[str, ...], hook: str) -> Iterator[str]:
     for item in loaded.contributions_to(hook):
         if not item.name.startswith(tuple(f"{each}." for each in prefixes)):
             yield f"{hook}: {item.name} must begin with {loaded.name}."
 
 
-def _settings(settings: list[Any]) -> Iterator[str]:
+def _check_settings(settings: list[Any]) -> Iterator[str]:
     for setting in settings:
         try:
             convert_value(setting, setting.default)

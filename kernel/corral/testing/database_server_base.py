@@ -213,7 +213,7 @@ def database_servers_folder(*, in_memory: bool = False) -> Path:
     creating a database is four times as fast there.
     """
     name = f"corral-engines-{os.getuid()}"
-    bases = [_MEMORY] if in_memory and _has_room(_MEMORY) else []
+    bases = [_MEMORY] if in_memory and _has_free_space(_MEMORY) else []
     for base in (*bases, Path(tempfile.gettempdir()).resolve(), Path("/tmp")):  # noqa: S108 - as above
         folder = base / name
         if len(os.fsencode(f"{folder}{_SOCKET}")) > _SOCKET_LIMIT or (
@@ -228,7 +228,7 @@ def database_servers_folder(*, in_memory: bool = False) -> Path:
     raise DatabaseServerError("found no accessible temporary folder whose path is short enough for Unix sockets")
 
 
-def _has_room(base: Path) -> bool:
+def _has_free_space(base: Path) -> bool:
     with contextlib.suppress(OSError):
         found = os.statvfs(base)
         return found.f_bavail * found.f_frsize >= _ROOM

@@ -93,10 +93,10 @@ def _copy_postgres(url: str, plugins: list[PluginRecord], scripts: Scripts, conf
     key = (server, scripts)
     if key not in _made:
         name = f"corral_template_{secrets.token_hex(6)}"
-        execute(server, _creation(name, _nearest_template(*key)))
+        execute(server, _create_database_sql(name, _nearest_template(*key)))
         _migrate(url.replace(_database_name(url), name, 1), plugins, config)
         _made[key] = name
-    copy = _creation(_database_name(url), _made[key])
+    copy = _create_database_sql(_database_name(url), _made[key])
     try:
         execute(server, copy)
     except DuplicateDatabase:
@@ -107,7 +107,7 @@ def _copy_postgres(url: str, plugins: list[PluginRecord], scripts: Scripts, conf
     return True
 
 
-def _creation(name: str, template: str | None) -> str:
+def _create_database_sql(name: str, template: str | None) -> str:
     copied = f' TEMPLATE "{template}" STRATEGY FILE_COPY' if template else ""
     return f'CREATE DATABASE "{name}"{copied}'
 

@@ -298,7 +298,7 @@ class Kit:
     async def _wait_for_due_times(self) -> None:
         """Wait until the job runner has stored the due times of all schedules whose plugins are in service."""
         runner = self.kernel.runner
-        wanted = {name for name in runner.schedules if runner.is_open(name)}
+        wanted = {name for name in runner.schedules if runner.is_in_service(name)}
         async with asyncio.timeout(TASK_SECONDS):
             while wanted - await self.work(_stored_schedules, read=True):  # noqa: ASYNC110  (no event)
                 await asyncio.sleep(0.005)

@@ -47,14 +47,14 @@ async def inspect_running(
     findings: list[Finding] = []
     async with make_kernel(folder, **options) as kit:
         loaded, address = kit.loaded(kind.name), kit.kernel.config.database.url
-        findings += rule_findings(f"start.{engine}", _inactive(kit))
+        findings += rule_findings(f"start.{engine}", _check_active(kit))
         if loaded.active:
             if engine == "sqlite":
                 findings += contribution_rules(loaded, Package.of(kind), kit.kernel.container.get(Permissions))
-                findings += rule_findings("subscribers.events", _subscribed_events(loaded, plugin_dir))
+                findings += rule_findings("subscribers.events", _check_subscribed_events(loaded, plugin_dir))
             if not kind.protected:
                 findings += rule_findings(
-                    f"disable.{engine}", [line async for line in _disabled_routes(kit, kind.name)]
+                    f"disable.{engine}", [line async for line in _check_disabled_routes(kit, kind.name)]
                 )
         models = list(loaded.contributions_to("corral_models"))
         names = [item.name for item in kit.kernel.plugins]
@@ -63,9 +63,9 @@ async def inspect_running(
         return findings
     findings += rule_findings(f"migrations.{engine}", schema_differences(address, models, folder))
     if not kind.protected:
-        findings += rule_findings(f"purge.{engine}", _purged(address, kind.name, names, models))
+        findings += rule_findings(f"purge.{engine}", _check_purge(address, kind.name, names, models))
         async with make_kernel(folder, **options) as kit:
-            findings += rule_findings(f"purge.{engine}.again", _inactive(kit))
+            findings += rule_findings(f"purge.{engine}.again", _check_active(kit))
     return findings
 
 
@@ -83,10 +83,10 @@ async def start_with_wants(
     these plugins only in such a kernel.
     """
     async with make_kernel(folder, **_kernel_options(kind, beside, None, section, plugin_dir)) as kit:
-        return list(rule_findings("start.wants", _inactive(kit, kind.name)))
+        return list(rule_findings("start.wants", _check_active(kit, kind.name)))
 
 
-def _subscribed_events(loaded: PluginRecord, plugin_dir: Path | None) -> Iterator[str]:
+def _check_subscribed_events(loaded: PluginRecord, plugin_dir: Path | None) -> Iterator[str]:
     """Yield an error for each subscribed event whose plugin is listed in neither `requires` nor `wants`.
 
     Also yield an error for each subscribed event that no installed plugin declares. Core plugins need not be listed,
@@ -126,13 +126,13 @@ def _kernel_options(
     return {"plugins": plugins, "database_url": url, "config": config}
 
 
-def _inactive(kit: Kit, only: str | None = None) -> Iterator[str]:
+def _check_active(kit: Kit, only: str | None = None) -> Iterator[str]:
     for item in kit.kernel.plugins:
         if not item.active and only in (None, item.name):
             yield f"{item.name} is {item.state}: {item.reason}"
 
 
-async def _disabled_routes(kit: Kit, name: str) -> Any:
+async def _check_disabled_routes(kit: Kit, name: str) -> Any:
     """Yield an error for each route that behaves wrongly when the plugin is disabled and enabled again.
 
     While the plugin is disabled, a route must respond with the status 503. After the plugin is enabled, the route
@@ -180,7 +180,7 @@ def _column_definitions(models: list[Any]) -> dict[str, str]:
     }
 
 
-def _purged(address: str, name: str, names: list[str], models: list[Any]) -> Iterator[str]:
+def _check_purge(address: str, name: str, names: list[str], models: list[Any]) -> Iterator[str]:
     with contextlib.closing(connect(address)) as database:
         dropped = purge(database, name, names)
         for model in models:

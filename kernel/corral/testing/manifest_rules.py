@@ -23,21 +23,21 @@ def manifest_rules(kind: Any) -> Iterator[Finding]:
         yield Finding("manifest.class", False, f"{kind!r} is not a subclass of corral.plugin.Plugin")
         return
     name = getattr(kind, "name", None)
-    yield from rule_findings("manifest.name", _name(name))
-    yield from rule_findings("manifest.docstring", _docstring(kind))
-    yield from rule_findings("manifest.kernel_api", _kernel_api(kind))
-    yield from rule_findings("manifest.requires", _neighbours(kind, "requires"))
-    yield from rule_findings("manifest.wants", _neighbours(kind, "wants"))
-    yield from rule_findings("manifest.config", _config(kind.config))
-    yield from rule_findings("manifest.permissions", _permissions(kind))
+    yield from rule_findings("manifest.name", _check_name(name))
+    yield from rule_findings("manifest.docstring", _check_docstring(kind))
+    yield from rule_findings("manifest.kernel_api", _check_kernel_api(kind))
+    yield from rule_findings("manifest.requires", _check_plugin_names(kind, "requires"))
+    yield from rule_findings("manifest.wants", _check_plugin_names(kind, "wants"))
+    yield from rule_findings("manifest.config", _check_config(kind.config))
+    yield from rule_findings("manifest.permissions", _check_permissions(kind))
 
 
-def _name(name: Any) -> Iterator[str]:
+def _check_name(name: Any) -> Iterator[str]:
     if not isinstance(name, str) or not IDENTIFIER.fullmatch(name):
         yield f"name is {name!r}; use lower-case letters, digits and _, beginning with a letter"
 
 
-def _docstring(kind: type[Plugin]) -> Iterator[str]:
+def _check_docstring(kind: type[Plugin]) -> Iterator[str]:
     text = kind.__dict__.get("__doc__") or ""
     if not text.strip():
         yield f"{kind.__qualname__} has no docstring; its first line is the plugin's title"
@@ -45,12 +45,12 @@ def _docstring(kind: type[Plugin]) -> Iterator[str]:
         yield "the first line of the docstring, the title, is longer than 120 characters"
 
 
-def _kernel_api(kind: type[Plugin]) -> Iterator[str]:
+def _check_kernel_api(kind: type[Plugin]) -> Iterator[str]:
     if kind.kernel_api != KERNEL_API:
         yield f"the plugin requires kernel API version {kind.kernel_api}, but this kernel has {KERNEL_API}"
 
 
-def _neighbours(kind: type[Plugin], attribute: str) -> Iterator[str]:
+def _check_plugin_names(kind: type[Plugin], attribute: str) -> Iterator[str]:
     names: Any = getattr(kind, attribute)
     if not isinstance(names, tuple):
         yield f"{attribute} is a {type(names).__name__}; write a tuple: ('tasks',)"
@@ -65,7 +65,7 @@ def _neighbours(kind: type[Plugin], attribute: str) -> Iterator[str]:
             yield f"wants contains {name}, which requires already contains"
 
 
-def _config(config: Any) -> Iterator[str]:
+def _check_config(config: Any) -> Iterator[str]:
     if config is None:
         return
     if not (inspect.isclass(config) and issubclass(config, msgspec.Struct)):
@@ -74,7 +74,7 @@ def _config(config: Any) -> Iterator[str]:
         yield f"{config.__qualname__} lacks forbid_unknown_fields=True, so misspelt keys would be ignored"
 
 
-def _permissions(kind: type[Plugin]) -> Iterator[str]:
+def _check_permissions(kind: type[Plugin]) -> Iterator[str]:
     for permission in kind.permissions:
         if not isinstance(permission, Permission):
             yield f"{permission!r} is not a corral.auth.principal.Permission"

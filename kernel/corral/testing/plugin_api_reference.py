@@ -120,7 +120,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     entries: tuple[str, ...]
 
     @property
-    def how_to_ask(self) -> str:
+    def how_to_request(self) -> str:
         """A sentence that states which plugin provides the service and how a plugin requests it."""
         if not self.provider:
             return f"The kernel provides it: ask for `{self.name}`."
@@ -263,6 +263,6 @@ def services_page(services: Sequence[Service]) -> str:
         provider = f"`{each.provider}`" if each.provider else "the kernel"
         entries = ", ".join(f"`{entry}`" for entry in each.entries) or "none"
         rows.append((f"[`{each.name}`](#{each.name.lower()})", f"`{each.module}`", provider, entries, purpose))
-        head = f"\n## {each.name}\n\nImport: `from {each.module} import {each.name}`. {each.how_to_ask}\n\n"
+        head = f"\n## {each.name}\n\nImport: `from {each.module} import {each.name}`. {each.how_to_request}\n\n"
         sections.append(head + render_definition(source, each.name, constructor=False))
     return "".join([SERVICES, "\n", table(("Service", "Module", "Provided by", "Entry", "Purpose"), rows), *sections])

@@ -145,10 +145,10 @@ def commands_page(plugins: Iterable[Plugin]) -> str:
     found = [import_command(name) for name in BUILT_IN]
     contributed = [each for plugin in plugins for each in getattr(plugin, "corral_commands", tuple)()]
     found += sorted(contributed, key=lambda each: str(each.name))
-    return COMMANDS + "".join(text for each in found for text in _command(each, "corral"))
+    return COMMANDS + "".join(text for each in found for text in _command_section(each, "corral"))
 
 
-def _command(command: click.Command, parent: str) -> Iterator[str]:
+def _command_section(command: click.Command, parent: str) -> Iterator[str]:
     name = f"{parent} {command.name}"
     arguments = [
         each.make_metavar(click.Context(command)) for each in command.params if isinstance(each, click.Argument)
@@ -156,13 +156,13 @@ def _command(command: click.Command, parent: str) -> Iterator[str]:
     yield f"\n## {' '.join([name, *arguments])}\n\n{inspect.cleandoc(command.help or '')}\n"
     options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
     if options:
-        yield "\n" + table(("Option", "Meaning"), [(_option(each), each.help or "") for each in options])
+        yield "\n" + table(("Option", "Meaning"), [(_option_text(each), each.help or "") for each in options])
     if isinstance(command, click.Group):
         for each in command.commands.values():
-            yield from _command(each, name)
+            yield from _command_section(each, name)
 
 
-def _option(option: click.Option) -> str:
+def _option_text(option: click.Option) -> str:
     names = ", ".join([*option.opts, *option.secondary_opts])
     value = "" if option.is_flag else " " + option.make_metavar(click.Context(click.Command("")))
     return f"`{names}{value}`"
@@ -176,7 +176,7 @@ def configuration_page(plugins: Iterable[Plugin], settings: Iterable[Setting[Any
     """
     parts = [CONFIGURATION]
     for section, members in itertools.groupby(TABLE.items(), lambda item: item[0].rpartition(".")[0]):
-        keys = [_key(name, entry) for name, entry in members]
+        keys = [_configuration_row(name, entry) for name, entry in members]
         title = f"\n## [{section}]\n\n" if section else "\n## Top level\n\n"
         parts += [title, table(("Key", "Variable", "Default", "Meaning"), keys)]
     for plugin in plugins:
@@ -191,7 +191,7 @@ def configuration_page(plugins: Iterable[Plugin], settings: Iterable[Setting[Any
     return "".join(parts)
 
 
-def _key(name: str, entry: ConfigField) -> tuple[str, str, str, str]:
+def _configuration_row(name: str, entry: ConfigField) -> tuple[str, str, str, str]:
     variable = f"`{entry.key.variable}`" if entry.key.variable else ""
     default = (
         "" if entry.default in (None, "", ()) or not isinstance(entry.default, (str, int, tuple)) else entry.default
@@ -230,10 +230,10 @@ def metrics_page(application: Application) -> str:
     _record_sample_values(kernel.metrics)
     registries = (scrape._process, scrape._installation)
     text = "\n".join([*scrape.plugin_lines(), *(generate_latest(each).decode() for each in registries)])
-    found = {_full_name(family): _family(family) for family in text_string_to_metric_families(text)}
+    found = {_full_name(family): _family_row(family) for family in text_string_to_metric_families(text)}
     for item in kernel.active:
         for metric in item.contributions_to("corral_metrics"):
-            found[metric.name] = _metric(metric)
+            found[metric.name] = _metric_row(metric)
     rows = [(f"`{name}`", kind, labels, text) for name, (kind, labels, text) in sorted(found.items())]
     return METRICS + "\n" + table(("Metric", "Type", "Labels", "Meaning"), rows)
 
@@ -249,12 +249,12 @@ def _full_name(family: Family) -> str:
     return f"{family.name}_total" if family.type == "counter" else str(family.name)
 
 
-def _family(family: Family) -> tuple[str, str, str]:
+def _family_row(family: Family) -> tuple[str, str, str]:
     labels = {label: None for sample in family.samples for label in sample.labels if label != "le"}
     return family.type, ", ".join(f"`{label}`" for label in labels), family.documentation
 
 
-def _metric(metric: Metric) -> tuple[str, str, str]:
+def _metric_row(metric: Metric) -> tuple[str, str, str]:
     return metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help
 
 

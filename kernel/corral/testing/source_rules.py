@@ -96,7 +96,7 @@ class Package(msgspec.Struct, frozen=True):
     @classmethod
     def read(cls, name: str, folder: Path) -> Package:
         """Read the package `name` from the source files in a folder."""
-        return cls(name, [_source(name, folder, path) for path in sorted(folder.rglob("*.py"))])
+        return cls(name, [_read_source(name, folder, path) for path in sorted(folder.rglob("*.py"))])
 
     def subclasses(self, base: str) -> list[tuple[str, ast.ClassDef]]:
         """Return (module, class) for every direct or indirect subclass of `base` in the package.
@@ -125,7 +125,7 @@ def source_rules(
 
     `neighbours` contains the installed plugins that the plugin lists in `requires` or `wants`.
     """
-    yield from rule_findings("hooks.names", _hooks(kind, neighbours))
+    yield from rule_findings("hooks.names", _check_hooks(kind, neighbours))
     if package.name.partition(".")[0] != CORE_PACKAGE:
         packages = {_package_location(other)[0]: name for name, other in installed.items()}
         yield from rule_findings("imports.kernel", private_kernel_imports(package))
@@ -146,7 +146,7 @@ def _package_location(kind: type[Plugin]) -> tuple[str, Path]:
     return name, path
 
 
-def _source(package: str, root: Path, path: Path) -> Source:
+def _read_source(package: str, root: Path, path: Path) -> Source:
     parts = path.relative_to(root).with_suffix("").parts
     module = ".".join((package, *(parts[:-1] if parts[-1] == "__init__" else parts)))
     return Source.read(module, path)
@@ -162,10 +162,10 @@ def _classes(source: Source) -> Iterator[tuple[ast.ClassDef, list[str]]]:
             known |= {alias.asname: alias.name for alias in node.names if alias.asname}
     for node in source.nodes:
         if isinstance(node, ast.ClassDef):
-            yield node, [_full(base, known, source.module) for base in node.bases]
+            yield node, [_full_name(base, known, source.module) for base in node.bases]
 
 
-def _full(node: ast.expr, known: Mapping[str, str], module: str) -> str:
+def _full_name(node: ast.expr, known: Mapping[str, str], module: str) -> str:
     text = ast.unparse(node).partition("[")[0]
     first, dot, rest = text.partition(".")
     if not dot:
@@ -173,7 +173,7 @@ def _full(node: ast.expr, known: Mapping[str, str], module: str) -> str:
     return f"{known.get(first) or first}.{rest}"
 
 
-def _hooks(kind: type[Plugin], neighbours: Sequence[type[Plugin]]) -> Iterator[str]:
+def _check_hooks(kind: type[Plugin], neighbours: Sequence[type[Plugin]]) -> Iterator[str]:
     specs = _hook_names(hookspecs)
     for owner in (kind, *neighbours):
         for module in _hookspec_modules(owner):

@@ -195,7 +195,7 @@ class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
     search: Annotated[str, line(200, 0)] = ""
 
 
-class RightsLost(Forbidden):
+class InsufficientRights(Forbidden):
     """Raised when the user on whose behalf work runs does not exist, is deactivated, or lacks a required permission."""
 
 
@@ -235,7 +235,7 @@ class Accounts(Protocol):
         """Return the account with this email address, ignoring case, or None if no account has it."""
         ...
 
-    def find_named(self, names: Iterable[str]) -> dict[str, list[str]]:
+    def ids_by_name(self, names: Iterable[str]) -> dict[str, list[str]]:
         """Return the ids of the active users that each name identifies, keyed by name.
 
         A name is an email address, or the part of an address before the `@`. One name may identify several users.
@@ -253,7 +253,7 @@ class Accounts(Protocol):
         """Return a principal with the user's current rights.
 
         Work that continues without a session, such as a task or a workflow run, acts with these rights. Raise
-        `RightsLost` if the user no longer exists, is deactivated, or lacks one of the permissions in `needs`.
+        `InsufficientRights` if the user no longer exists, is deactivated, or lacks one of the permissions in `needs`.
         """
         ...
 

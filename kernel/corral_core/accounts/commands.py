@@ -122,7 +122,7 @@ def _prepare_links(found: Session) -> str:
     if config.server.public_url:
         return ""
     if running := running_server_url(config.data_dir):
-        found.service(SingleUseLinks).bind_to(urlsplit(running).netloc)
+        found.service(SingleUseLinks).set_bind_address(urlsplit(running).netloc)
         return ""
     return "\nNo server runs here. If yours will have another address than the link, set CORRAL_PUBLIC_URL first."
 

@@ -68,14 +68,14 @@ async def send_mail(
 
 def forgot_password(email: str, accounts: AccountsService, mail: MailService) -> None:
     """Enqueue an email with a password-reset link if an active account has this address."""
-    row = accounts.row_of(email)
+    row = accounts.find_row(email)
     if row is not None and row.is_active:
         mail.send_link(row.email, RESET, row.id)
 
 
 def resend_verification(email: str, accounts: AccountsService, mail: MailService) -> None:
     """Email another verification link if an active account has this address and the address is not yet verified."""
-    row = accounts.row_of(email)
+    row = accounts.find_row(email)
     if row is not None and row.is_active and not row.email_verified:
         send_verification(row, mail)
 

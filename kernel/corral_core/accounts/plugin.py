@@ -170,7 +170,7 @@ class AccountsPlugin(Plugin):
 
 
 async def _set_address(links: SingleUseLinks, address: str) -> None:
-    links.serve_at(address)
+    links.set_server_address(address)
 
 
 def _provide_accounts(accounts: AccountsService) -> Accounts:

@@ -15,6 +15,7 @@ from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.output import json_option, print_fields, print_value
 from corral.cli.saved_sessions import SavedSession, server_name, user_sessions
 from corral.cli.server_connection import (
+    add_local_server_hint,
     client_command,
     default_url,
     open_client,
@@ -25,7 +26,6 @@ from corral.cli.server_connection import (
     session_from_sign_in,
     valid_token,
     valid_url,
-    with_server_here,
 )
 
 CODE = re.compile(r"[0-9]{6}")
@@ -62,7 +62,7 @@ def login_command(
         else:
             session = _sign_in(client, email, password_file)
         client.set_token(session.token)
-        first = _what_first(client.get("/auth/me")["limited"])
+        first = _required_action_text(client.get("/auth/me")["limited"])
     sessions = user_sessions()
     with sessions.locked():
         known = sessions.find(name)
@@ -112,12 +112,12 @@ def whoami_command(client: ApiClient, *, as_json: bool) -> None:
         "name": me["full_name"],
         "role": me["role"],
         "second factor": "on" if me["mfa_enabled"] else "off",
-        "must do first": _what_first(me["limited"]),
+        "must do first": _required_action_text(me["limited"]),
     }
     print_fields({"server": client.url, **me}, shown, as_json=as_json)
 
 
-def _what_first(limited: str | None) -> str | None:
+def _required_action_text(limited: str | None) -> str | None:
     """Return what the user must do before anything else, or None if `limited` is None.
 
     `limited` is the problem code from the account's field of this name. If the code is unknown, return the code itself.
@@ -153,7 +153,7 @@ def _sign_in(client: ApiClient, email: str | None, password_file: Path | None) -
     try:
         client.get("/auth/config")  # nobody types a password for a server that is not there
     except ApiClientError as error:
-        raise with_server_here(client.url, error) from None
+        raise add_local_server_hint(client.url, error) from None
     if not email or password_file is None:
         click.echo(f"Signing in to {client.url}.", err=True)
     email = email or click.prompt("Email", err=True)

@@ -39,7 +39,7 @@ class TableProgress:
         if self._one_line:
             click.echo(f"{ERASE_LINE}{text}", nl=False, err=True)
         elif self._verbose:
-            _tell(text)
+            _print_line(text)
 
     def end(self) -> None:
         """Erase the line that shows the current step."""
@@ -152,7 +152,7 @@ def _plugins_in_snapshot(schemas: dict[str, list[str]], config_path: Path | None
     records = load(discover(config), config)
     for name in {*schemas} - {each.plugin for each in migrations_of(records)}:
         del schemas[name]
-        _tell(f"warning: the data of the plugin {name} is not in the backup, because the plugin is not installed")
+        _print_line(f"warning: the data of the plugin {name} is not in the backup, because the plugin is not installed")
     return records
 
 
@@ -243,5 +243,5 @@ def restore_command(file: Path, verbose: bool, config_path: Path | None, as_json
     sys.exit(1 if defects else 0)
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     click.echo(line, err=True)

@@ -169,7 +169,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
         """
 
     @abc.abstractmethod
-    def _is_followed(self, event: LoggedEvent) -> bool:
+    def _is_relevant(self, event: LoggedEvent) -> bool:
         """Return whether the dispatcher must react to an event, by delivering it or by changing other deliveries."""
 
     def start(self) -> None:
@@ -200,7 +200,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
         """Whether any attempts are running."""
         return bool(self._running)
 
-    async def finish(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until all running attempts have ended."""
         while self._running:
             await asyncio.wait(self._running)
@@ -222,7 +222,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
 
     def _on_events(self, events: Sequence[LoggedEvent]) -> None:
         """Wake up if the dispatcher must react to one of the events. The event feed calls this method."""
-        if any(self._is_followed(event) for event in events):
+        if any(self._is_relevant(event) for event in events):
             self._wake_up.set()
 
     def _start(self, claimed: Claimed) -> None:

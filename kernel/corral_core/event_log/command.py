@@ -86,12 +86,12 @@ def _print_event(event: Mapping[str, Any], *, as_json: bool) -> None:
     when = click.style(event["ts"], dim=True)
     colour = FAMILY_COLOURS.get(event["event"].rpartition(".")[2])
     facts = " ".join(
-        f"{name}={_short(value)}" for name, value in event["data"].items() if value not in (None, "", [], {})
+        f"{name}={_shorten(value)}" for name, value in event["data"].items() if value not in (None, "", [], {})
     )
     click.echo(f"{when}  {click.style(event['event'], fg=colour, bold=True)}  {facts}")
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = " ".join(text.split())
     text = text if len(text) <= 80 else text[:79] + "…"

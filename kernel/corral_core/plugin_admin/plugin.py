@@ -67,7 +67,7 @@ class PluginAdminPlugin(Plugin):
         plugins, quarantine = runtime.service(PluginAdministration), runtime.service(QuarantineSync)
         if runtime.service(InstallationConfig).safe_mode:
             await work(safe_mode_alert)
-        plugins.apply_decisions(await work(plugins.stored_decisions, read=True))
+        plugins.apply_decisions(await work(plugins.disabled_by_admins, read=True))
         quarantine.apply_rows(await work(quarantine.stored_rows, read=True))
         runtime.supervise("plugin_states", plugins.apply_changes)
         runtime.supervise("quarantine", quarantine.synchronize_regularly)

@@ -38,7 +38,7 @@ class AdminPlugin(Plugin):
     def corral_services(self) -> Iterable[Provide]:
         return [
             Provide(KillSwitchService, KillSwitchService),
-            Provide(KillSwitch, _provide_same),
+            Provide(KillSwitch, _provide_kill_switch),
             Provide(UserAdministration, UserAdministration),
         ]
 
@@ -78,7 +78,7 @@ class AdminPlugin(Plugin):
         ]
 
 
-def _provide_same(service: KillSwitchService) -> KillSwitch:
+def _provide_kill_switch(service: KillSwitchService) -> KillSwitch:
     return service
 
 

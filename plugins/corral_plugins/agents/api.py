@@ -123,14 +123,14 @@ class Agents(Protocol):
         """Return the ids of at most 500 agents that are paused for this reason, such as `budget`."""
         ...
 
-    def pause_started(self, agent_id: str, reason: str) -> None:
+    def pause_automatically(self, agent_id: str, reason: str) -> None:
         """Pause an agent automatically, that is, for a reason other than a person's decision.
 
         Does nothing if the agent is not started.
         """
         ...
 
-    def resume_paused(self, agent_id: str, reason: str) -> None:
+    def resume_automatically(self, agent_id: str, reason: str) -> None:
         """Resume an agent that is paused for this reason. Does nothing if the agent is not paused for it."""
         ...
 

@@ -230,7 +230,7 @@ def roll_back_agent(client: ApiClient, *, agent: str, version: int, as_json: boo
     """Restore an earlier configuration as a new version."""
     found = _find(client, agent)
     name = found["name"]
-    with client.looking_for("version", f"{version} of {name}", f"`corral agents versions {shlex.quote(name)}`"):
+    with client.explain_not_found("version", f"{version} of {name}", f"`corral agents versions {shlex.quote(name)}`"):
         changed = client.post(f"/agents/{found['id']}/rollback", {"version": version})
     told = (
         f"{changed['name']} has the configuration of version {version} again, as version {changed['config_version']}."

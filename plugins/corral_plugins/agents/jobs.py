@@ -62,4 +62,4 @@ def pause_agent_over_budget(event: LoggedEvent, agents: Agents, cost: Costs | No
     agent_id = event.payload()["agent_id"]
     budget = cost.agent_budgets([agent_id]).get(agent_id) if cost is not None and agent_id is not None else None
     if budget is not None and budget.is_exceeded:
-        agents.pause_started(agent_id, "budget")
+        agents.pause_automatically(agent_id, "budget")

@@ -216,7 +216,7 @@ def _after_rules(client: ApiClient, made: dict[str, Any]) -> dict[str, Any]:
 def _find(client: ApiClient, approval: str) -> dict[str, Any]:
     """Return the approval with this id, or the open approval with this title."""
     if parse_id(approval) is not None:
-        with client.looking_for("approval", approval, "corral approvals list --status all"):
+        with client.explain_not_found("approval", approval, "corral approvals list --status all"):
             return dict(client.get(f"/approvals/{approval}"))
     wanted = approval.strip().casefold()
     found = [each for each in client.pages("/approvals", status=list(OPEN)) if each["title"].casefold() == wanted]

@@ -103,7 +103,7 @@ def export_log(open_session: OpenSession, format_: str, output: BinaryIO, config
 
     with open_session(config_path, "audit export") as session:
         _record_access(session, "export", format=format_)
-        asyncio.run(write(LogExport(_work_of(session), ExportQuery(format=format_))))
+        asyncio.run(write(LogExport(_work_function(session), ExportQuery(format=format_))))
 
 
 @audit_command.command("checkpoints")
@@ -135,14 +135,14 @@ def _verify_source(source: str, external: ExternalCheckpoints, *, filtered: bool
     from corral_plugins.audit.service.verify import UnreadableFile, verify_export
 
     if (url := _database_url(source)) is not None:
-        return _verify_copy(url, external)
+        return _verify_database(url, external)
     path = Path(source)
     if not path.is_file():
         raise UnreadableFile(f"{source}: no such file")
     return verify_export(path, external, sparse=filtered)
 
 
-def _verify_copy(url: str, external: ExternalCheckpoints) -> VerificationResult:
+def _verify_database(url: str, external: ExternalCheckpoints) -> VerificationResult:
     from corral.database.connect import connect
     from corral_plugins.audit.service.verify import Verification
 
@@ -162,7 +162,7 @@ def _record_access(session: CommandSession, verb: str, **details: Any) -> None:
     session.run(lambda: log.record(entry))
 
 
-def _work_of(session: CommandSession) -> Any:
+def _work_function(session: CommandSession) -> Any:
     from corral.database.engine import Work
 
     return session.service(Work)

@@ -59,7 +59,7 @@ def list_breakers(client: ApiClient, *, state: tuple[str, ...], prefix: str | No
 @client_command
 def show_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
     """Show a circuit breaker with its latest transitions."""
-    with _looking_for(client, name):
+    with _explain_not_found(client, name):
         found = client.get(_path(name))
     error, window = found["last_error"], f"{found['window_size']} {_UNITS[found['window_type']]}"
     shown = {
@@ -155,12 +155,12 @@ def _actor_name(client: ApiClient, actor_id: str | None, names: dict[str, str]) 
     return names[actor_id]
 
 
-def _looking_for(client: ApiClient, name: str) -> AbstractContextManager[None]:
-    return client.looking_for("circuit breaker", name, "corral circuit-breakers list")
+def _explain_not_found(client: ApiClient, name: str) -> AbstractContextManager[None]:
+    return client.explain_not_found("circuit breaker", name, "corral circuit-breakers list")
 
 
 def _act(client: ApiClient, name: str, action: str, body: Any, *, as_json: bool) -> None:
-    with _looking_for(client, name):
+    with _explain_not_found(client, name):
         changed = client.post(f"{_path(name)}/{action}", body)
     _print_change(changed, as_json=as_json)
 

@@ -35,7 +35,7 @@ def _is_consistent_type(value: Any, settings: Settings) -> str | None:
     return None
 
 
-def _number(key: str, default: int, maximum: int, title: str, **more: Any) -> Setting[int]:
+def _number_setting(key: str, default: int, maximum: int, title: str, **more: Any) -> Setting[int]:
     return Setting(
         name=f"circuit_breakers.{key}", kind=int, default=default, minimum=1, maximum=maximum, title=title, **more
     )
@@ -49,34 +49,36 @@ WINDOW_TYPE = Setting(
     check=_is_consistent_type,
     title="Default window of circuit breakers: the last calls, or the calls of the last seconds",
 )
-WINDOW_SIZE = _number(
+WINDOW_SIZE = _number_setting(
     "window_size",
     20,
     3600,
     "Default size of a circuit breaker's window, in calls or seconds",
     check=_holds_minimum_calls,
 )
-MINIMUM_CALLS = _number(
+MINIMUM_CALLS = _number_setting(
     "minimum_calls",
     10,
     1000,
     "Default minimum number of calls before a rate can open a breaker",
     check=_fits_count_window,
 )
-FAILURE_RATE_THRESHOLD = _number(
+FAILURE_RATE_THRESHOLD = _number_setting(
     "failure_rate_threshold", 50, 100, "Default percentage of failures at which a breaker opens"
 )
-SLOW_CALL_RATE_THRESHOLD = _number(
+SLOW_CALL_RATE_THRESHOLD = _number_setting(
     "slow_call_rate_threshold", 100, 100, "Default percentage of slow calls at which a breaker opens"
 )
-SLOW_CALL_DURATION_SECONDS = _number(
+SLOW_CALL_DURATION_SECONDS = _number_setting(
     "slow_call_duration_seconds", 30, 3600, "Default number of seconds above which a call counts as slow"
 )
-WAIT_OPEN_SECONDS = _number("wait_open_seconds", 30, 3600, "Default number of seconds for which a breaker stays open")
-HALF_OPEN_PERMITS = _number(
+WAIT_OPEN_SECONDS = _number_setting(
+    "wait_open_seconds", 30, 3600, "Default number of seconds for which a breaker stays open"
+)
+HALF_OPEN_PERMITS = _number_setting(
     "half_open_permits", 3, 100, "Default maximum number of concurrent probes while a breaker is half open"
 )
-HALF_OPEN_MAX_SECONDS = _number(
+HALF_OPEN_MAX_SECONDS = _number_setting(
     "half_open_max_seconds", 60, 3600, "Default number of seconds after which a half-open breaker opens again"
 )
 ENABLED = Setting(
@@ -98,5 +100,5 @@ DEFAULTS: dict[str, Setting[Any]] = {
     "half_open_max_seconds": HALF_OPEN_MAX_SECONDS,
     "enabled": ENABLED,
 }
-TRANSITION_DAYS = _number("transition_days", 30, 365, "Days during which transitions of breakers are kept")
+TRANSITION_DAYS = _number_setting("transition_days", 30, 365, "Days during which transitions of breakers are kept")
 ALL = (*DEFAULTS.values(), TRANSITION_DAYS)

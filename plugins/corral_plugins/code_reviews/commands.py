@@ -66,7 +66,7 @@ def list_reviews(
         colour_of="status",
         computed={
             "agent": lambda review: names.name("/agents", review["agent_id"]),
-            "changes": lambda review: _changes(review["stats"]),
+            "changes": lambda review: _change_counts(review["stats"]),
         },
     )
 
@@ -91,7 +91,7 @@ def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
         "to": found["base_ref"],
         "description": found["description"],
         "hash": found["patch_sha256"],
-        "changes": _changes(found["stats"]),
+        "changes": _change_counts(found["stats"]),
         "files": "\n".join(map(_file_text, found["files"])),
         "reviewers": "\n".join(_reviewer_text(names, each) for each in found["reviewers"]),
         "revisions": "\n".join(map(_revision_text, found["revisions"])) if found["revision"] > 1 else None,
@@ -153,7 +153,7 @@ def open_review(
     body["reviewers"] = [{"user_id": find_user_id(client, USERS_PATH, each)} for each in reviewer]
     if task is not None:
         body["task_id"] = _task_id(client, task)
-    _tell(client.post("/code-reviews", body), as_json=as_json)
+    _print_review(client.post("/code-reviews", body), as_json=as_json)
 
 
 @reviews_command_group.command("revise")
@@ -262,7 +262,7 @@ def comment_on_review(
     body: dict[str, Any] = {"body": text, "side": side, "severity": severity, "suggestion": suggestion}
     found = _find(client, review)
     body |= {"parent_id": _comment_id(found, reply_to)} if reply_to else {}
-    body |= _place(at) if at else {}
+    body |= _parse_position(at) if at else {}
     made = client.post(f"/code-reviews/{found['id']}/comment", body)
     click.echo(json.dumps(made, indent=2, ensure_ascii=False) if as_json else f"Commented: {made['id']}.")
 
@@ -309,7 +309,7 @@ def _find(client: ApiClient, review: str, *, decided: bool = False) -> dict[str,
     With `decided`, return the newest review with this title if none is open.
     """
     if parse_id(review) is not None:
-        with client.looking_for("code review", review, "corral reviews list"):
+        with client.explain_not_found("code review", review, "corral reviews list"):
             return dict(client.get(f"/code-reviews/{review}"))
     wanted = review.strip().casefold()
     alike = client.pages("/code-reviews", search=review.strip()[:200])
@@ -343,10 +343,10 @@ def _task_id(client: ApiClient, task: str) -> str:
 
 def _act(client: ApiClient, found: dict[str, Any], action: str, body: dict[str, Any], *, as_json: bool) -> None:
     given = {name: value for name, value in body.items() if value is not None}
-    _tell(client.post(f"/code-reviews/{found['id']}/{action}", given), as_json=as_json)
+    _print_review(client.post(f"/code-reviews/{found['id']}/{action}", given), as_json=as_json)
 
 
-def _tell(review: Any, *, as_json: bool) -> None:
+def _print_review(review: Any, *, as_json: bool) -> None:
     status = review["status"].replace("_", " ")
     told = f"{review['title']} ({review['id']}) is {status} at revision {review['revision']}."
     click.echo(json.dumps(review, indent=2, ensure_ascii=False) if as_json else told)
@@ -362,7 +362,7 @@ def _read_patch(path: Path) -> str:
         ) from None
 
 
-def _place(at: str) -> dict[str, Any]:
+def _parse_position(at: str) -> dict[str, Any]:
     """Parse `FILE`, `FILE:LINE` or `FILE:LINE-LINE` into the position fields of a comment."""
     file, _, lines = at.rpartition(":")
     first, _, last = lines.partition("-")
@@ -431,7 +431,7 @@ def _printable(text: str) -> str:
     return "".join(each if each.isprintable() or each in "\t\n" else f"<U+{ord(each):04X}>" for each in text)
 
 
-def _changes(stats: Any) -> str:
+def _change_counts(stats: Any) -> str:
     files = "1 file" if stats["files"] == 1 else f"{stats['files']} files"
     return f"{files}, +{stats['additions']} -{stats['deletions']}"
 

@@ -134,7 +134,7 @@ def set_budget(
     given = {"mode": mode, "on_exceeded": on_exceeded, "timezone": timezone}
     change: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if limit is not None:
-        change["monthly_limit"] = _amount(limit)
+        change["monthly_limit"] = _parse_amount(limit)
     if threshold:
         change["alert_thresholds"] = list(threshold)
     if not change:
@@ -142,7 +142,7 @@ def set_budget(
     _print_budget(client, client.send("PUT", "/cost/budget", body=change), as_json=as_json)
 
 
-def _amount(text: str) -> float | None:
+def _parse_amount(text: str) -> float | None:
     if text == "none":
         return None
     try:

@@ -75,7 +75,7 @@ def show_letter(client: ApiClient, *, letter: str, as_json: bool) -> None:
         "first failed": found["first_failed_at"],
         "retries": found["retry_count"],
         "note": found["note"],
-        "attempts": [_attempt(each) for each in found["attempts"]],
+        "attempts": [_attempt_text(each) for each in found["attempts"]],
     }
     print_fields(found, shown, as_json=as_json)
 
@@ -183,6 +183,6 @@ def _letters_of(client: ApiClient, title: str, is_meant: Callable[[Any], bool]) 
     return [each for each in found if each["status"] == "open"] or found
 
 
-def _attempt(attempt: Any) -> str:
+def _attempt_text(attempt: Any) -> str:
     error = attempt["error"] or {}
     return f"{attempt['n']}: {error.get('type', '-')}: {error.get('message', '')}"

@@ -50,7 +50,7 @@ async def check_queue(work: Work, maintenance: DeadLetterMaintenance, batches: D
     await work(maintenance.alert_about_growth, entry=entry)
 
 
-def complete_after_state_change(event: LoggedEvent) -> None:
+def backfill_after_state_change(event: LoggedEvent) -> None:
     """If the state of this plugin has changed, enqueue a job that adds missing dead letters."""
     if event.payload().get("name") == "dead_letter":
         enqueue("dead_letter.complete")
@@ -71,7 +71,7 @@ JOBS = (
     Job(JOB, run_batch_step, max_attempts=20, lease_seconds=15),
     Job("dead_letter.complete", add_missing_letters),
 )
-SUBSCRIBERS = (Subscriber("dead_letter.completeness", ("plugin.state",), complete_after_state_change),)
+SUBSCRIBERS = (Subscriber("dead_letter.completeness", ("plugin.state",), backfill_after_state_change),)
 SCHEDULES = (
     Schedule("dead_letter.check", CHECK_SECONDS, check_queue),
     Schedule("dead_letter.prune", 86_400, delete_old_letters),

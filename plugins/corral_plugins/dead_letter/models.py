@@ -90,7 +90,7 @@ Batch.add_index(
 )
 
 
-class Completeness(Model):
+class BackfillWatermark(Model):
     """The time until which every failed task has a dead letter. The table has a single row."""
 
     id = peewee.SmallIntegerField(primary_key=True)
@@ -100,4 +100,4 @@ class Completeness(Model):
         table_name = "dead_letter_completeness"
 
 
-TABLES: tuple[type[Model], ...] = (DeadLetter, Batch, Completeness)
+TABLES: tuple[type[Model], ...] = (DeadLetter, Batch, BackfillWatermark)

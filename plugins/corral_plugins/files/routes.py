@@ -19,7 +19,7 @@ from corral_plugins.files.service.downloads import Downloads
 from corral_plugins.files.service.links import FileLinks, complete_problem
 from corral_plugins.files.service.multipart_body import OTHER_PARTS_BYTES, UploadBody
 from corral_plugins.files.service.quota import FileQuota
-from corral_plugins.files.service.registry import FileRegistry, future_instant, lease_lost, view_of
+from corral_plugins.files.service.registry import FileRegistry, future_instant, lease_lost_error, view_of
 from corral_plugins.files.service.storage import FileStorage
 from corral_plugins.files.service.uploads import NewFile, Uploads, refuse_larger
 from corral_plugins.files.settings import ARTIFACT_VISIBILITY, MAX_BYTES, MAX_UPLOAD_BYTES
@@ -99,7 +99,7 @@ def _new_file(query: UploadQuery, caller: Principal, request: Request, settings:
     lease = None
     if caller.kind in MACHINES:
         if caller.lease_id is None or caller.task_id is None or task_id != caller.task_id:
-            raise lease_lost()
+            raise lease_lost_error()
         lease = caller.task_id, caller.lease_id
         visibility = "task" if settings.get(ARTIFACT_VISIBILITY) == "task" else "private"
     given = request.header("idempotency-key")

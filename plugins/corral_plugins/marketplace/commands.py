@@ -88,7 +88,7 @@ def list_templates(client: ApiClient, *, category: str | None, search: str | Non
 @client_command
 def show_template(client: ApiClient, *, template: str, version: str | None, is_manifest: bool, as_json: bool) -> None:
     """Show a template, the objects that it would create, and the resources that it may use."""
-    with _looking_for_template(client, template, version):
+    with _explain_template_not_found(client, template, version):
         found = client.get(f"/marketplace/templates/{template}", **({"version": version} if version else {}))
     if is_manifest:
         click.echo(json.dumps(found["manifest"], indent=2, ensure_ascii=False))
@@ -117,7 +117,10 @@ def show_template(client: ApiClient, *, template: str, version: str | None, is_m
 @client_command
 def plan_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
     """Show what an installation would create, and which requirements are missing. Nothing is created."""
-    with _looking_for_template(client, template, options["version"]), _explaining_parameters(options["parameters"]):
+    with (
+        _explain_template_not_found(client, template, options["version"]),
+        _explaining_parameters(options["parameters"]),
+    ):
         plan = client.post(f"/marketplace/templates/{template}/install", {**_body(**options), "dry_run": True})
     if as_json:
         print_value(plan, as_json=True, text="")
@@ -132,7 +135,10 @@ def plan_template(client: ApiClient, *, template: str, as_json: bool, **options:
 @client_command
 def install_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
     """Install a template. Nothing that it creates is active until you start or enable it."""
-    with _looking_for_template(client, template, options["version"]), _explaining_parameters(options["parameters"]):
+    with (
+        _explain_template_not_found(client, template, options["version"]),
+        _explaining_parameters(options["parameters"]),
+    ):
         made = client.post(f"/marketplace/templates/{template}/install", _body(**options))
     if as_json:
         print_value(made, as_json=True, text="")
@@ -180,7 +186,7 @@ def upgrade_installation(
     """Upgrade an installation. Fields that people have edited keep their values."""
     body: Json = {"parameters": parse_fields(parameters), "dry_run": dry_run}
     path = f"/marketplace/installations/{_find_installation(client, installation)}/upgrade"
-    with _looking_for(client, installation), _explaining_parameters(parameters):
+    with _explain_not_found(client, installation), _explaining_parameters(parameters):
         result = client.post(path, {**body, **({"version": version} if version else {})})
     change, create = ("would change", "would create") if dry_run else ("changed", "created")
     lines = [f"{change} {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["updated"]]
@@ -207,7 +213,7 @@ def uninstall_installation(client: ApiClient, *, installation: str, force: bool,
     """Remove the objects of an installation, except objects that people have edited and objects that are in use."""
     body = {"force": force, "dry_run": dry_run}
     path = f"/marketplace/installations/{_find_installation(client, installation)}/uninstall"
-    with _looking_for(client, installation):
+    with _explain_not_found(client, installation):
         result = client.post(path, body)
     lines = _removal_lines(result, dry_run=dry_run)
     if {each["reason"] for each in result["kept"]} & REPEATABLE and not dry_run:
@@ -247,7 +253,7 @@ def upload_manifest(client: ApiClient, *, manifest: Path, as_json: bool) -> None
 @client_command
 def delete_template(client: ApiClient, *, template: str, as_json: bool) -> None:
     """Delete all versions of an uploaded template. Its installations remain. Only admins may do this."""
-    with _looking_for_template(client, template):
+    with _explain_template_not_found(client, template):
         client.send("DELETE", f"/marketplace/templates/{template}")
     print_value({"deleted": template}, as_json=as_json, text=f"Deleted {template}.")
 
@@ -480,14 +486,16 @@ def _reason_text(kept: Json) -> str:
     return reason
 
 
-def _looking_for(client: ApiClient, installation: str) -> contextlib.AbstractContextManager[None]:
-    return client.looking_for("installation", installation, "corral template installations")
+def _explain_not_found(client: ApiClient, installation: str) -> contextlib.AbstractContextManager[None]:
+    return client.explain_not_found("installation", installation, "corral template installations")
 
 
-def _looking_for_template(
+def _explain_template_not_found(
     client: ApiClient, template: str, version: str | None = None
 ) -> contextlib.AbstractContextManager[None]:
-    return client.looking_for("template", f"{template} {version}" if version else template, "corral template list")
+    return client.explain_not_found(
+        "template", f"{template} {version}" if version else template, "corral template list"
+    )
 
 
 def _find_installation(client: ApiClient, name: str) -> str:

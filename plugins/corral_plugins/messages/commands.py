@@ -132,7 +132,7 @@ def read_message(client: ApiClient, *, message: str, agent: str | None, as_json:
     """
     body = {} if agent is None else {"agent_id": _find_agent(client, agent)}
     message = _message_id(client, message)
-    with client.looking_for("message", message, "corral messages list"):
+    with client.explain_not_found("message", message, "corral messages list"):
         found = client.send("PATCH", f"/messages/{message}/read", body=body)
     shown = {
         "from": found["sender_name"],
@@ -162,7 +162,7 @@ def acknowledge_message(
     if agent is not None:
         body["agent_id"] = _find_agent(client, agent)
     message = _message_id(client, message)
-    with client.looking_for("message", message, "corral messages list"):
+    with client.explain_not_found("message", message, "corral messages list"):
         found = client.post(f"/messages/{message}/ack", body)
     print_value(found, as_json=as_json, text=f"Acknowledged {found['id']} as {body['result']}.")
 

@@ -84,7 +84,7 @@ def show_notification(client: ApiClient, *, notification: str, as_json: bool) ->
     If several notifications have the title, the newest is shown.
     """
     notification = _notification_id(client, notification)
-    with _looking_for(client, notification):
+    with _explain_not_found(client, notification):
         found = client.get(f"/notifications/{notification}")
     shown = {
         "title": found["title"],
@@ -117,7 +117,7 @@ def mark_read(client: ApiClient, *, notification: str | None, everything: bool, 
         print_value(done, as_json=as_json, text=f"Notifications that are read now: {done['updated']}")
         return
     notification = _notification_id(client, str(notification))
-    with _looking_for(client, notification):
+    with _explain_not_found(client, notification):
         row = client.send("PUT", f"/notifications/{notification}/read", body={})
     print_value(row, as_json=as_json, text=f"Read: {row['title']}")
 
@@ -449,7 +449,7 @@ def list_deliveries(
 @client_command
 def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
     """Retry a delivery that failed, was cancelled or was suppressed."""
-    with client.looking_for("delivery", delivery, "corral notifications deliveries"):
+    with client.explain_not_found("delivery", delivery, "corral notifications deliveries"):
         row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
     print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")
 
@@ -507,8 +507,8 @@ def _about(client: ApiClient, object: dict[str, str] | None) -> str | None:
     return f"{kind} {name}" + (f" ({object['id']})" if name != object["id"] else "")
 
 
-def _looking_for(client: ApiClient, notification: str) -> AbstractContextManager[None]:
-    return client.looking_for("notification", notification, "corral notifications list")
+def _explain_not_found(client: ApiClient, notification: str) -> AbstractContextManager[None]:
+    return client.explain_not_found("notification", notification, "corral notifications list")
 
 
 def _rule_parts(client: ApiClient, events: tuple[str, ...], channels: tuple[str, ...]) -> dict[str, Any]:

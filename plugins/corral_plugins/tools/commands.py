@@ -48,7 +48,7 @@ def list_tools(client: ApiClient, *, risk: tuple[str, ...], source: str | None, 
 @client_command
 def show_tool(client: ApiClient, *, name: str, as_json: bool) -> None:
     """Show a tool with the schema of its arguments."""
-    with client.looking_for("tool", name, "corral tools list"):
+    with client.explain_not_found("tool", name, "corral tools list"):
         found = client.get(f"{TOOLS}/{quote(name)}")
     shown = {
         "name": found["name"],
@@ -173,7 +173,7 @@ def _path(name: str) -> str:
 
 
 def _send(client: ApiClient, method: str, name: str, action: str = "", body: Any = None) -> Any:
-    with client.looking_for("MCP server", name, "corral mcp list"):
+    with client.explain_not_found("MCP server", name, "corral mcp list"):
         return client.send(method, f"{_path(name)}{action}", body=body)
 
 

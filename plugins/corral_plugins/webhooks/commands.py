@@ -268,7 +268,7 @@ def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bo
     """
     row = _find(client, webhook)
     delivery = _delivery_id(client, webhook, row["id"], delivery)
-    with _looking_for(client, webhook, delivery):
+    with _explain_not_found(client, webhook, delivery):
         found = client.get(f"/webhooks/{row['id']}/deliveries/{delivery}")
     attempts = [
         f"{each['n']}. {each['at']}  {_result(each)}  {format_ms(each['duration_ms'])}" for each in found["attempts"]
@@ -297,7 +297,7 @@ def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) 
     found = _find(client, webhook)
     delivery = _delivery_id(client, webhook, found["id"], delivery)
     try:
-        with _looking_for(client, webhook, delivery):
+        with _explain_not_found(client, webhook, delivery):
             row = client.post(f"/webhooks/{found['id']}/deliveries/{delivery}/redeliver", {})
     except ApiClientError as error:  # it waits already: say for what
         cause = _breaker_text(client, found["host"]) if error.code == "invalid_state" else None
@@ -358,8 +358,8 @@ def _delivery_id(client: ApiClient, webhook: str, webhook_id: str, delivery: str
     )
 
 
-def _looking_for(client: ApiClient, webhook: str, delivery: str) -> AbstractContextManager[None]:
-    return client.looking_for("delivery", delivery, f"corral webhooks deliveries {webhook}")
+def _explain_not_found(client: ApiClient, webhook: str, delivery: str) -> AbstractContextManager[None]:
+    return client.explain_not_found("delivery", delivery, f"corral webhooks deliveries {webhook}")
 
 
 def _breaker_text(client: ApiClient, host: str) -> str | None:

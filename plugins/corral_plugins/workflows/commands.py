@@ -244,7 +244,7 @@ def list_runs(client: ApiClient, *, workflow: str | None, status: tuple[str, ...
 @client_command
 def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
     """Show a run with its steps, including their status, attempts, time, cost, and the beginning of their outputs."""
-    with _looking_for(client, run):
+    with _explain_not_found(client, run):
         found, names = client.get(f"/workflow-runs/{_run_id(client, run)}"), ObjectNames(client)
     if as_json:
         print_value(found, as_json=True, text="")
@@ -333,7 +333,7 @@ def resume_run(client: ApiClient, *, run: str, as_json: bool) -> None:
 def retry_run(client: ApiClient, *, run: str, start: str, current: bool, as_json: bool) -> None:
     """Repeat an ended run as a new run that reuses the outputs of the earlier steps."""
     body = {"from": start, "definition": "current" if current else "original"}
-    with _looking_for(client, run):
+    with _explain_not_found(client, run):
         made = client.post(f"/workflow-runs/{_run_id(client, run)}/retry", body)
     told = f"Run {made['number']} repeats it. Watch it: corral workflows watch {made['id']}"
     if not current and not as_json and (newest := _newer_version(client, made)):
@@ -353,7 +353,7 @@ def answer_step(
 ) -> None:
     """Submit the data that a step of the type `input` asks for."""
     given, run_id = {"input": read_body(input_path, fields)}, _run_id(client, run)
-    with client.looking_for(f"step {step} in the workflow run", run, "corral workflows runs"):
+    with client.explain_not_found(f"step {step} in the workflow run", run, "corral workflows runs"):
         changed = client.post(f"/workflow-runs/{run_id}/steps/{step}/input", given)
     print_value(changed, as_json=as_json, text=f"The data for the step {step} was submitted.")
 
@@ -399,7 +399,7 @@ def _head(value: Any) -> str:
 
 
 def _act(client: ApiClient, run: str, action: str, body: dict[str, Any], told: str, *, as_json: bool) -> None:
-    with _looking_for(client, run):
+    with _explain_not_found(client, run):
         changed = client.post(f"/workflow-runs/{_run_id(client, run)}/{action}", body)
     print_value(changed, as_json=as_json, text=told)
 
@@ -424,9 +424,9 @@ def _run_id(client: ApiClient, run: str) -> str:
     return str(chosen["id"])
 
 
-def _looking_for(client: ApiClient, run: str) -> contextlib.AbstractContextManager[None]:
+def _explain_not_found(client: ApiClient, run: str) -> contextlib.AbstractContextManager[None]:
     is_id = parse_id(run) is not None
-    return client.looking_for("workflow run", run, "corral workflows runs") if is_id else contextlib.nullcontext()
+    return client.explain_not_found("workflow run", run, "corral workflows runs") if is_id else contextlib.nullcontext()
 
 
 def _starter(names: ObjectNames, run: Mapping[str, Any]) -> str:
@@ -470,7 +470,7 @@ def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _watch(client: ApiClient, run_id: str, *, quiet: bool) -> dict[str, Any]:
-    with _looking_for(client, run_id):
+    with _explain_not_found(client, run_id):
         run = client.get(f"/workflow-runs/{run_id}")
     return follow_run(client, run, quiet=quiet)
 

@@ -13,7 +13,7 @@ from playhouse.schema_diff import diff_models
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
 from corral.errors import Conflict, Invalid, NotFound
 from corral.testing.kit import Kit
-from corral_core.accounts.api import Accounts, NewUser, RightsLost, UserPatch, UserQuery, UserView
+from corral_core.accounts.api import Accounts, InsufficientRights, NewUser, UserPatch, UserQuery, UserView
 from corral_core.accounts.models import UserRow
 
 MakeKit = Callable[..., Awaitable[Kit]]
@@ -75,12 +75,12 @@ async def test_the_rights_of_a_person_without_a_session_are_those_of_the_moment(
     assert (found.kind, found.user_id, found.role) == ("user", user_id, "admin")
     await _patch(kit, user_id, role="viewer")
     assert not (await principal()).may("plugins.write")
-    with pytest.raises(RightsLost, match=r"plugins\.write"):
+    with pytest.raises(InsufficientRights, match=r"plugins\.write"):
         await principal(user_id, "plugins.write")
     await _patch(kit, user_id, is_active=False)
-    with pytest.raises(RightsLost, match="is deactivated"):
+    with pytest.raises(InsufficientRights, match="is deactivated"):
         await principal()
-    with pytest.raises(RightsLost, match="no longer exists"):
+    with pytest.raises(InsufficientRights, match="no longer exists"):
         await principal("01890a5d-ac96-774b-bcce-b302099a8057")
 
 

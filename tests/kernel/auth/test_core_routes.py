@@ -131,13 +131,13 @@ async def test_plugins_4_a_disabled_plugin_is_out_until_it_is_enabled(lamps: Kit
     assert (off.status, off.json()["state"], off.json()["reason"]) == (200, "disabled", "dark enough")
     assert lamps.loaded("shade").state == "disabled"
     catalogue, work = lamps.kernel.container.get(PluginAdministration), lamps.kernel.database.work
-    assert await work(catalogue.stored_decisions, read=True) == {"shade": "dark enough"}
+    assert await work(catalogue.disabled_by_admins, read=True) == {"shade": "dark enough"}
     items = (await admin.get("/plugins?state=disabled")).json()["items"]
     assert [each["name"] for each in items] == ["shade"]
     on = await admin.post("/plugins/shade/enable")
     assert (on.status, on.json()["state"], on.json()["reason"]) == (200, "active", None)
     assert lamps.loaded("shade").state == "active"
-    assert await work(catalogue.stored_decisions, read=True) == {}
+    assert await work(catalogue.disabled_by_admins, read=True) == {}
     told: list[dict[str, Any]] = []
     while len(told) < 2:  # PostgreSQL numbers events a moment after the commit
         told = [each.payload() for each in await lamps.events() if each.type == "plugin.state"]
@@ -184,9 +184,9 @@ async def test_a_decision_counts_where_the_one_before_is_not_known_yet(lamps: Ki
     registry.change_state("shade", "disabled", "admin")
     assert (await work(lambda: catalogue.disable("shade", "too dark"))).state == "disabled"
     assert await told(3) == [("active", "disabled"), ("disabled", "active"), ("active", "disabled")]
-    assert await work(catalogue.stored_decisions, read=True) == {"shade": "too dark"}
+    assert await work(catalogue.disabled_by_admins, read=True) == {"shade": "too dark"}
     assert (await work(lambda: catalogue.disable("shade", "again"))).reason == "too dark"  # it is disabled already
-    assert await work(catalogue.stored_decisions, read=True) == {"shade": "too dark"}
+    assert await work(catalogue.disabled_by_admins, read=True) == {"shade": "too dark"}
 
 
 async def test_an_admin_may_disable_again_what_was_to_start_with_the_next_reload(lamps: Kit) -> None:
@@ -198,7 +198,7 @@ async def test_an_admin_may_disable_again_what_was_to_start_with_the_next_reload
     assert (await admin.post("/plugins/shade/disable")).json()["state"] == "disabled"
     loaded.plugin = plugin
     catalogue = lamps.kernel.container.get(PluginAdministration)
-    assert await lamps.kernel.database.work(catalogue.stored_decisions, read=True) == {"shade": "admin"}
+    assert await lamps.kernel.database.work(catalogue.disabled_by_admins, read=True) == {"shade": "admin"}
 
 
 class BusyOnce:

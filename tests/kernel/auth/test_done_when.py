@@ -114,7 +114,7 @@ async def test_auth_7_tokens_of_sign_in_open_no_operation(make_kit: MakeKit) -> 
     before = await _counts(kit)
     for route in closed:
         path = route.path
-        for name in route.names:
+        for name in route.path_parameters:
             path = path.replace(f"{{{name}}}", new_id())
         for kind, token in tokens.items():
             answer = await kit.client.request(route.method, path, headers={"Authorization": f"Bearer {token}"})

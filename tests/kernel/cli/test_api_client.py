@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker, _plural, _refusal
+from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker, _plural, _problem_error
 from corral.cli.object_lookup import newest_id
 from corral.testing.server import free_port
 
@@ -120,5 +120,5 @@ PROBLEM = {"title": "The request is not valid", "status": 422, "code": "validati
     ids=["several", "one", "repeated", "not-found"],
 )
 def test_each_fault_is_told_with_its_place(problem: dict[str, Any], message: str) -> None:
-    error = _refusal("/workflow-runs/7", 422, msgspec.json.encode({**PROBLEM, **problem}))
+    error = _problem_error("/workflow-runs/7", 422, msgspec.json.encode({**PROBLEM, **problem}))
     assert str(error) == message

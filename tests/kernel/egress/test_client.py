@@ -15,7 +15,7 @@ from tests.limits import within
 
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy
-from corral.egress.transport import truncated
+from corral.egress.transport import is_truncated
 from corral.testing.certificates import CertificateAuthority
 from corral.testing.server import free_port
 from corral.testing.stub_servers import PUBLIC, FakeResolver, StubServer, http_response_bytes
@@ -104,8 +104,8 @@ async def test_an_answer_is_read_up_to_the_cap(make_egress: MakeEgress) -> None:
             cut = await client.get(receiver.url)
         async with egress.client("tool", max_bytes=5000) as client:
             whole = await client.get(receiver.url)
-    assert (len(cut.content), truncated(cut)) == (4999, True)
-    assert (len(whole.content), truncated(whole)) == (5000, False)
+    assert (len(cut.content), is_truncated(cut)) == (4999, True)
+    assert (len(whole.content), is_truncated(whole)) == (5000, False)
 
 
 async def test_the_cap_counts_what_is_decompressed(make_egress: MakeEgress) -> None:
@@ -115,7 +115,7 @@ async def test_the_cap_counts_what_is_decompressed(make_egress: MakeEgress) -> N
         client,
     ):
         reply = await client.get(receiver.url)
-    assert (len(reply.content), truncated(reply)) == (2**20, True)
+    assert (len(reply.content), is_truncated(reply)) == (2**20, True)
 
 
 async def test_compressed_answers_are_read(make_egress: MakeEgress) -> None:

@@ -38,7 +38,7 @@ async def reads(kit: Kit, without: set[str]) -> dict[str, int]:
     for endpoint in kit.application.endpoints:
         route: Any = endpoint.route
         ends = Stream not in endpoint.signature.returned
-        if route.method == "GET" and not route.names and route.plugin not in without and ends:
+        if route.method == "GET" and not route.path_parameters and route.plugin not in without and ends:
             answer = await admin.get(route.path, root=route.path == "/metrics")
             found[route.path] = answer.status
     return found

@@ -183,7 +183,7 @@ async def test_audit_5_an_auditor_reads_verifies_and_exports_and_nothing_else(
     assert len(others) > 100
     for route in others:
         path = route.path
-        for name in route.names:
+        for name in route.path_parameters:
             path = path.replace(f"{{{name}}}", new_id() if name.endswith("id") else "name")
         answer = await auditor.request(route.method, path)
         assert (answer.status, answer.code) == (403, "forbidden"), (route.label, answer)

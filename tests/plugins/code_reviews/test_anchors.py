@@ -9,7 +9,7 @@ import time
 import msgspec
 import pytest
 
-from corral_plugins.code_reviews.service.anchors import Context, NewPlace, Place, context_of, find_again
+from corral_plugins.code_reviews.service.anchors import Context, NewPlace, Place, context_of, find_new_places
 from corral_plugins.code_reviews.service.interdiffs import interdiff
 from corral_plugins.code_reviews.service.patches import Patch, parse_patch
 
@@ -48,7 +48,7 @@ def moved(new: Patch, line: int = 20, end: int | None = None) -> tuple[str, int 
 
 def again(new: Patch, line: int, context: Context | None) -> NewPlace:
     """Where a comment on x.py is in a revision."""
-    return find_again(new, [Place(file="x.py", side="new", line=line, context=context)])[0]
+    return find_new_places(new, [Place(file="x.py", side="new", line=line, context=context)])[0]
 
 
 def test_code_reviews_4_lines_are_found_again_by_their_exact_context() -> None:
@@ -108,7 +108,7 @@ def test_1000_comments_on_a_large_file_are_found_in_a_moment() -> None:
         Place(file="x.py", side="new", line=2 * n, context=Context([], [""], [f"    other({n})"])) for n in range(997)
     ]
     began = time.process_time()
-    found = find_again(second, places)
+    found = find_new_places(second, places)
     seconds = time.process_time() - began
     assert [each.line for each in found[:3]] == [2, 3, 40_001]
     assert {each.anchor for each in found[3:]} == {"outdated"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.plugins.code_reviews.conftest import Desk
 
-from corral_plugins.code_reviews.service.anchors import Place, context_of, find_again
+from corral_plugins.code_reviews.service.anchors import Place, context_of, find_new_places
 from corral_plugins.code_reviews.service.patches import Patch, parse_patch
 
 ROOT = Path(__file__).parents[3]
@@ -75,16 +75,16 @@ def test_comments_survive_a_revision_of_50_real_diffs() -> None:
                 context = context_of(first, file.path, "new", line, line)
                 assert context is not None
                 place = Place(file=file.path, side="new", line=line, context=context)
-                (same,) = find_again(first, [place])
+                (same,) = find_new_places(first, [place])
                 assert (same.anchor, same.line) == (
                     ("active", line) if file.status != "deleted" else ("orphaned", None)
                 )
-                (found,) = find_again(second, [place])
+                (found,) = find_new_places(second, [place])
                 if found.line is not None:
                     active += 1
                     assert after[found.line] == before[line]
                     assert found.line - line in (0, 10) or before[line] in list(after.values())
-                (gone,) = find_again(Patch(files=others), [place])
+                (gone,) = find_new_places(Patch(files=others), [place])
                 orphaned += gone.anchor == "orphaned"
     assert active > 200
     assert orphaned > 0

@@ -126,7 +126,7 @@ class Notified:
             wait = await self.dispatcher.run_once()
             if not self.dispatcher.is_busy and wait:
                 return
-            await self.dispatcher.finish()
+            await self.dispatcher.wait_until_idle()
 
     async def inbox(self, client: Client, query: str = "") -> list[Any]:
         found = await self.ok(client.get(f"/notifications?limit=200{query}"))

@@ -178,7 +178,7 @@ async def test_a_channel_sends_one_message_a_second(world: Notified, telegram: S
     began = clock.time_s()
     while len(telegram.texts) < 3:
         await world.dispatcher.run_once()
-        await world.dispatcher.finish()
+        await world.dispatcher.wait_until_idle()
         clock.travel(0.1)
     assert clock.time_s() - began >= 2.0
 

@@ -80,7 +80,7 @@ async def test_an_event_that_joins_a_message_while_it_is_claimed_is_told(
     await asyncio.gather(*started)
     for each in found.claimed:
         world.dispatcher._start(each)
-    await world.dispatcher.finish()
+    await world.dispatcher.wait_until_idle()
     await world.run(seconds=11)
     assert sum(row["count"] for row in await world.deliveries("succeeded")) == 2
     assert len(slack.texts) == len(await world.deliveries())
@@ -312,7 +312,7 @@ async def test_a_killed_process_repeats_few_mails(
         while (await mailing.kit.work(stored, read=True))[1] != ["ops@example.org"]:  # noqa: ASYNC110  (see above)
             await asyncio.sleep(0.01)
     goes_on.set()
-    await mailing.dispatcher.finish()
+    await mailing.dispatcher.wait_until_idle()
     assert await mailing.kit.work(stored, read=True) == ("succeeded", ["ops@example.org", "slow@example.org"])
 
 
@@ -425,7 +425,7 @@ async def test_an_attempt_that_takes_long_keeps_its_lease(
                 await asyncio.sleep(0.01)
     assert await world.kit.work(world.kit.service(DeliveryClaims).release_expired) == 0
     SlowPlugin.may_end.set()
-    await world.dispatcher.finish()
+    await world.dispatcher.wait_until_idle()
     assert [row["status"] for row in await world.deliveries()] == ["succeeded"]
 
 

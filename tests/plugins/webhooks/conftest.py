@@ -81,7 +81,7 @@ class Hooks:
         for _ in range(rounds):
             await self.kit.events()  # on PostgreSQL, until all events are numbered
             await self.dispatcher.run_once()
-            await self.dispatcher.finish()
+            await self.dispatcher.wait_until_idle()
 
     async def run_all(self) -> None:
         """Deliver until nothing is due."""
@@ -90,7 +90,7 @@ class Hooks:
             await self.dispatcher.run_once()
             if not self.dispatcher.is_busy:
                 return
-            await self.dispatcher.finish()
+            await self.dispatcher.wait_until_idle()
 
     async def deliveries(self, webhook_id: str, status: str | None = None) -> list[Any]:
         """The deliveries to a webhook, oldest first."""

@@ -12,7 +12,7 @@ from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.egress.resolver import Unresolved
-from corral.egress.transport import truncated
+from corral.egress.transport import is_truncated
 from corral.errors import ExpectedFailure, Problem
 from corral.redact.redactor import Redactor
 from corral.schema.strict_json import parse_json
@@ -101,7 +101,7 @@ class RepositoryClient:
             if refusal.status in (406, 413):  # GitHub answers 406 if a diff has too many lines or files
                 raise DiffTooLarge(refusal.detail) from None
             raise
-        if truncated(answer) or len(answer.content) > DIFF_BYTES:
+        if is_truncated(answer) or len(answer.content) > DIFF_BYTES:
             raise DiffTooLarge(f"The diff is larger than {DIFF_BYTES // MIB} MiB.")
         return answer.content.decode(errors="replace")
 

@@ -39,7 +39,7 @@ PAGE_POLICY = (
 HEADERS = {"Content-Security-Policy": PAGE_POLICY}
 
 
-def explain(problem: Problem, request: Request | None) -> Response | None:
+def problem_page(problem: Problem, request: Request | None) -> Response | None:
     """Return a page that shows the problem, or None if the client does not ask for HTML."""
     if request is None or "text/html" not in (request.header("accept") or ""):
         return None
@@ -51,7 +51,7 @@ def explain(problem: Problem, request: Request | None) -> Response | None:
     return Response(problem.status, _html(problem.title, content).encode(), headers, HTML)
 
 
-routes = Routes("/account", tag="Pages", no_store=True, root=True, explain=explain)
+routes = Routes("/account", tag="Pages", no_store=True, root=True, explain=problem_page)
 
 PastedLink = Annotated[str, Meta(min_length=1, max_length=2000)]
 
@@ -121,7 +121,7 @@ ACCEPT = Page(
 @routes.get("/reset-password", needs=PUBLIC)
 async def show_password_reset(policy: PasswordPolicy) -> Text:
     """Show the form on which a person who opened a link sets a new password."""
-    return _form(_with_rule(SET_PASSWORD, policy))
+    return _form(_with_password_hint(SET_PASSWORD, policy))
 
 
 @routes.post("/reset-password", needs=PUBLIC, rate=SIGN_IN_RATE, form=True, keyed=False, body_limit=BODY_LIMIT)
@@ -130,8 +130,8 @@ async def submit_password_reset(
 ) -> Text:
     """Set a new password with the token from a link, and show the result as a page."""
     token = _token_of(body.token)
-    return await _result(
-        _with_rule(SET_PASSWORD, policy),
+    return await _submit_form(
+        _with_password_hint(SET_PASSWORD, policy),
         body,
         links.base_url,
         lambda: recovery.set_password(token, body.new_password, request.unit_context()),
@@ -151,7 +151,7 @@ async def submit_verification(
     """Verify an email address with the token from a link, and show the result as a page."""
     token = _token_of(body.token)
     entry = request.unit_context()
-    return await _result(
+    return await _submit_form(
         VERIFY, body, links.base_url, lambda: work(lambda: registrations.verify_address(token), entry=entry)
     )
 
@@ -159,7 +159,7 @@ async def submit_verification(
 @routes.get("/accept-invitation", needs=PUBLIC)
 async def show_invitation(policy: PasswordPolicy) -> Text:
     """Show the form for creating an account with an invitation."""
-    return _form(_with_rule(ACCEPT, policy))
+    return _form(_with_password_hint(ACCEPT, policy))
 
 
 # Unlike registration, it sends no mail and needs the token of a link, so an office behind one address accepts many.
@@ -173,8 +173,8 @@ async def submit_invitation(
 ) -> Text:
     """Create an account with an invitation, and show the result as a page."""
     token, entry = _token_of(body.token), request.unit_context()
-    return await _result(
-        _with_rule(ACCEPT, policy),
+    return await _submit_form(
+        _with_password_hint(ACCEPT, policy),
         body,
         links.base_url,
         lambda: registrations.accept_invitation(token, body.full_name, body.password, entry),
@@ -184,16 +184,16 @@ async def submit_invitation(
 @routes.get("/page.css", needs=PUBLIC)
 async def read_page_style() -> Text:
     """Return the style sheet for the pages."""
-    return Text(_file("page.css"), "text/css; charset=utf-8")
+    return Text(_static_file("page.css"), "text/css; charset=utf-8")
 
 
 @routes.get("/page.js", needs=PUBLIC)
 async def read_page_script() -> Text:
     """Return the script for the pages."""
-    return Text(_file("page.js"), "text/javascript; charset=utf-8")
+    return Text(_static_file("page.js"), "text/javascript; charset=utf-8")
 
 
-async def _result(page: Page, body: msgspec.Struct, url: str, submit: Callable[[], Awaitable[object]]) -> Text:
+async def _submit_form(page: Page, body: msgspec.Struct, url: str, submit: Callable[[], Awaitable[object]]) -> Text:
     """Submit the form and return the page with the result, or with the form again and the reason for its rejection.
 
     A form that is shown again contains the entered values, except the password.
@@ -210,7 +210,7 @@ async def _result(page: Page, body: msgspec.Struct, url: str, submit: Callable[[
     return _page(page.title, f'<p role="status">{html.escape(page.done)}</p>\n{command}')
 
 
-def _with_rule(page: Page, policy: PasswordPolicy) -> Page:
+def _with_password_hint(page: Page, policy: PasswordPolicy) -> Page:
     """Return the page with the minimum password length shown below the password field."""
     hint = f"At least {policy.current_rules()['min_length']} characters."
     return page._replace(inputs=[each._replace(hint=hint) if "password" in each.name else each for each in page.inputs])
@@ -243,7 +243,7 @@ def _page(title: str, content: str) -> Text:
 
 
 def _html(title: str, content: str) -> str:
-    return Template(_file("page.html")).substitute(title=html.escape(title), content=content)
+    return Template(_static_file("page.html")).substitute(title=html.escape(title), content=content)
 
 
 def _token_of(pasted: str) -> str:
@@ -252,5 +252,5 @@ def _token_of(pasted: str) -> str:
 
 
 @functools.cache
-def _file(name: str) -> str:
+def _static_file(name: str) -> str:
     return resources.files("corral_core.accounts").joinpath("pages", name).read_text("utf-8")

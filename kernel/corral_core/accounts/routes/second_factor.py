@@ -109,7 +109,7 @@ class SteppedUp(msgspec.Struct, kw_only=True):
 )
 async def set_up_mfa(body: SetupRequest, caller: Principal, request: Request, protection: OwnSecondFactor) -> SeedView:
     """Begin setting up a second factor. To enable it, send a code to `/auth/mfa/verify` within 15 minutes."""
-    seed = await protection.start_setup(caller, _is_given(body.password), request.unit_context(caller))
+    seed = await protection.start_setup(caller, _value_or_none(body.password), request.unit_context(caller))
     return SeedView(secret=seed.secret, otpauth_uri=seed.uri, qr_code=await asyncio.to_thread(_qr_code, seed.uri))
 
 
@@ -181,12 +181,12 @@ async def step_up(
     """Re-authenticate with the password or a second-factor code before a sensitive action."""
     _only_value({"password": body.password, "code": body.code})
     until = await protection.step_up(
-        caller, _is_given(body.password), _is_given(body.code), request.unit_context(caller)
+        caller, _value_or_none(body.password), _value_or_none(body.code), request.unit_context(caller)
     )
     return SteppedUp(reauth_until=until)
 
 
-def _is_given(value: str | UnsetType) -> str | None:
+def _value_or_none(value: str | UnsetType) -> str | None:
     return None if isinstance(value, UnsetType) else value
 
 
@@ -203,7 +203,7 @@ def _only_value(choices: dict[str, str | UnsetType]) -> str:
 
 def _proof_of(body: DisableMfaRequest | ChallengeAnswer) -> FactorProof:
     _only_value({"code": body.code, "recovery_code": body.recovery_code})
-    return FactorProof(_is_given(body.code), _is_given(body.recovery_code))
+    return FactorProof(_value_or_none(body.code), _value_or_none(body.recovery_code))
 
 
 def _qr_code(uri: str) -> str:

@@ -25,8 +25,8 @@ from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral_core.accounts.api import (
     AccountDetails,
+    InsufficientRights,
     NewUser,
-    RightsLost,
     UserApiKeys,
     UserCreated,
     UserDeactivated,
@@ -140,14 +140,14 @@ class AccountsService:
         return user_view(self.get_row(user_id))
 
     def get_row(self, user_id: str, *, hold: bool = False) -> UserRow:
-        """Return the row of an account. Raise `NotFound` for an unknown id. For `hold`, see `row_of`."""
+        """Return the row of an account. Raise `NotFound` for an unknown id. For `hold`, see `find_row`."""
         query: Any = UserRow.select().where(UserRow.id == user_id)
         row: UserRow | None = (locked(query) if hold else query).first()
         if row is None:
             raise NotFound("There is no user with this id.")
         return row
 
-    def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
+    def find_row(self, email: str, *, hold: bool = False) -> UserRow | None:
         """Return the row with this address, ignoring case, or None.
 
         If `hold` is true, the row is locked until the unit of work ends.
@@ -168,10 +168,10 @@ class AccountsService:
         }
 
     def find(self, email: str) -> UserView | None:
-        row = self.row_of(email)
+        row = self.find_row(email)
         return None if row is None else user_view(row)
 
-    def find_named(self, names: Iterable[str]) -> dict[str, list[str]]:
+    def ids_by_name(self, names: Iterable[str]) -> dict[str, list[str]]:
         prefixes = {name: normalize_address(name if "@" in name else f"{name}@") for name in names}
         matches = [
             UserRow.email_key == prefix if "@" in name else UserRow.email_key.startswith(prefix)
@@ -194,13 +194,15 @@ class AccountsService:
     def principal_of(self, user_id: str | None, *needs: str) -> Principal:
         row: UserRow | None = UserRow.get_or_none(UserRow.id == user_id)
         if row is None:
-            raise RightsLost("The user on whose behalf the operation runs no longer exists.")
+            raise InsufficientRights("The user on whose behalf the operation runs no longer exists.")
         if not row.is_active:
-            raise RightsLost("The user on whose behalf the operation runs is deactivated.")
+            raise InsufficientRights("The user on whose behalf the operation runs is deactivated.")
         principal = self._principal(row)
         for need in needs:
             if need not in principal.permissions:
-                raise RightsLost(f"The user on whose behalf the operation runs does not hold the permission {need}.")
+                raise InsufficientRights(
+                    f"The user on whose behalf the operation runs does not hold the permission {need}."
+                )
         return principal
 
     def principals_of(self, user_ids: Iterable[str]) -> dict[str, Principal]:
@@ -357,7 +359,7 @@ class AccountsService:
             version=UserRow.version + 1,
         ).where(UserRow.id == row.id).execute()
         self.end_sessions(row.id, "user_deactivated")
-        self._sessions.delete_addresses(row.id)
+        self._sessions.erase_device_details(row.id)
         for subject_id in (row.id, *InvitationsService.delete_of_user(row.id, row.email_key)):
             self._links.delete_links_of(subject_id)
         self._mail.delete_mail_jobs(row.email_key)

@@ -52,7 +52,7 @@ class FirstAccountSetup:
         """
         if token is None and not self._is_public:
             return
-        if token is None or not self._sealer.verify(PURPOSE, _installation_id(), _decoded(token)):
+        if token is None or not self._sealer.verify(PURPOSE, _installation_id(), _decode_token(token)):
             raise Forbidden(
                 "The first account needs the set-up token that the server printed when it started; the file "
                 "setup.token in the data folder also contains it. Without the token, run this command on the server's "
@@ -91,7 +91,7 @@ def _installation_id() -> bytes:
     return str(InstallationValueRow.get(InstallationValueRow.name == "installation_id").value).encode()
 
 
-def _decoded(token: str) -> bytes:
+def _decode_token(token: str) -> bytes:
     try:
         return base64.urlsafe_b64decode(token.strip() + "==")
     except ValueError:

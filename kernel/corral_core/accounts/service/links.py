@@ -48,14 +48,14 @@ class SingleUseLinks:
         self._scheme = "https" if installation.has_tls else "http"
         self._port: int | None = None
 
-    def serve_at(self, address: str) -> None:
+    def set_server_address(self, address: str) -> None:
         """Set the address at which the server accepts connections.
 
         The port of this address differs from the port in `server.bind` if the operating system chooses the port.
         """
         self._port = urlsplit(address).port
 
-    def bind_to(self, place: str) -> None:
+    def set_bind_address(self, place: str) -> None:
         """Set the `host:port` at which a server in another process accepts connections.
 
         Commands use this method, because the address may differ from `server.bind`.

@@ -37,7 +37,7 @@ KEEP_SECONDS = 2 * DAY  # longer than any window and any lockout
 INSTANT, KEPT = 24, 20  # characters of an instant; number of failures that are stored, which is the highest threshold
 
 
-class _AddressGate(msgspec.Struct):
+class _AttemptLimiter(msgspec.Struct):
     """Limits the number of concurrent sign-in attempts for one email address in this process.
 
     Excess attempts wait here without querying the database. `users` is the number of attempts that use this object.
@@ -58,7 +58,7 @@ class Lockout:
 
     def __init__(self, work: Work, settings: Settings) -> None:
         self._work, self._settings = work, settings
-        self._gates: dict[str, _AddressGate] = {}
+        self._gates: dict[str, _AttemptLimiter] = {}
         self.locked: Counter[tuple[str, ...]] = Counter({(): 0})
         """The number of lockouts that this process has started."""
 
@@ -144,7 +144,7 @@ class Lockout:
     async def _limit_concurrency(self, key: str, until: float) -> AsyncIterator[None]:
         gate = self._gates.get(key)
         if gate is None:
-            gate = self._gates[key] = _AddressGate(asyncio.Semaphore(self._settings.get(LOCKOUT_THRESHOLD)))
+            gate = self._gates[key] = _AttemptLimiter(asyncio.Semaphore(self._settings.get(LOCKOUT_THRESHOLD)))
         gate.users += 1
         try:
             try:
@@ -187,11 +187,11 @@ class Lockout:
         If it is not locked, return False: the attempt cannot start before other attempts have ended.
         """
         if row.locked_until is not None and row.locked_until > now:
-            raise _locked(row.locked_until)
+            raise _locked_error(row.locked_until)
         failures = self._failures_within_window(row.failed)
         if len(failures) >= threshold:  # the threshold was lowered after these failures
             window = self._settings.get(LOCKOUT_WINDOW)
-            raise _locked(clock.format_instant(clock.parse_instant(failures[threshold - 1]) + window))
+            raise _locked_error(clock.format_instant(clock.parse_instant(failures[threshold - 1]) + window))
         return False
 
     def _failures_within_window(self, failed: str) -> list[str]:
@@ -226,7 +226,7 @@ def _decrement_in_flight() -> Any:
     return peewee.Case(None, [(LockoutRow.in_flight > 0, LockoutRow.in_flight - 1)], 0)
 
 
-def _locked(until: str) -> TooMany:
+def _locked_error(until: str) -> TooMany:
     seconds = max(1, round(clock.parse_instant(until) - clock.time_s()))
     return TooMany(
         f"Too many failed sign-ins; try again after {until}.",

@@ -219,7 +219,7 @@ class ProfileChanges:
     def _request_address_change(self, user_id: str, email: str) -> None:
         """Email a verification link to the new address, which takes effect when the user opens the link."""
         validate_email(email)
-        if self._accounts.row_of(email) is not None:
+        if self._accounts.find_row(email) is not None:
             raise Conflict("Another account already has this email address.", code="duplicate")
         self._links.end_links(user_id, (CHANGE_EMAIL,))
         self._mail.send_link(email.strip(), CHANGE_EMAIL, user_id)

@@ -92,14 +92,14 @@ class Passwords:
             raise Unavailable("Too many sign-ins are in progress; try again in a moment.", code="overloaded")
         self._waiting += 1
         try:
-            value, seconds = await asyncio.get_running_loop().run_in_executor(_threads, _count_seconds, work)
+            value, seconds = await asyncio.get_running_loop().run_in_executor(_threads, _measure_seconds, work)
         finally:
             self._waiting -= 1
         self.hash_seconds.observe(seconds)
         return value
 
 
-def _count_seconds(work: Callable[[], T]) -> tuple[T, float]:
+def _measure_seconds(work: Callable[[], T]) -> tuple[T, float]:
     began = time.perf_counter()
     value = work()
     return value, time.perf_counter() - began
@@ -197,10 +197,10 @@ def is_breached(password: str) -> bool:
     folded = password.casefold()
     if len(_repeating_unit(folded)) <= SHORTEST or any(folded in run for run in _RUNS):
         return True
-    return any(_is_in_list(form) for form in _spellings(folded))
+    return any(_is_in_list(form) for form in _password_variants(folded))
 
 
-def _spellings(folded: str) -> set[str]:
+def _password_variants(folded: str) -> set[str]:
     said = _repeating_unit(folded)
     found = set()
     for form in (folded, said):
@@ -245,7 +245,7 @@ class PasswordHistory:
         kept = self._settings.get(HISTORY)
         if not kept:
             return
-        for hashed in await self._work(lambda: self._is_former(user_id, kept), read=True):
+        for hashed in await self._work(lambda: self._former_hashes(user_id, kept), read=True):
             if await self._passwords.verify_password(password, hashed, pointer=pointer):
                 detail = f"Do not reuse the current password or one of your last {kept} passwords."
                 raise Invalid.at(pointer, "core.reused", detail, problem="weak_password")
@@ -273,7 +273,7 @@ class PasswordHistory:
         FormerPasswordRow.delete().where(FormerPasswordRow.user_id == user_id).execute()
 
     @staticmethod
-    def _is_former(user_id: str, kept: int) -> list[str]:
+    def _former_hashes(user_id: str, kept: int) -> list[str]:
         newest = FormerPasswordRow.select().where(FormerPasswordRow.user_id == user_id)
         former = [row.hash for row in newest.order_by(FormerPasswordRow.id.desc()).limit(kept)]
         present = UserRow.get_or_none(UserRow.id == user_id)

@@ -119,7 +119,7 @@ class AccountRegistration:
         If the address was never verified and the account was never used, somebody else may have chosen the password.
         In this case, the password is deleted, and the email contains a link for setting a new one.
         """
-        row = self._accounts.row_of(email, hold=True)
+        row = self._accounts.find_row(email, hold=True)
         if row is None:
             return
         if not row.is_active or row.email_verified:

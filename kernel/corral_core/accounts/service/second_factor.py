@@ -57,7 +57,7 @@ class SecondFactor:
         if user.mfa_enabled:
             raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
         secret = pyotp.random_base32()
-        sealed = self._sealer.encrypt(secret.encode(), aad=_seed_context(user.id)).hex()
+        sealed = self._sealer.encrypt(secret.encode(), aad=_seed_associated_data(user.id)).hex()
         row = {"seed": sealed, "created_at": clock.now(), "last_step": 0}
         insert = SecondFactorRow.insert(user_id=user.id, **row).on_conflict(
             conflict_target=[SecondFactorRow.user_id], update=row, where=SecondFactorRow.confirmed_at.is_null()
@@ -185,8 +185,10 @@ class SecondFactor:
         the stored seed cannot be decrypted.
         """
         try:
-            totp = pyotp.TOTP(self._sealer.decrypt(bytes.fromhex(row.seed), aad=_seed_context(row.user_id)).decode())
-        except ValueError:  # the stored seed is no longer hexadecimal, or `SealedWrong`
+            totp = pyotp.TOTP(
+                self._sealer.decrypt(bytes.fromhex(row.seed), aad=_seed_associated_data(row.user_id)).decode()
+            )
+        except ValueError:  # the stored seed is no longer hexadecimal, or `InvalidSealedValue`
             raise _damaged_error(row) from None
         now = int(clock.system_time_s()) // STEP_SECONDS
         steps = range(now - WINDOW, now + WINDOW + 1)
@@ -243,7 +245,7 @@ def _damaged_error(row: SecondFactorRow) -> Conflict:
     return Conflict(told, code=DAMAGED, current_status="damaged")
 
 
-def _seed_context(user_id: str) -> str:
+def _seed_associated_data(user_id: str) -> str:
     return associated_data("accounts_second_factors", user_id, 1, "seed")
 
 

@@ -14,7 +14,7 @@ import peewee
 from corral import clock
 from corral.auth.credentials import Credentials
 from corral.auth.principal import Principal
-from corral.crypto import SealedWrong, Sealer, associated_data, digest, new_secret
+from corral.crypto import InvalidSealedValue, Sealer, associated_data, digest, new_secret
 from corral.database.unit import after_commit
 from corral.errors import NotFound, Unauthorized
 from corral.events.alerts import raise_alert
@@ -176,7 +176,7 @@ class Sessions:
             try:
                 aad = associated_data("accounts_refresh_tokens", used, 1, "successor")
                 again = self._sealer.decrypt(bytes.fromhex(row.successor), aad=aad).decode()
-            except SealedWrong:
+            except InvalidSealedValue:
                 raise Unauthorized("The session has ended; sign in again.", code="session_revoked") from None
             return self._token_response(session, again, self._seconds_left(session))
         if self._end_sessions(SessionRow.id == session.id, "reuse"):
@@ -255,7 +255,7 @@ class Sessions:
         return self._end_sessions(SessionRow.id.in_(found), "expired") if found else 0
 
     @staticmethod
-    def delete_addresses(user_id: str) -> None:
+    def erase_device_details(user_id: str) -> None:
         """Erase the IP addresses and user agents stored with the user's sessions."""
         SessionRow.update(ip="", user_agent="").where(SessionRow.user_id == user_id).execute()
 

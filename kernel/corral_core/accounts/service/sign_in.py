@@ -124,13 +124,13 @@ class SignIn:
         the same error, `Unauthorized` (`invalid_credentials`).
         """
         async with self.reserve_attempt(email, entry, action=action) as key:
-            row = await self._work(lambda: self._accounts.row_of(email), read=True)
+            row = await self._work(lambda: self._accounts.find_row(email), read=True)
             known = row.password_hash if row is not None and row.is_active else None
             right = await self._passwords.verify_password(password, known, pointer=pointer)
 
             def unit() -> T | Problem:
                 # the password may have changed during verification; `hold` makes later changes wait for this unit
-                now = self._accounts.row_of(email, hold=True) if right else row
+                now = self._accounts.find_row(email, hold=True) if right else row
                 if not right or now is None or not now.is_active or now.password_hash != known:
                     return self.settle_failure(key, email, None if row is None else row.id, action=action, detail=WRONG)
                 if user_id not in (None, now.id):
@@ -329,7 +329,7 @@ class SignIn:
             await self._work(lambda: self._accounts.store_new_hash(row, fresh), entry=entry)
 
     def _record_unchecked_attempt(self, email: str, action: str, code: str) -> None:
-        row = self._accounts.row_of(email)
+        row = self._accounts.find_row(email)
         user_id = None if row is None else row.id
         if code == DAMAGED:
             remedy = "a recovery code still works; to remove the second factor, run: corral user reset-mfa EMAIL"

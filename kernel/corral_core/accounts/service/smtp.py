@@ -45,24 +45,26 @@ async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, 
         except smtplib.SMTPRecipientsRefused as error:
             code, text = next(iter(error.recipients.values()))
             kind = MailRefused if code >= 500 else MailFailed
-            raise kind(f"the mail server rejected the recipient: {code} {_words(text)}") from None
+            raise kind(f"the mail server rejected the recipient: {code} {_reply_text(text)}") from None
         except smtplib.SMTPDataError as error:
             kind = MailRefused if error.smtp_code >= 500 else MailFailed
-            raise kind(f"the mail server rejected the message: {error.smtp_code} {_words(error.smtp_error)}") from None
+            raise kind(
+                f"the mail server rejected the message: {error.smtp_code} {_reply_text(error.smtp_error)}"
+            ) from None
 
-    await _with_server(egress, server, send)
+    await _connect_and_run(egress, server, send)
 
 
 async def probe(egress: Egress, server: MailServer) -> None:
     """Connect and sign in to the mail server without sending an email. Raise `MailFailed` if this fails."""
-    await _with_server(egress, server, lambda smtp: smtp.noop())
+    await _connect_and_run(egress, server, lambda smtp: smtp.noop())
 
 
-async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtplib.SMTP], Any]) -> None:
+async def _connect_and_run(egress: Egress, server: MailServer, act: Callable[[smtplib.SMTP], Any]) -> None:
     try:
         addresses = await egress.addresses(server.host, server.port, Policy("internal"))
         connect = functools.partial(egress.open_socket, addresses, server.port, SECONDS)
-        run = functools.partial(_talk, server, connect, egress.tls_context(), act)
+        run = functools.partial(_run_session, server, connect, egress.tls_context(), act)
         await asyncio.get_running_loop().run_in_executor(_threads, run)
     except EgressBlocked as blocked:
         egress.count(SINK, "blocked", server.host)
@@ -76,7 +78,7 @@ async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtpli
     egress.count(SINK, "answered", server.host)
 
 
-def _talk(
+def _run_session(
     server: MailServer,
     connect: Callable[[], socket.socket],
     context: ssl.SSLContext,
@@ -109,11 +111,11 @@ class _GuardedSmtp(smtplib.SMTP):
         return opened if self._implicit is None else self._implicit.wrap_socket(opened, server_hostname=host)
 
 
-def _words(text: bytes | str) -> str:
+def _reply_text(text: bytes | str) -> str:
     return (text if isinstance(text, str) else text.decode("utf-8", "replace"))[:300]
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
-        return f"{error.smtp_code} {_words(error.smtp_error)}"
+        return f"{error.smtp_code} {_reply_text(error.smtp_error)}"
     return str(error) or type(error).__name__

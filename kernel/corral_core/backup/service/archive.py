@@ -57,7 +57,7 @@ class _HashingStream:
         self._digest.update(data)
         self._size += len(data)
 
-    def entry(self, rows: int = 0) -> ArchiveMember:
+    def member(self, rows: int = 0) -> ArchiveMember:
         return ArchiveMember(self._size, self._digest.hexdigest(), rows)
 
 
@@ -87,7 +87,7 @@ class ArchiveWriter:
             for row in rows:
                 out.write(encoder.encode(row) + b"\n")
                 count += 1
-        self.tables[table] = out.entry(count)
+        self.tables[table] = out.member(count)
 
     async def write_file(self, key: str, chunks: AsyncIterable[bytes]) -> None:
         """Copy one file of the installation into the archive."""
@@ -95,7 +95,7 @@ class ArchiveWriter:
             out = _HashingStream(stream)
             async for chunk in chunks:
                 out.write(chunk)
-        self.files[key] = out.entry()
+        self.files[key] = out.member()
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest and give the archive its final name."""

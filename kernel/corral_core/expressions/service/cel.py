@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from corral_core.expressions.service.functions import duration_text, functions_at, timestamp_text
+from corral_core.expressions.service.functions import cel_functions, duration_text, timestamp_text
 from corral_core.expressions.service.tokens import Analysis, Fault, Token, analyse, string_content
 
 MAX_RESULT_BYTES = 256 * 1024
@@ -40,7 +40,7 @@ class EvaluationError(Exception):
 
 
 @functools.cache
-def _library() -> Any:
+def _cel_module() -> Any:
     """Return the extension module of the CEL library.
 
     The extension is loaded by its path, because its package also imports a terminal interface, which takes 0.3 s and
@@ -71,7 +71,7 @@ def compile_expression(text: str) -> tuple[Analysis, Any]:
     found = analyse(text)
     if not found.faults:
         try:
-            return found, _library().compile(found.program)
+            return found, _cel_module().compile(found.program)
         except ValueError as error:
             found.faults.append(_syntax_fault(text, str(error)))
     return found, None
@@ -83,7 +83,7 @@ def evaluate(text: str, data: Mapping[str, Any], now: float) -> Any:
     if found.faults:
         raise EvaluationError(found.faults[0].offset, found.faults[0].message)
     try:
-        result = program.execute(_library().Context(dict(data), functions_at(now)))
+        result = program.execute(_cel_module().Context(dict(data), cel_functions(now)))
     except MemoryError:
         raise EvaluationError(0, "The evaluation needs more memory than allowed.") from None
     except Exception as error:
@@ -118,10 +118,10 @@ def _json_value(value: Any, depth: int = 0) -> Any:
             return timestamp_text(value)
         case timedelta():
             return duration_text(value)
-    raise EvaluationError(0, f"The result contains {_no_json(value)}, which JSON cannot represent.")
+    raise EvaluationError(0, f"The result contains {_describe_non_json(value)}, which JSON cannot represent.")
 
 
-def _no_json(value: Any) -> str:
+def _describe_non_json(value: Any) -> str:
     match value:
         case int() | float():
             return "a number that is infinite or too large, for example the result of a division by zero"

@@ -37,10 +37,14 @@ class ExpressionsService(Expressions):
         found, _ = compile_expression(text)
         faults = [(fault.offset, fault.message) for fault in found.faults]
         if not faults:
-            faults = [(offset, _unknown_root(name, roots)) for name, offset in found.roots.items() if name not in roots]
+            faults = [
+                (offset, _unknown_root_message(name, roots))
+                for name, offset in found.roots.items()
+                if name not in roots
+            ]
         if not faults and "secrets" in found.roots:
             faults = [(found.roots["secrets"], "A secret is allowed only as {{ secrets.NAME }}, alone in its braces.")]
-        return [FieldError(pointer, "template_error", _located(message, offset)) for offset, message in faults]
+        return [FieldError(pointer, "template_error", _with_position(message, offset)) for offset, message in faults]
 
     def check_template(self, value: Any, *, roots: Collection[str], pointer: str) -> list[FieldError]:
         faults = []
@@ -50,7 +54,7 @@ class ExpressionsService(Expressions):
                     faults.append(
                         FieldError(place, "template_error", f"{{The braces {{ are never closed: {part.source[:80]}")
                     )
-                elif part.expression is not None and not ("secrets" in roots and _secret(part)):
+                elif part.expression is not None and not ("secrets" in roots and _secret_name(part)):
                     faults += self.check_expression(part.expression, roots=roots, pointer=place)
         return faults
 
@@ -99,7 +103,7 @@ class ExpressionsService(Expressions):
             return part.source
         if not part.is_closed:
             raise TemplateError(part.expression, 1, "The braces {{ are never closed.")
-        if (name := _secret(part)) is None:
+        if (name := _secret_name(part)) is None:
             return await self._evaluate(part.expression, data, now)
         if secrets is None:
             return part.source
@@ -111,7 +115,7 @@ class ExpressionsService(Expressions):
         found, _ = compile_expression(text)
         for name, offset in found.roots.items():
             if not found.faults and name not in data:
-                raise TemplateError(text, offset + 1, _unknown_root(name, data.keys()))
+                raise TemplateError(text, offset + 1, _unknown_root_message(name, data.keys()))
         needed = _needed_data(found, data)
         encoded = msgspec.json.encode(needed)
         if len(encoded) > MAX_DATA_BYTES:
@@ -152,7 +156,7 @@ def _analyses(value: Any) -> Iterator[Analysis]:
                 yield compile_expression(part.expression)[0]
 
 
-def _secret(part: Part) -> str | None:
+def _secret_name(part: Part) -> str | None:
     return compile_expression(part.expression)[0].secret if part.expression is not None else None
 
 
@@ -162,9 +166,9 @@ def _as_text(value: Any) -> str:
     return "" if value is None else msgspec.json.encode(value).decode()
 
 
-def _unknown_root(name: str, roots: Collection[str]) -> str:
+def _unknown_root_message(name: str, roots: Collection[str]) -> str:
     return f"There is no name {name!r} here; known are: {', '.join(sorted(roots)) or 'none'}."
 
 
-def _located(message: str, offset: int) -> str:
+def _with_position(message: str, offset: int) -> str:
     return f"{message} (at character {offset + 1})"

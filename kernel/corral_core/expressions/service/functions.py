@@ -18,7 +18,7 @@ MAX_TEXT = 256 * 1024  # characters of a text that a function makes
 _PATH = re.compile(r"(?:^|\.)([^.\[\]]+)|\[(\d{1,9})\]")
 
 
-def functions_at(now: float) -> dict[str, Callable[..., Any]]:
+def cel_functions(now: float) -> dict[str, Callable[..., Any]]:
     """Return the functions, keyed by name. `now` is the time that `now()` returns, in seconds since the epoch."""
     moment = datetime.fromtimestamp(now, UTC)
 
@@ -104,12 +104,12 @@ def replace(text: str, old: str, new: str) -> str:
 
 def keys(value: dict[str, Any]) -> list[str]:
     """Return the keys of an object, sorted because the CEL library does not preserve their order."""
-    return sorted(_object(value, "keys"))
+    return sorted(_require_object(value, "keys"))
 
 
 def values(value: dict[str, Any]) -> list[Any]:
     """Return the values of an object, ordered by their keys."""
-    return [item for _, item in sorted(_object(value, "values").items(), key=lambda pair: str(pair[0]))]
+    return [item for _, item in sorted(_require_object(value, "values").items(), key=lambda pair: str(pair[0]))]
 
 
 def total(items: list[Any]) -> Any:
@@ -121,12 +121,12 @@ def total(items: list[Any]) -> Any:
 
 def least(*items: Any) -> Any:
     """Return the smallest argument or, for a single list, its smallest item."""
-    return min(_comparable(items, "min"))
+    return min(_require_comparable(items, "min"))
 
 
 def greatest(*items: Any) -> Any:
     """Return the largest argument or, for a single list, its largest item."""
-    return max(_comparable(items, "max"))
+    return max(_require_comparable(items, "max"))
 
 
 def rounded(number: Any, digits: int = 0) -> Any:
@@ -158,15 +158,17 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "get": get,
     "json": to_json,
     "parse_json": parse_json,
-    "lower": lambda text: _text(text, "lower").lower(),
-    "upper": lambda text: _text(text, "upper").upper(),
-    "trim": lambda text: _text(text, "trim").strip(),
-    "split": lambda text, separator: split(_text(text, "split"), _text(separator, "split")),
-    "join": lambda items, separator="": join(_list(items, "join"), _text(separator, "join")),
-    "replace": lambda text, old, new: replace(_text(text, "replace"), _text(old, "replace"), _text(new, "replace")),
+    "lower": lambda text: _require_text(text, "lower").lower(),
+    "upper": lambda text: _require_text(text, "upper").upper(),
+    "trim": lambda text: _require_text(text, "trim").strip(),
+    "split": lambda text, separator: split(_require_text(text, "split"), _require_text(separator, "split")),
+    "join": lambda items, separator="": join(_require_list(items, "join"), _require_text(separator, "join")),
+    "replace": lambda text, old, new: replace(
+        _require_text(text, "replace"), _require_text(old, "replace"), _require_text(new, "replace")
+    ),
     "keys": keys,
     "values": values,
-    "sum": lambda items: total(_list(items, "sum")),
+    "sum": lambda items: total(_require_list(items, "sum")),
     "min": least,
     "max": greatest,
     "round": rounded,
@@ -190,25 +192,25 @@ def _is_finite(value: Any) -> bool:
     return all(map(_is_finite, items))
 
 
-def _text(value: Any, function: str) -> str:
+def _require_text(value: Any, function: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{function}() needs a string, not {_kind(value)}")
     return value
 
 
-def _list(value: Any, function: str) -> list[Any]:
+def _require_list(value: Any, function: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{function}() needs a list, not {_kind(value)}")
     return value
 
 
-def _object(value: Any, function: str) -> dict[str, Any]:
+def _require_object(value: Any, function: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{function}() needs an object, not {_kind(value)}")
     return value
 
 
-def _comparable(items: tuple[Any, ...], function: str) -> list[Any]:
+def _require_comparable(items: tuple[Any, ...], function: str) -> list[Any]:
     found = items[0] if len(items) == 1 and isinstance(items[0], list) else list(items)
     if not found:
         raise ValueError(f"{function}() needs at least one value")

@@ -146,14 +146,14 @@ class _Walk:
         """Process all tokens and record the properties of the expression."""
         for index, token in enumerate(self._tokens):
             if token.text in _OPENING:
-                self._enter(index, token)
+                self._open_bracket(index, token)
             elif token.text in _CLOSING:
                 if self._open:
                     self._open.pop()
             elif token.text == "+":
                 self._found.additions += 1
             elif token.kind == "name":
-                self._name(index, token)
+                self._read_name(index, token)
 
     def _text(self, index: int) -> str:
         return self._tokens[index].text if 0 <= index < len(self._tokens) else ""
@@ -165,7 +165,7 @@ class _Walk:
         before = self._tokens[index - 2]
         return before.kind in ("name", "string", "number") or before.text in _CLOSING
 
-    def _enter(self, index: int, token: Token) -> None:
+    def _open_bracket(self, index: int, token: Token) -> None:
         is_macro = token.text == "(" and self._text(index - 1) in MACROS and self._is_member(index - 1)
         if is_macro:
             self._found.has_macros = True
@@ -176,26 +176,26 @@ class _Walk:
         if len(self._open) == MAX_DEPTH + 1:
             self._fault(token, f"The expression has more than {MAX_DEPTH} levels of brackets.")
 
-    def _name(self, index: int, token: Token) -> None:
+    def _read_name(self, index: int, token: Token) -> None:
         if token.text in KEYWORDS:
             return
         if self._text(index + 1) == "(":
-            self._function(index, token)
+            self._read_function(index, token)
         elif self._text(index + 1) == "{":
             self._fault(token, f"{token.text} is not a type; write an object as {{'key': value}}.")
         elif not self._is_member(index) and not any(token.text == bound for _, _, bound in self._open):
             self._found.roots.setdefault(token.text, token.start)
             if token.text == "steps":
-                self._step(index)
+                self._record_step(index)
 
-    def _function(self, index: int, token: Token) -> None:
+    def _read_function(self, index: int, token: Token) -> None:
         self._found.functions[token.text] += 1
         if token.text in MACROS and self._is_member(index):
             return
         if token.text not in FUNCTIONS:
             self._fault(token, f"There is no function {token.text}.")
 
-    def _step(self, index: int) -> None:
+    def _record_step(self, index: int) -> None:
         after = self._tokens[index + 2] if index + 2 < len(self._tokens) else None
         if after is not None and self._text(index + 1) == "." and after.kind == "name":
             self._found.steps.add(after.text)

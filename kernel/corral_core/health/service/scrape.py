@@ -144,7 +144,7 @@ class MetricsRenderer:
             )
 
 
-class _ParsedText:
+class _TextRegistry:
     """A registry of metrics parsed from Prometheus text. The OpenMetrics exporter accepts only registries."""
 
     def __init__(self, text: str) -> None:
@@ -160,7 +160,7 @@ def to_openmetrics(text: str) -> str:
     from prometheus_client.openmetrics.exposition import generate_latest as generate
 
     untyped: Any = generate
-    return str(untyped(_ParsedText(text)).decode())
+    return str(untyped(_TextRegistry(text)).decode())
 
 
 def _sum_observed(one: Observed, other: Observed) -> Observed:

@@ -21,7 +21,7 @@ import msgspec
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
 from corral.errors import CODES, FieldError
 from corral.http.answers import Answer, Stream, Text
-from corral.http.handler_signature import Signature, describe_shapes, read_signature, without_page
+from corral.http.handler_signature import Signature, page_item_type, read_signature, shape_schemas
 from corral.http.page import Page
 from corral.http.routes import API_PREFIX, Route, ServedRoutes
 from corral.plugin import InstallationConfig
@@ -92,13 +92,13 @@ class _Writer:
     def __init__(self, routes: list[Route]) -> None:
         self.responses: dict[str, dict[str, Any]] = {}
         self.operations = [(route, route.signature or read_signature(route)) for route in routes]
-        described, named = describe_shapes(self.operations, Problem, Page)
+        described, named = shape_schemas(self.operations, Problem, Page)
         orders = dict(enum_orders(described, set()))
         self.described: dict[Any, dict[str, Any]] = {
-            kind: completed(reorder(schema, orders)) for kind, schema in described.items()
+            kind: complete_schema(reorder(schema, orders)) for kind, schema in described.items()
         }
         self.named: dict[str, dict[str, Any]] = {
-            name: completed(reorder(schema, orders)) for name, schema in named.items()
+            name: complete_schema(reorder(schema, orders)) for name, schema in named.items()
         }
         descriptions = FieldDescriptions(described)
         for name, schema in self.named.items():
@@ -149,7 +149,7 @@ class _Writer:
             }
         responses = self._successes(route, signature)
         for status, codes in problem_codes(route, signature).items():
-            refusal = self._refusal(status, sorted(codes))
+            refusal = self._problem_response(status, sorted(codes))
             own = responses.get(str(status))  # such as 503 of the check of readiness, which is no problem document
             responses[str(status)] = refusal if own is None else self._body_or_problem(own, refusal)
         written["responses"] = dict(sorted(responses.items()))
@@ -159,19 +159,19 @@ class _Writer:
         return written
 
     def _parameters(self, route: Route, signature: Signature) -> Iterator[dict[str, Any]]:
-        for name in route.names:
+        for name in route.path_parameters:
             is_id = name == "id" or name.endswith("_id")
             schema = {"type": "string", **({"format": "uuid"} if is_id else {"minLength": 1, "maxLength": 200})}
             text = describe_name(name, route.handler.__module__)
             described = {} if text is None else {"description": text}
             yield {"name": name, "in": "path", "required": True, **described, "schema": schema}
-        shape = self._resolved(self.described[signature.query])
+        shape = self._resolve_reference(self.described[signature.query])
         for name, schema in shape.get("properties", {}).items():
             schema = _without_null(schema)
             found: dict[str, Any] = {"name": name, "in": "query", "required": name in shape.get("required", ())}
             if "description" in schema:
                 found["description"] = schema.pop("description")
-            if self._resolved(schema).get("type") == "array":
+            if self._resolve_reference(schema).get("type") == "array":
                 found |= {"style": "form", "explode": True}
             yield {**found, "schema": schema}
 
@@ -182,12 +182,15 @@ class _Writer:
         found: dict[str, dict[str, Any]] = {}
         for status in {route.status, *route.also, *((200, 201, 202) if adapts else ())}:
             own = ["Location"] if status in (201, 202) else ["Corral-Affected"] if route.method == "DELETE" else []
-            headers = _headers(*ALWAYS, *more, *own)
+            headers = _header_references(*ALWAYS, *more, *own)
             found[str(status)] = {"description": SUCCESSES.get(status, "Done."), "headers": headers}
             if status != 204 and (content := self._content(signature)):
                 found[str(status)]["content"] = content
         if 206 in route.also or (versioned and route.method == "GET" and not route.live):
-            found["304"] = {"description": "The client already has this version.", "headers": _headers(*ALWAYS, "ETag")}
+            found["304"] = {
+                "description": "The client already has this version.",
+                "headers": _header_references(*ALWAYS, "ETag"),
+            }
         return found
 
     def _content(self, signature: Signature) -> dict[str, Any]:
@@ -211,10 +214,10 @@ class _Writer:
 
         The schema of a page is the component `Page_<name>` if the schema of its items has a name.
         """
-        item = self.described[without_page(kind)]
-        if without_page(kind) is kind:
+        item = self.described[page_item_type(kind)]
+        if page_item_type(kind) is kind:
             return item
-        page = dict(self._resolved(self.described[Page]))
+        page = dict(self._resolve_reference(self.described[Page]))
         page["properties"] = {**page["properties"], "items": {**page["properties"]["items"], "items": item}}
         if "$ref" not in item:
             return page
@@ -222,15 +225,15 @@ class _Writer:
         self.named[f"Page_{name}"] = {**page, "title": f"Page[{name}]"}
         return {"$ref": f"{_SCHEMAS}Page_{name}"}
 
-    def _refusal(self, status: int, codes: list[str]) -> dict[str, str]:
+    def _problem_response(self, status: int, codes: list[str]) -> dict[str, str]:
         own = (code for code in codes if code not in EVERY_ROUTE or CODES[code][0] != status)
         name = ".".join((str(status), *own))
         values: dict[str, Any] = {"status": {"enum": [status]}, "code": {"enum": codes}}
         described = {name: {**value, "description": describe_field(Problem, name)} for name, value in values.items()}
-        narrowed = completed({"properties": described})
+        narrowed = complete_schema({"properties": described})
         self.responses[name] = {
             "description": "; ".join(dict.fromkeys(CODES[code][1] for code in codes)) + ".",
-            "headers": _headers(*ALWAYS, *([WITH_STATUS[status]] if status in WITH_STATUS else ())),
+            "headers": _header_references(*ALWAYS, *([WITH_STATUS[status]] if status in WITH_STATUS else ())),
             "content": {"application/problem+json": {"schema": {"allOf": [self.described[Problem], narrowed]}}},
         }
         return {"$ref": f"#/components/responses/{name}"}
@@ -240,12 +243,14 @@ class _Writer:
         other = self.responses[refusal["$ref"].removeprefix("#/components/responses/")]
         return {**own, "description": other["description"], "content": {**own["content"], **other["content"]}}
 
-    def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
-        return self._resolved(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema
+    def _resolve_reference(self, schema: dict[str, Any]) -> dict[str, Any]:
+        return (
+            self._resolve_reference(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema
+        )
 
     def _is_body_required(self, schema: dict[str, Any]) -> bool:
         """Return whether a body is required. A missing body is treated as `{}`, which some schemas do not accept."""
-        schema = self._resolved(schema)
+        schema = self._resolve_reference(schema)
         if "anyOf" in schema:
             return all(self._is_body_required(option) for option in schema["anyOf"])
         return bool(schema.get("required")) if schema.get("type", "object") == "object" else True
@@ -258,18 +263,18 @@ def _media_types(route: Route, signature: Signature) -> tuple[str, ...]:
     return (MULTIPART if route.multipart is not None else FORM if route.form else JSON,)
 
 
-def completed(schema: Any) -> Any:
+def complete_schema(schema: Any) -> Any:
     """Return the schema with additions that client generators need, although JSON Schema does not require them.
 
     Arrays get `items`, free-form objects get `additionalProperties`, and constants and enumerations get a `type`.
     """
     if isinstance(schema, list):
-        return [completed(each) for each in schema]
+        return [complete_schema(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    done = {key: completed(each) for key, each in schema.items() if key != "properties"}
+    done = {key: complete_schema(each) for key, each in schema.items() if key != "properties"}
     if "properties" in schema:  # a map whose keys are names of fields, not keywords
-        done["properties"] = {name: completed(each) for name, each in schema["properties"].items()}
+        done["properties"] = {name: complete_schema(each) for name, each in schema["properties"].items()}
     if done.get("type") == "array":
         done.setdefault("items", {})
     if done.get("type") == "object" and "properties" not in done:
@@ -315,7 +320,7 @@ def _headers_read(route: Route, signature: Signature) -> Iterator[str]:
     yield "X-Request-ID"
 
 
-def _headers(*names: str) -> dict[str, dict[str, str]]:
+def _header_references(*names: str) -> dict[str, dict[str, str]]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 

@@ -34,7 +34,7 @@ def problem_codes(route: Route, signature: Signature) -> dict[int, set[str]]:
         codes |= {"forbidden"} if open_to_all else {"forbidden", "insufficient_scope"}
         codes |= {"reauth_required"} if route.step_up else set()
         codes |= set() if route.limited else LIMITING_CODES
-    if route.names:
+    if route.path_parameters:
         codes.add("not_found")
     if route.keyed:
         codes |= {"idempotency_in_progress", "idempotency_key_reused"}

@@ -137,7 +137,7 @@ class PluginAdministration:
                 code="in_use",
                 references=dependants,
             )
-        if loaded.state != "disabled" or not (self._is_off_by_file(loaded) or name in self.stored_decisions()):
+        if loaded.state != "disabled" or not (self._is_off_by_file(loaded) or name in self.disabled_by_admins()):
             row = {"state": "disabled", "reason": reason, "since": clock.now()}
             PluginStateRow.insert(name=name, **row).on_conflict(
                 conflict_target=[PluginStateRow.name], update=row
@@ -187,7 +187,7 @@ class PluginAdministration:
         self._quarantines.tracker(name).failures.clear()
         self._registry.change_state(name, "active")
 
-    def stored_decisions(self) -> dict[str, str]:
+    def disabled_by_admins(self) -> dict[str, str]:
         """Return the names of the plugins that admins disabled, mapped to the reasons."""
         return {row.name: row.reason or OFF for row in PluginStateRow.select()}
 
@@ -196,7 +196,9 @@ class PluginAdministration:
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
             stays = loaded.protected or loaded.name in self._registry.configuration.enabled
-            if reason is not None and loaded.serves and not stays:  # corral.toml takes precedence over stored decisions
+            if (
+                reason is not None and loaded.in_service and not stays
+            ):  # corral.toml takes precedence over stored decisions
                 self._registry.change_state(loaded.name, "disabled", reason)
             elif reason is None and loaded.state == "disabled" and loaded.plugin is not None:
                 self._registry.change_state(loaded.name, "active")
@@ -210,7 +212,7 @@ class PluginAdministration:
             self._changed.clear()
             made = -1
             while made != self._decisions:  # rows that were read before a decision of this process are out of date
-                made, stored = self._decisions, await self._work(self.stored_decisions, read=True)
+                made, stored = self._decisions, await self._work(self.disabled_by_admins, read=True)
             self.apply_decisions(stored)
             await self._changed.wait()
 
@@ -248,7 +250,7 @@ class PluginAdministration:
 
     def _required_by(self, name: str) -> list[str]:
         """Return the names of the active or quarantined plugins that require the named plugin."""
-        return [other.name for other in self._registry.all() if other.serves and name in other.requires]
+        return [other.name for other in self._registry.all() if other.in_service and name in other.requires]
 
     def _plugin_view(self, item: PluginRecord, stored: _StoredFacts) -> PluginView:
         kind, found = item.kind, item.found

@@ -87,7 +87,7 @@ class QuarantineSync:
         """Quarantine and release plugins in this process to match the stored rows. Runs on the event loop."""
         self._rows = rows
         for loaded in self._registry.all():
-            if not loaded.serves or any(alert.name == loaded.name for alert in self._quarantines.alerts):
+            if not loaded.in_service or any(alert.name == loaded.name for alert in self._quarantines.alerts):
                 continue
             row = rows.get(loaded.name)
             held = row is not None and row.state == HELD

@@ -72,7 +72,7 @@ class RedisBuckets:
             raise
         except Exception as error:
             log.debug("each process counts rate limits by itself", extra={"reason": str(error)})
-            self.connected, self._again_at = False, time.monotonic() + self._pauses.following()
+            self.connected, self._again_at = False, time.monotonic() + self._pauses.next_pause()
             return None
         self._pauses.reset()
         self.connected = bool(done)

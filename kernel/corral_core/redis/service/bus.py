@@ -102,7 +102,7 @@ class RedisBus:
                     )
                 self.connected = False
             if not self._stopped:
-                await asyncio.sleep(pauses.following())
+                await asyncio.sleep(pauses.next_pause())
 
     async def _listen(self, pauses: ReconnectBackoff) -> None:
         assert self._client is not None

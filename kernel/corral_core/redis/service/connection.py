@@ -57,7 +57,7 @@ class ReconnectBackoff:
         """Start again with the shortest pause, `FIRST_PAUSE`."""
         self._next = FIRST_PAUSE
 
-    def following(self) -> float:
+    def next_pause(self) -> float:
         """Return the next pause in seconds. Each pause is twice as long as the previous one, up to `LONGEST_PAUSE`."""
         pause, self._next = self._next, min(LONGEST_PAUSE, self._next * 2)
         return pause

@@ -51,14 +51,14 @@ class RqQueue:
         self._new.set()
 
     async def start(self) -> None:
-        self._putting = asyncio.get_running_loop().create_task(self._put_all())
+        self._putting = asyncio.get_running_loop().create_task(self._push_batches())
 
     async def stop(self) -> None:
         if self._putting is not None:
             self._putting.cancel()
             await asyncio.gather(self._putting, return_exceptions=True)
 
-    async def _put_all(self) -> None:
+    async def _push_batches(self) -> None:
         """Push job ids to Redis in batches, in a thread.
 
         While Redis is down, the ids are dropped, because workers also poll the database for jobs.
@@ -77,7 +77,7 @@ class RqQueue:
                 pauses.reset()
             except Exception as error:
                 log.debug("jobs could not be announced through Redis", extra={"jobs": len(ids), "reason": str(error)})
-                await asyncio.sleep(pauses.following())
+                await asyncio.sleep(pauses.next_pause())
 
     def receive(self, take: Callable[[str], None], stopping: threading.Event) -> None:
         """Run an RQ worker until `stopping` is set. If a Redis outage stops the worker, start another one."""
@@ -104,7 +104,7 @@ class RqQueue:
                 if not lost:
                     log.warning("connection to Redis lost; polling the database for jobs", extra={"reason": str(error)})
                 lost = True
-            stopping.wait(pauses.following())
+            stopping.wait(pauses.next_pause())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _raise_exit)
 

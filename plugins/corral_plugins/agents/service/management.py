@@ -96,7 +96,7 @@ class AgentManagement:
             "name": (Order(Agent.name_key, descending=False), Order(Agent.id, descending=False)),
             "last_active": (Order(Agent.last_active_at), Order(Agent.id)),
         }
-        page = paginate(where, query, by, scope="agents", order=orders[query.sort], make=_same_agent)
+        page = paginate(where, query, by, scope="agents", order=orders[query.sort], make=_unchanged)
         return Page(
             items=self._views.views_of(page.items),
             total=page.total,
@@ -332,7 +332,7 @@ class AgentManagement:
         after_commit(lambda: self._credentials.forget(lambda caller: caller.agent_id == agent_id))
 
 
-def _same_agent(row: Agent) -> Agent:
+def _unchanged(row: Agent) -> Agent:
     return row
 
 

@@ -103,7 +103,7 @@ _RESUME = Statement(
 )
 
 
-def _count(counter: Any) -> Statement:
+def _increment_statement(counter: Any) -> Statement:
     return Statement(
         lambda p: (
             Agent.update({counter: counter + 1})
@@ -113,14 +113,17 @@ def _count(counter: Any) -> Statement:
     )
 
 
-def _reset(*counters: Any) -> Statement:
+def _reset_statement(*counters: Any) -> Statement:
     is_counting = functools.reduce(operator.or_, [counter > 0 for counter in counters])
     return Statement(lambda p: Agent.update(dict.fromkeys(counters, 0)).where((Agent.id == p("id")) & is_counting))
 
 
-_COUNT_FAILURE, _RESET_FAILURES = _count(Agent.failures_in_a_row), _reset(Agent.failures_in_a_row)
-_COUNT_STALL, _RESET_STALLS = _count(Agent.stalls_in_a_row), _reset(Agent.stalls_in_a_row)
-_RESET_BOTH = _reset(Agent.failures_in_a_row, Agent.stalls_in_a_row)
+_COUNT_FAILURE, _RESET_FAILURES = (
+    _increment_statement(Agent.failures_in_a_row),
+    _reset_statement(Agent.failures_in_a_row),
+)
+_COUNT_STALL, _RESET_STALLS = _increment_statement(Agent.stalls_in_a_row), _reset_statement(Agent.stalls_in_a_row)
+_RESET_BOTH = _reset_statement(Agent.failures_in_a_row, Agent.stalls_in_a_row)
 _ROLE = Statement(lambda p: Agent.select(Agent.id).where((Agent.role == p("role")) & LIVING).limit(1).tuples())
 
 
@@ -198,12 +201,12 @@ class AgentsService:
         paused = (Agent.status == "paused") & (Agent.status_reason == reason) & LIVING
         return [row.id for row in Agent.select(Agent.id).where(paused).order_by(Agent.id).limit(BATCH_SIZE)]
 
-    def pause_started(self, agent_id: str, reason: str) -> None:
+    def pause_automatically(self, agent_id: str, reason: str) -> None:
         for before in CLAIMING:
             for _, after, name, owner in _PAUSE.rows({"id": agent_id, "before": before, "reason": reason}):
                 self._changes.publish_change(agent_id, name, owner, before, after, reason)
 
-    def resume_paused(self, agent_id: str, reason: str) -> None:
+    def resume_automatically(self, agent_id: str, reason: str) -> None:
         for _, after, name, owner in _RESUME.rows({"id": agent_id, "reason": reason}):
             self._changes.publish_change(agent_id, name, owner, "paused", after, None)
 

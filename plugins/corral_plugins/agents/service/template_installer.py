@@ -100,13 +100,13 @@ class AgentTemplateInstaller:
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
         """Create an agent. Tools that the caller may not grant are omitted."""
-        limited, refused = self._limited(spec, by)
+        limited, refused = self._without_refused_tools(spec, by)
         view = self._service().create(convert(NewAgent, limited), by=by)
         return InstalledObject(id=view.id, refused_tools=refused, warnings=self._model_warnings(view))
 
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return the fields that an agent's owner may set, keyed by agent id."""
-        return {row.id: _values(row) for row in Agent.select().where(LIVING & Agent.id.in_(list(ids)))}
+        return {row.id: _owner_fields(row) for row in Agent.select().where(LIVING & Agent.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
         """Lock the agents until the unit of work ends."""
@@ -117,7 +117,7 @@ class AgentTemplateInstaller:
         given = {name: DEFAULTS.get(name) if value is None else value for name, value in fields.items()}
         self._service().update(
             agent_id,
-            convert(AgentPatch, self._limited(given, by, Agent.get_by_id(agent_id).enabled_tools)[0]),
+            convert(AgentPatch, self._without_refused_tools(given, by, Agent.get_by_id(agent_id).enabled_tools)[0]),
             ANY_VERSION,
             by=by,
         )
@@ -145,7 +145,7 @@ class AgentTemplateInstaller:
 
         The template omits the worker, because each worker exists in only one installation.
         """
-        values = _values(find_readable_agent(agent_id, by))
+        values = _owner_fields(find_readable_agent(agent_id, by))
         del values["worker_selector"]
         return {name: value for name, value in values.items() if name == "name" or value != DEFAULTS[name]}
 
@@ -161,7 +161,7 @@ class AgentTemplateInstaller:
             return [f"it needs a model: without a model, {ECHO} only repeats its input. {SET_MODEL}"]
         return []
 
-    def _limited(self, fields: Json, by: Principal, known: Sequence[str] = ()) -> tuple[Json, list[str]]:
+    def _without_refused_tools(self, fields: Json, by: Principal, known: Sequence[str] = ()) -> tuple[Json, list[str]]:
         """Return an agent's fields without the tools that the caller may not grant, and a list of the removed tools.
 
         The tools in `known`, which the agent already has, are kept.
@@ -190,7 +190,7 @@ class AgentTemplateInstaller:
         return self.management
 
 
-def _values(row: Agent) -> Json:
+def _owner_fields(row: Agent) -> Json:
     return {
         **{name: getattr(row, name) for name in COPIED},
         "review_policy": row.review_policy or NO_REVIEW,

@@ -16,7 +16,7 @@ from corral.errors import Invalid, NotFound, Problem, Unauthorized
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Setting, Settings
-from corral_core.accounts.api import Accounts, RightsLost
+from corral_core.accounts.api import Accounts, InsufficientRights
 from corral_plugins.agents.models import LIVING, Agent, AgentToken
 from corral_plugins.agents.service.rows import find_writable_agent
 from corral_plugins.agents.shapes import AgentTokenQuery, AgentTokenView, IssuedAgentToken, NewAgentToken
@@ -172,7 +172,7 @@ class StandingTokenAuthenticator:
             raise Unauthorized("The agent token has expired.", code="token_expired")
         try:
             person = self._accounts.principal_of(row.created_by)
-        except RightsLost as error:
+        except InsufficientRights as error:
             raise Unauthorized(error.detail) from None
         rights = self._permissions.held_by("agent") & person.permissions
         return Principal(

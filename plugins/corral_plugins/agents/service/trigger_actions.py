@@ -54,16 +54,16 @@ class AgentTriggerActions:
 
     def start_agent(self, context: FireContext, fields: Json) -> Json:
         """Start the agent. Does nothing if the agent is already started."""
-        with _as_reference():
-            return {"agent_id": self._connected().start(fields["agent_id"], override=False, by=context.owner).id}
+        with _not_found_as_invalid():
+            return {"agent_id": self._require_service().start(fields["agent_id"], override=False, by=context.owner).id}
 
     def stop_agent(self, context: FireContext, fields: Json) -> Json:
         """Stop the agent. Does nothing if the agent is already stopped."""
         how = convert(StopAgent, {"mode": fields.get("mode", "immediate"), "reason": context.trigger_name[:500]})
-        with _as_reference():
-            return {"agent_id": self._connected().stop(fields["agent_id"], how, by=context.owner).id}
+        with _not_found_as_invalid():
+            return {"agent_id": self._require_service().stop(fields["agent_id"], how, by=context.owner).id}
 
-    def _connected(self) -> AgentStates:
+    def _require_service(self) -> AgentStates:
         if self._states is None:
             raise Unavailable("The server is starting; try again.")
         return self._states
@@ -72,12 +72,12 @@ class AgentTriggerActions:
 def check_agent(caller: Principal, fields: Json) -> None:
     """Raise `Invalid` if the agent does not exist, or `Forbidden` if the caller may not start and stop it."""
     if "agent_id" in fields:
-        with _as_reference():
+        with _not_found_as_invalid():
             find_writable_agent(fields["agent_id"].lower(), caller)
 
 
 @contextlib.contextmanager
-def _as_reference() -> Iterator[None]:
+def _not_found_as_invalid() -> Iterator[None]:
     """If the block raises `NotFound` for the agent, raise `Invalid` for the field `agent_id` instead."""
     try:
         yield

@@ -50,7 +50,7 @@ class AgentVersions:
             AgentVersion.n, AgentVersion.changed_fields, AgentVersion.created_by, AgentVersion.created_at
         ).where(AgentVersion.agent_id == agent_id)
         page = paginate(
-            rows, query, by, scope=f"agent_versions:{agent_id}", order=(Order(AgentVersion.n),), make=_same_version
+            rows, query, by, scope=f"agent_versions:{agent_id}", order=(Order(AgentVersion.n),), make=_unchanged
         )
         statistics = self._statistics_of(agent_id, [row.n for row in page.items])
         items = [AgentVersionView(**_view_fields(row, statistics.get(row.n, UNKNOWN))) for row in page.items]
@@ -121,7 +121,7 @@ def _find_version(agent_id: str, n: int) -> AgentVersion:
     return row
 
 
-def _same_version(row: AgentVersion) -> AgentVersion:
+def _unchanged(row: AgentVersion) -> AgentVersion:
     return row
 
 

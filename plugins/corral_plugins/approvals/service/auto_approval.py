@@ -67,13 +67,13 @@ class AutoApproval:
 
     async def apply_rules(self, approval_id: str) -> None:
         """Approve an open request if one of the rules matches it. Conditions are evaluated outside units of work."""
-        found = await self._work(functools.partial(self._read, approval_id), entry=ENTRY, read=True)
+        found = await self._work(functools.partial(self._read_input, approval_id), entry=ENTRY, read=True)
         for rule in found.rules:
-            if await self._holds(rule, found.data):
+            if await self._is_condition_met(rule, found.data):
                 await self._work(functools.partial(self._approve, approval_id, rule), entry=ENTRY)
                 return
 
-    async def _holds(self, rule: AutoApproveRule, data: dict[str, Any]) -> bool:
+    async def _is_condition_met(self, rule: AutoApproveRule, data: dict[str, Any]) -> bool:
         if rule.when is None:
             return True
         if self.expressions is None:
@@ -84,7 +84,7 @@ class AutoApproval:
             log.warning("a rule was ignored: its condition failed", extra={"rule": rule.id, "error": error.detail})
             return False
 
-    def _read(self, approval_id: str) -> RuleInput:
+    def _read_input(self, approval_id: str) -> RuleInput:
         row = Approval.get_or_none(Approval.id == approval_id)
         if row is None or row.status != "pending":
             return RuleInput([], {})

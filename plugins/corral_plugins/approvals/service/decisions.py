@@ -17,7 +17,7 @@ from corral.http.answers import IfMatch
 from corral_plugins.approvals.api import OPEN, ApprovalUpdated, canonical_hash, tool_call_hash
 from corral_plugins.approvals.models import Approval
 from corral_plugins.approvals.service import rows
-from corral_plugins.approvals.service.eligibility import Eligibility, is_weighty
+from corral_plugins.approvals.service.eligibility import Eligibility, is_high_risk
 from corral_plugins.approvals.service.listing import ApprovalListing
 from corral_plugins.approvals.service.opening import check_payload
 from corral_plugins.approvals.service.outcomes import ApprovalOutcomes
@@ -53,7 +53,7 @@ class ApprovalDecisions:
             each["user_id"] for each in made if each["decision"] == "approve" and each["payload_sha256"] == content
         ]
         if len(given) >= row.required_approvals:
-            able = {by.user_id, *self._eligibility.may_still_decide(row, given)}
+            able = {by.user_id, *self._eligibility.users_still_eligible(row, given)}
             made = [each for each in made if each["decision"] != "approve" or each["user_id"] in able]
             given = [each for each in given if each in able]
         if len(given) >= row.required_approvals:
@@ -90,7 +90,7 @@ class ApprovalDecisions:
     def decide_one_of_many(self, approval_id: str, bulk: BulkDecision, *, by: Principal) -> BulkItem:
         """Decide one of the approval requests in a bulk decision. Requests with high or critical risk are skipped."""
         try:
-            if is_weighty(rows.find_readable(approval_id, by)):
+            if is_high_risk(rows.find_readable(approval_id, by)):
                 return BulkItem(id=approval_id, status="skipped", code="approvals.risk_too_high")
             if bulk.decision == "approve":
                 view = self.approve(approval_id, ApproveRequest(note=bulk.note), IfMatch(), by=by)
@@ -110,7 +110,7 @@ class ApprovalDecisions:
         self._eligibility.require_decider(row, by)
         self._require_in_time(row)
         if row.status != "pending":
-            raise rows.already_decided(row.status)
+            raise rows.already_decided_error(row.status)
         if any(each["user_id"] == by.user_id for each in rows.approvals_of(row)):
             raise Conflict("You have already approved this request.", code="already_decided", current_status=row.status)
         if sha256 is not None and sha256 != rows.current_hash(row):
@@ -159,7 +159,7 @@ class ApprovalDecisions:
             raise Forbidden("Only the requester may revise the request.")
         self._require_in_time(row)
         if row.status not in OPEN:
-            raise rows.already_decided(row.status)
+            raise rows.already_decided_error(row.status)
         if row.type == "tool_call":
             detail = "Call the tool again with other arguments; the new call asks for a new approval."
             raise Conflict(detail, current_status=row.status)
@@ -187,7 +187,7 @@ class ApprovalDecisions:
         if not (_is_requester(row, by) or is_owner or by.is_admin):
             raise Forbidden("Only the requester, the owner of the task and admins may cancel the request.")
         if row.status not in OPEN or rows.is_overdue(row):
-            raise rows.already_decided(rows.shown_status(row))
+            raise rows.already_decided_error(rows.shown_status(row))
         match.check(row.version)
         self._outcomes.resolve(row, "cancelled", by=by.id, note=reason)
         return self._listing.view_of(row, by)

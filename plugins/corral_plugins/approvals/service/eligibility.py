@@ -57,13 +57,13 @@ class Eligibility:
         count = len([each for each in able if found[each].role not in roles])
         count += sum(n for (role, active), n in self._accounts.count_by_role().items() if active and role in roles)
         asker = request.requested_by
-        if asker.type == "user" and not request.allow_self and self._may_be_counted(asker.id, roles, able):
+        if asker.type == "user" and not request.allow_self and self._is_eligible_user(asker.id, roles, able):
             count -= 1
         if request.required_approvals > max(1, count):
             detail = f"Only {count} people may decide this request, so it can require at most {count} approvals."
             raise Invalid.at("/required_approvals", "too_large", detail)
 
-    def _may_be_counted(self, user_id: str, roles: set[str], able: set[str]) -> bool:
+    def _is_eligible_user(self, user_id: str, roles: set[str], able: set[str]) -> bool:
         user = self._accounts.get_many([user_id]).get(user_id)
         return user is not None and user.is_active and (user.role in roles or user_id in able)
 
@@ -82,10 +82,10 @@ class Eligibility:
             raise Forbidden("Only the approvers of this request and admins may decide it.")
         if missing := sorted(_needs_of(row) - by.permissions):
             raise Forbidden(f"Only users with the permission {missing[0]} may decide requests to call this tool.")
-        if self._is_own(row, by.user_id):
+        if self._is_own_request(row, by.user_id):
             detail = "You made this request, or an agent made it for you; another admin or approver must decide it."
             raise Forbidden(detail, code="self_approval")
-        needs_proof = is_weighty(row) and self._settings.get(REQUIRE_MFA_FOR_HIGH)
+        needs_proof = is_high_risk(row) and self._settings.get(REQUIRE_MFA_FOR_HIGH)
         if needs_proof and not by.has_stepped_up:
             detail = "Confirm your password or a one-time code with `corral api POST /auth/reauth` first."
             raise Forbidden(detail, code="reauth_required")
@@ -94,13 +94,13 @@ class Eligibility:
         """Return whether the caller may decide, regardless of whether the caller has recently reauthenticated."""
         if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
             return False
-        return not self._is_own(row, by.user_id) and _needs_of(row) <= by.permissions
+        return not self._is_own_request(row, by.user_id) and _needs_of(row) <= by.permissions
 
-    def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
+    def users_still_eligible(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
         """Return the subset of `user_ids` that belongs to users who may still decide an approval request.
 
         These users are active, have the necessary permissions, are among the approvers, and are not prevented from
-        deciding because the request counts as their own (see `_is_own`).
+        deciding because the request counts as their own (see `_is_own_request`).
         """
         found = self._accounts.get_many(user_ids)
         return {
@@ -109,7 +109,7 @@ class Eligibility:
             if user.is_active
             and self._permissions.held_by(user.role).issuperset((DECIDE, *_needs_of(row)))
             and self._is_named(row, each, user.role)
-            and not self._is_own(row, each)
+            and not self._is_own_request(row, each)
         }
 
     def involved(self, row: Approval) -> InvolvedPeople:
@@ -118,7 +118,7 @@ class Eligibility:
         people = {requester, row.agent_owner_id} - {None}
         return InvolvedPeople(
             approvers=[Approvers(users=each["users"], roles=each["roles"]) for each in _approver_lists(row)],
-            excluded=frozenset(each for each in people if self._is_own(row, each)),
+            excluded=frozenset(each for each in people if self._is_own_request(row, each)),
             requester_id=requester,
         )
 
@@ -128,7 +128,7 @@ class Eligibility:
             return True
         return any(user_id in each["users"] or role in each["roles"] for each in _approver_lists(row))
 
-    def _is_own(self, row: Approval, user_id: str | None) -> bool:
+    def _is_own_request(self, row: Approval, user_id: str | None) -> bool:
         """Return whether the user may not decide because the request is their own.
 
         A request made on the user's behalf or by the user's agent counts as the user's own if the setting
@@ -163,7 +163,7 @@ def _needs_of(row: Approval) -> frozenset[str]:
     return frozenset(() if row.tool_call is None else row.tool_call.get("required_permissions", ()))
 
 
-def is_weighty(row: Approval) -> bool:
+def is_high_risk(row: Approval) -> bool:
     """Return whether the risk of the request is high or critical."""
     return row.risk in RISKS[HIGH:]
 

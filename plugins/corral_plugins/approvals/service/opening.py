@@ -140,8 +140,8 @@ class ApprovalsService:
         return agent
 
     def open(self, request: ApprovalRequest, *, by: Principal) -> ApprovalFacts:
-        is_weighty = request.type == "tool_call" or RISKS.index(request.risk) >= HIGH
-        if request.on_timeout == "approve" and is_weighty:
+        is_high_risk = request.type == "tool_call" or RISKS.index(request.risk) >= HIGH
+        if request.on_timeout == "approve" and is_high_risk:
             detail = "A tool call or a request of high or critical risk cannot be approved by a timeout."
             raise Invalid.at("/on_timeout", "not_allowed", detail)
         sha256 = request.payload_sha256 or canonical_hash(request.payload)

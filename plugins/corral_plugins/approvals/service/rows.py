@@ -66,12 +66,12 @@ def update_if_open(row: Approval, **changes: Any) -> None:
     values = {"updated_at": clock.now(), **changes, "version": row.version + 1}
     unchanged = (Approval.id == row.id) & (Approval.version == row.version) & Approval.status.in_(OPEN)
     if not Approval.update(values).where(unchanged).execute():
-        raise already_decided(Approval.get_by_id(row.id).status)
+        raise already_decided_error(Approval.get_by_id(row.id).status)
     for name, value in values.items():
         setattr(row, name, value)
 
 
-def already_decided(status: str) -> Conflict:
+def already_decided_error(status: str) -> Conflict:
     """Return the error for a decision on an approval request that is already resolved."""
     return Conflict(f"The approval request is already {status}.", code="already_decided", current_status=status)
 

@@ -66,11 +66,11 @@ class CheckpointSigner:
             await self._work(lambda: _store_key(fresh), entry=ENTRY)
             row = await self._work(_newest_key, read=True)
             assert row is not None
-        return self._sealer.decrypt(bytes.fromhex(row.sealed), aad=_key_context(row.id)), row.id
+        return self._sealer.decrypt(bytes.fromhex(row.sealed), aad=_key_associated_data(row.id)), row.id
 
     def _create_key(self, private: bytes, public: bytes) -> AuditSigningKey:
         key_id = signing.key_id_of(public)
-        sealed = self._sealer.encrypt(private, aad=_key_context(key_id)).hex()
+        sealed = self._sealer.encrypt(private, aad=_key_associated_data(key_id)).hex()
         encoded = base64.b64encode(public).decode()
         return AuditSigningKey(id=key_id, public_key=encoded, sealed=sealed, created_at=clock.now())
 
@@ -106,5 +106,5 @@ def _store_checkpoint(made: SignedCheckpoint) -> None:
         after_commit(lambda: log.warning("audit checkpoint", extra=values))
 
 
-def _key_context(key_id: str) -> str:
+def _key_associated_data(key_id: str) -> str:
     return associated_data("audit_keys", key_id, 1, "sealed")

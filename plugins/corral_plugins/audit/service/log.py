@@ -19,7 +19,7 @@ import peewee
 
 from corral import clock
 from corral.database.dialect import transaction_is_open
-from corral.database.engine import Work, translate
+from corral.database.engine import Work, translate_error
 from corral.database.leases import acquire_lease
 from corral.database.statement import Statement
 from corral.database.unit import Unit, UnitContext, after_commit, current, locked
@@ -384,7 +384,7 @@ class AuditLog:
         """
         if not transaction_is_open():
             raise error
-        known = translate(error) if isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)) else error
+        known = translate_error(error) if isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)) else error
         if isinstance(known, Problem) and known.code in ("storage_full", "overloaded"):
             raise known
         self.failures += 1

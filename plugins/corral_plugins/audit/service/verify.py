@@ -224,11 +224,11 @@ def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) ->
     If `sparse` is true, missing rows are accepted, as in a filtered export. The `prev_hash` of the first row is
     trusted, unless that row is the first of the log or follows a saved checkpoint.
     """
-    rows = _read_csv_rows(path) if path.suffix.lower() == ".csv" else _lines(path)
+    rows = _read_csv_rows(path) if path.suffix.lower() == ".csv" else _read_json_rows(path)
     first = next(rows, None)
     signed = {each.seq: each for each in external.checkpoints}
     checker = ChainChecker(
-        _before(first, signed), signed if external.public_keys else {}, PublicKeys(external.public_keys)
+        _link_before(first, signed), signed if external.public_keys else {}, PublicKeys(external.public_keys)
     )
     if first is not None:
         checker.check_rows((first,))
@@ -271,14 +271,14 @@ def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
     return ExternalCheckpoints(listed.items, [key])
 
 
-def _before(first: HashedRow | None, signed: dict[int, SignedCheckpoint]) -> ChainLink | None:
+def _link_before(first: HashedRow | None, signed: dict[int, SignedCheckpoint]) -> ChainLink | None:
     if first is None or first.seq == 1:
         return BEGINNING
     checkpoint = signed.get(first.seq - 1)
     return None if checkpoint is None else ChainLink(checkpoint.seq, checkpoint.hash)
 
 
-def _lines(path: Path) -> Iterator[HashedRow]:
+def _read_json_rows(path: Path) -> Iterator[HashedRow]:
     decoder = msgspec.json.Decoder(HashedRow, strict=True)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

@@ -20,7 +20,7 @@ from corral.plugin import Audit, AuditEntry
 from corral_plugins.circuit_breakers.models import BreakerRow, PermitRow, TransitionRow
 from corral_plugins.circuit_breakers.service.configuration import BreakerConfig, GuardedNames
 from corral_plugins.circuit_breakers.service.transitions import MAX_BREAKERS, BreakerTransitions
-from corral_plugins.circuit_breakers.service.windows import shape_of
+from corral_plugins.circuit_breakers.service.windows import window_shape_of
 from corral_plugins.circuit_breakers.settings import MAX_COUNT_WINDOW
 from corral_plugins.circuit_breakers.shapes import (
     BreakerConfiguration,
@@ -116,7 +116,7 @@ class BreakerAdministration:
         columns: dict[str, Any] = {"config": config, "version": row.version + 1}
         if body.description is not UNSET:
             columns["description"] = body.description
-        if shape_of(after) != shape_of(before):
+        if window_shape_of(after) != window_shape_of(before):
             columns["window"] = ""
         changes = {field: (getattr(before, field), value) for field, value in given.items()}
         if after.enabled or row.state == "closed":

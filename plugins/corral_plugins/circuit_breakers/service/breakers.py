@@ -189,7 +189,7 @@ class BreakersService:
             self._apply(breaker, admission.row)
             permit = admission.permit
         except Unavailable:
-            permit = ALONE if breaker.admit_alone() else None
+            permit = ALONE if breaker.admit_without_database() else None
         finally:
             if permit is None:
                 breaker.probing -= 1
@@ -212,14 +212,14 @@ class BreakersService:
         self._permits.pop(permit, None)
         try:
             if permit == ALONE:
-                breaker.decide_alone(outcome)
+                breaker.decide_without_database(outcome)
                 return
             await self._database.work(
                 lambda: self._transitions.return_permit(breaker.name, permit, outcome, last_error), entry=ENTRY
             )
             await self._read_rows([breaker.name])
         except Unavailable:
-            breaker.decide_alone(outcome)
+            breaker.decide_without_database(outcome)
         finally:
             breaker.probing -= 1
 
@@ -255,7 +255,7 @@ class BreakersService:
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(Unavailable):
-            await self._report()
+            await self._store_reports()
 
     def on_events(self, events: Iterable[LoggedEvent]) -> None:
         """Let `run` read the stored states immediately if a circuit breaker has changed its state in any process."""
@@ -265,7 +265,7 @@ class BreakersService:
     async def sync(self) -> None:
         """Store the call counts of this process, renew its permits, and read the circuit breakers that have changed."""
         async with self._syncing:  # a row that is read while its report is on the way lacks these calls
-            await self._report()
+            await self._store_reports()
             await self._renew_permits()
             await self._read_changes()
 
@@ -277,7 +277,7 @@ class BreakersService:
                 permit: (seconds, now + seconds / 3) for permit, seconds in due.items() if permit in self._permits
             }
 
-    async def _report(self) -> None:
+    async def _store_reports(self) -> None:
         reports = [report for each in self._breakers.values() if (report := each.take_report()) is not None]
         for start in range(0, len(reports), READ_BATCH):
             batch = reports[start : start + READ_BATCH]

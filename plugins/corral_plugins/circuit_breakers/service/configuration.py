@@ -31,7 +31,7 @@ class BreakerConfig(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool
 
 
-class _Guarded(msgspec.Struct, frozen=True):
+class _DeclaredPrefix(msgspec.Struct, frozen=True):
     names: Callable[[], Iterable[str]] | None
     slow_call_seconds: int | None
 
@@ -40,13 +40,13 @@ class GuardedNames:
     """The names under which active plugins guard calls, grouped by prefix."""
 
     def __init__(self) -> None:
-        self._prefixes: dict[str, _Guarded] = {}
+        self._prefixes: dict[str, _DeclaredPrefix] = {}
 
     def declare(
         self, prefix: str, names: Callable[[], Iterable[str]] | None = None, *, slow_call_seconds: int | None = None
     ) -> None:
         """Declare that a plugin guards calls under names with this prefix. See `Breakers.declare`."""
-        self._prefixes[prefix] = _Guarded(names, slow_call_seconds)
+        self._prefixes[prefix] = _DeclaredPrefix(names, slow_call_seconds)
 
     def slow_call_seconds(self, name: str) -> int | None:
         """Return the default `slow_call_duration_seconds` that the plugin declared for this name, or None."""

@@ -14,7 +14,13 @@ from corral_plugins.circuit_breakers.api import State
 from corral_plugins.circuit_breakers.models import BreakerRow
 from corral_plugins.circuit_breakers.service.configuration import BreakerConfig
 from corral_plugins.circuit_breakers.service.transitions import CallReport
-from corral_plugins.circuit_breakers.service.windows import Outcome, exceeded_rate, new_window, reason_to_open, shape_of
+from corral_plugins.circuit_breakers.service.windows import (
+    Outcome,
+    exceeded_rate,
+    new_window,
+    reason_to_open,
+    window_shape_of,
+)
 
 FORCED_SECONDS = 60.0  # the `Retry-After` of a breaker that an admin forced open
 FULL_SECONDS = 0.5  # after other processes have taken all permits
@@ -142,7 +148,7 @@ class LocalBreaker:
         self.generation, self.revision, self.reason = row.generation, row.revision, row.reason
         self.retry_at = clock.parse_instant(row.retry_at) if row.retry_at is not None else 0.0
         self.permits_out, self._probes = row.permits_out, [0, 0, 0]
-        self.window = new_window(config, row.window if row.window_shape == shape_of(config) else "")
+        self.window = new_window(config, row.window if row.window_shape == window_shape_of(config) else "")
         for outcome, at in self._pending:
             self.window.add(outcome, at)
         return self._open_if_due(clock.time_s())
@@ -150,7 +156,7 @@ class LocalBreaker:
     def configure(self, config: BreakerConfig) -> None:
         """Adopt a new configuration after the settings have changed."""
         if config != self.config:
-            if shape_of(config) != shape_of(self.config):
+            if window_shape_of(config) != window_shape_of(self.config):
                 self.window = new_window(config)
             self.config = config
 
@@ -167,7 +173,7 @@ class LocalBreaker:
 
     # -- probes while the database cannot be reached
 
-    def admit_alone(self) -> bool:
+    def admit_without_database(self) -> bool:
         """Decide whether to admit a call as a probe while the database cannot be reached.
 
         Return whether the call is admitted.
@@ -177,7 +183,7 @@ class LocalBreaker:
         self.permits_out = 0
         return self.probing <= self.config.half_open_permits
 
-    def decide_alone(self, outcome: Outcome | None) -> None:
+    def decide_without_database(self, outcome: Outcome | None) -> None:
         """Count a probe while the database cannot be reached, and open or close the circuit breaker if necessary.
 
         The new state applies only to this process. As soon as the database can be reached again, the row determines the

@@ -36,7 +36,7 @@ from corral_plugins.circuit_breakers.service.windows import (
     exceeded_rate,
     new_window,
     reason_to_open,
-    shape_of,
+    window_shape_of,
 )
 
 MAX_BREAKERS = 2000
@@ -86,7 +86,7 @@ class BreakerTransitions:
 
     def window_of(self, row: BreakerRow, config: BreakerConfig) -> Window:
         """Return a circuit breaker's window of recent calls. It is empty if the window's type or size has changed."""
-        window = new_window(config, row.window if row.window_shape == shape_of(config) else "")
+        window = new_window(config, row.window if row.window_shape == window_shape_of(config) else "")
         window.expire(clock.time_s())
         return window
 
@@ -209,7 +209,7 @@ class BreakerTransitions:
                 window.add(outcome, at)
                 if reason := reason_to_open(config, window):
                     break
-            columns |= {"window": window.encode(), "window_shape": shape_of(config)}
+            columns |= {"window": window.encode(), "window_shape": window_shape_of(config)}
         if reason is None:
             self.update(row, **columns)
         else:

@@ -110,7 +110,7 @@ class TimeWindow:
         return msgspec.json.encode(list(self._buckets)).decode()
 
 
-def shape_of(config: BreakerConfig) -> str:
+def window_shape_of(config: BreakerConfig) -> str:
     """Return the format of the window, such as `count:20`. Calls stored in a different format are ignored."""
     return f"{config.window_type}:{config.window_size}"
 

@@ -117,10 +117,10 @@ class ReviewTools:
         """Return all tools."""
 
         async def propose(context: ToolContext, arguments: Json) -> Any:
-            return await self._connected().propose(context, arguments)
+            return await self._require_service().propose(context, arguments)
 
         async def comment(context: ToolContext, arguments: Json) -> Any:
-            return await self._connected().comment(context, arguments)
+            return await self._require_service().comment(context, arguments)
 
         return [
             Tool(
@@ -131,7 +131,7 @@ class ReviewTools:
                 risk="write",
                 schema=COMMENT_SCHEMA,
                 permission="code_reviews.write",
-                is_visible=lambda context, arguments: self._connected().is_visible(context, arguments),
+                is_visible=lambda context, arguments: self._require_service().is_visible(context, arguments),
                 run=comment,
             ),
             Tool(
@@ -146,7 +146,7 @@ class ReviewTools:
             ),
         ]
 
-    def _connected(self) -> AgentReviews:
+    def _require_service(self) -> AgentReviews:
         if self.implementation is None:
             raise ToolFailure("unavailable", "The server is starting; try again.")
         return self.implementation

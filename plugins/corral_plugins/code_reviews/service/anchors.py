@@ -67,10 +67,12 @@ def context_of(patch: Patch, file: str, side: str, line: int, end_line: int) -> 
         return None
     before = _lines_from(shown, line - 1, -1)
     after = _lines_from(shown, end_line + 1, 1)
-    return Context([*map(_key, before[::-1])], [_key(shown[n]) for n in numbers], [*map(_key, after)])
+    return Context(
+        [*map(_stored_line, before[::-1])], [_stored_line(shown[n]) for n in numbers], [*map(_stored_line, after)]
+    )
 
 
-def find_again(patch: Patch, places: Sequence[Place]) -> list[NewPlace]:
+def find_new_places(patch: Patch, places: Sequence[Place]) -> list[NewPlace]:
     """Find the places of comments in another revision.
 
     If a hunk shows fewer lines around a comment than before, only the lines that both revisions show must be equal. If
@@ -90,7 +92,7 @@ class _Search:
             if place.context is not None:
                 wanted[place.file, place.side].add(place.context.lines[0])
         self.shown = {key: self._lines(*key) for key in wanted}
-        self.numbers = {key: _numbers(self.shown[key], texts) for key, texts in wanted.items()}
+        self.numbers = {key: _numbers_by_text(self.shown[key], texts) for key, texts in wanted.items()}
 
     def find(self, place: Place) -> NewPlace:
         """Return the place of a comment in the new revision."""
@@ -109,14 +111,14 @@ class _Search:
         Return None if there is no match, if there are several, or if no more places may be checked.
         """
         shown = self.shown[place.file, place.side]
-        if _fits(shown, line, context):
+        if _matches_context(shown, line, context):
             return line
         found = None
         for number in _candidates(self.numbers[place.file, place.side].get(context.lines[0], {}), context):
             self.checks_left -= 1
             if self.checks_left < 0:
                 return None
-            if _fits(shown, number, context):
+            if _matches_context(shown, number, context):
                 if found is not None:
                     return None
                 found = number
@@ -132,7 +134,7 @@ class _Search:
         return {} if patched is None else patched.side(side)
 
 
-def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers]:
+def _numbers_by_text(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers]:
     """Map each of the `texts` to the numbers of the lines with this text.
 
     The numbers are grouped by the text of the preceding line, or by None if the patch does not show the preceding line.
@@ -142,11 +144,11 @@ def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers
     found: dict[str, Numbers] = {text: defaultdict(list) for text in texts}
     for number, line in shown.items():
         text = short.get(line)
-        if text is None and long and len(line) >= DIGEST_LENGTH and (key := _key(line)) in long:
+        if text is None and long and len(line) >= DIGEST_LENGTH and (key := _stored_line(line)) in long:
             text = key
         if text is not None:
             previous = shown.get(number - 1)
-            found[text][None if previous is None else _key(previous)].append(number)
+            found[text][None if previous is None else _stored_line(previous)].append(number)
     return found
 
 
@@ -160,9 +162,9 @@ def _candidates(numbers: Numbers, context: Context) -> Iterable[int]:
     return [*numbers.get(context.before[-1], ()), *numbers.get(None, ())]
 
 
-def _fits(shown: dict[int, bytes], number: int, context: Context) -> bool:
+def _matches_context(shown: dict[int, bytes], number: int, context: Context) -> bool:
     """Return whether the lines at `number`, and the surrounding lines that the patch shows, match the context."""
-    if not all(_is(shown, number + index, text) for index, text in enumerate(context.lines)):
+    if not all(_has_text(shown, number + index, text) for index, text in enumerate(context.lines)):
         return False
     end = number + len(context.lines)
     before = zip(range(number - 1, number - 1 - AROUND, -1), reversed(context.before), strict=False)
@@ -175,14 +177,14 @@ def _has_same_neighbours(shown: dict[int, bytes], pairs: Iterable[tuple[int, str
     for number, text in pairs:
         if number not in shown:
             return True
-        if not _is(shown, number, text):
+        if not _has_text(shown, number, text):
             return False
     return True
 
 
-def _is(shown: dict[int, bytes], number: int, text: str) -> bool:
+def _has_text(shown: dict[int, bytes], number: int, text: str) -> bool:
     line = shown.get(number)
-    return line is not None and _key(line) == text
+    return line is not None and _stored_line(line) == text
 
 
 def _lines_from(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
@@ -194,7 +196,7 @@ def _lines_from(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
     return found
 
 
-def _key(line: bytes) -> str:
+def _stored_line(line: bytes) -> str:
     """Return a line in the form stored in a `Context`.
 
     Long lines are hashed, because up to 1000 comments may each refer to a line of up to 2 MiB.

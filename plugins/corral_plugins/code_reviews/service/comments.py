@@ -73,7 +73,7 @@ class ReviewComments:
             fields |= self._fields_of_thread(row, new.parent_id)
         else:
             fields |= place
-        _check_room(row.id, sum(len(fields.get(name) or "") for name in TEXTS))
+        _check_limits(row.id, sum(len(fields.get(name) or "") for name in TEXTS))
         made = ReviewComment(
             id=new_id(),
             review_id=row.id,
@@ -103,7 +103,7 @@ class ReviewComments:
         if (comment.author_type, comment.author_id) != rows.author_of(by):
             raise Forbidden("Only the author of a comment may edit it.")
         if len(body) > len(comment.body):
-            _check_room(row.id, len(body) - len(comment.body), added=0)
+            _check_limits(row.id, len(body) - len(comment.body), added=0)
         return self._change(row, comment, by, body=body, edited=True)
 
     def resolve(self, review_id: str, comment_id: str, *, resolved: bool, by: Principal) -> ReviewCommentView:
@@ -159,7 +159,7 @@ def check_position(new: NewReviewComment) -> None:
         raise Invalid.at("/end_line", "invalid_value", f"must be at most {MAX_LINES - 1} lines after the first line")
 
 
-def _check_room(review_id: str, characters: int, added: int = 1) -> None:
+def _check_limits(review_id: str, characters: int, added: int = 1) -> None:
     """Raise `TooMany` if a review would have too many comments, or too many characters in its comments.
 
     `added` is the number of new comments, and `characters` is their total length.

@@ -110,7 +110,7 @@ class ReviewDecisions:
         if by.kind != "user":
             raise Forbidden("Only users who are signed in can approve or reject code reviews, or request changes.")
         if row.status != "pending":
-            raise rows.already_decided(row.status)
+            raise rows.already_decided_error(row.status)
         match.check(row.version)
         return row
 
@@ -189,7 +189,7 @@ class ReviewDecisions:
         row = self._reviews.lock_readable(review_id, by)
         require_owner(by, row.owner_id, what="review", manage=MANAGE)
         if row.status not in OPEN:
-            raise rows.already_decided(row.status)
+            raise rows.already_decided_error(row.status)
         match.check(row.version)
         return row
 

@@ -35,7 +35,7 @@ def interdiff(before: Patch, after: Patch) -> bytes:
 
 
 def _file_diff(path: str, before: PatchedFile | None, after: PatchedFile | None, comparison: _Comparison) -> bytes:
-    old_lines, new_lines = _results(before, after)
+    old_lines, new_lines = _patched_lines(before, after)
     names = _quoted(f"a/{path}"), _quoted(f"b/{path}")
     if before is not None and after is not None and (before.binary or after.binary):
         return b"Binary files %s and %s may differ\n" % names if before != after else b""
@@ -51,7 +51,7 @@ def _quoted(path: str) -> bytes:
     return b'"%s"' % _SPECIAL.sub(lambda match: b"\\%03o" % match[0][0], data)
 
 
-def _results(before: PatchedFile | None, after: PatchedFile | None) -> tuple[list[Line], list[Line]]:
+def _patched_lines(before: PatchedFile | None, after: PatchedFile | None) -> tuple[list[Line], list[Line]]:
     """Return the numbered lines of a file after each of two patches is applied to it.
 
     If both patches start from the same lines, both results cover every part of the file that at least one patch shows.
@@ -59,16 +59,16 @@ def _results(before: PatchedFile | None, after: PatchedFile | None) -> tuple[lis
     bases = [{} if file is None else file.side("old") for file in (before, after)]
     shared = bases[0].keys() & bases[1].keys()
     if any(bases[0][number] != bases[1][number] for number in shared):  # the patches start from different files
-        return _sorted_side(before), _sorted_side(after)
+        return _lines_of_new_side(before), _lines_of_new_side(after)
     base = {**bases[0], **bases[1]}
-    return _applied(base, before), _applied(base, after)
+    return _lines_after_patch(base, before), _lines_after_patch(base, after)
 
 
-def _sorted_side(file: PatchedFile | None) -> list[Line]:
+def _lines_of_new_side(file: PatchedFile | None) -> list[Line]:
     return [] if file is None else sorted(file.side("new").items())
 
 
-def _applied(base: dict[int, bytes], file: PatchedFile | None) -> list[Line]:
+def _lines_after_patch(base: dict[int, bytes], file: PatchedFile | None) -> list[Line]:
     """Return the lines of a file after a patch, with their new numbers.
 
     These are the lines that the patch shows, and the lines of `base` that are outside its hunks.

@@ -284,7 +284,7 @@ class CodeReviewsService:
         if not is_author or by.agent_id is None or by.agent_id != row.agent_id:
             require_owner(by, row.owner_id, what="review", manage=MANAGE)
         if row.status not in OPEN:
-            raise rows.already_decided(row.status)
+            raise rows.already_decided_error(row.status)
         return row
 
     def lock_readable(self, review_id: str, by: Principal) -> Review:
@@ -334,7 +334,7 @@ class CodeReviewsService:
         if row is None:
             raise NotFound("There is no code review with this id.")
         if row.status not in OPEN:
-            raise rows.already_decided(row.status)
+            raise rows.already_decided_error(row.status)
         kept = [each for each in row.checks if each["name"] != check.name]
         if len(kept) >= MAX_CHECKS:
             raise Invalid.at("/checks", "too_long", f"A review has at most {MAX_CHECKS} checks.")

@@ -53,29 +53,29 @@ class ReviewContents:
             code = "required" if patch is UNSET else "not_allowed"
             raise Invalid.at("/patch", code, "Give either the patch or the file_id of a file that contains it.")
         if isinstance(patch, str):
-            return await self._prepare(patch.encode(), "/patch", is_marked)
+            return await self._prepare_in_thread(patch.encode(), "/patch", is_marked)
         assert isinstance(file_id, str)
-        return await self._prepare(await self._read_file(file_id.lower(), by), "/file_id", is_marked=False)
+        return await self._prepare_in_thread(await self._read_file(file_id.lower(), by), "/file_id", is_marked=False)
 
     async def prepare(self, patch: str, *, pointer: str) -> PreparedPatch:
         """Check, hash and parse a patch whose credentials may already be redacted. Implements `CodeReviews.prepare`."""
-        return await self._prepare(patch.encode(), pointer, is_marked=True)
+        return await self._prepare_in_thread(patch.encode(), pointer, is_marked=True)
 
     async def parsed(self, review_id: str, number: int) -> Patch | None:
         """Return the parsed patch of a stored revision, or None if there is no revision with this number."""
         data = await self._work(functools.partial(patch_of, review_id, number), read=True)
         return None if data is None else await asyncio.to_thread(parse_patch, data)
 
-    async def _prepare(self, data: bytes, pointer: str, is_marked: bool) -> PreparedPatch:
+    async def _prepare_in_thread(self, data: bytes, pointer: str, is_marked: bool) -> PreparedPatch:
         if len(data) > PATCH_BYTES:
             raise TooLarge(f"The patch is larger than {PATCH_BYTES // 1024**2} MiB.")
         try:
-            return await asyncio.to_thread(self._prepared, data, pointer, is_marked)
+            return await asyncio.to_thread(self._build_prepared_patch, data, pointer, is_marked)
         except PatchError as error:
             detail = f"The patch cannot be parsed at line {error.line}: {error.detail}"
             raise Invalid(detail, errors=[FieldError(pointer, "bad_format", detail)], line=error.line) from None
 
-    def _prepared(self, data: bytes, pointer: str, is_marked: bool) -> PreparedPatch:
+    def _build_prepared_patch(self, data: bytes, pointer: str, is_marked: bool) -> PreparedPatch:
         redacted, lines = self._redacted(data, pointer, is_marked)
         patch = parse_patch(redacted)
         parsed = ParsedPatch(patch, msgspec.Raw(msgspec.json.encode(_files_of(patch))), _stats_of(patch))

@@ -208,7 +208,7 @@ class _Parser:
         if header.endswith(b'"') and b' "' in header:
             at = header.index(b' "')
             return self._stripped(header[:at], self._unquote(header[at + 1 :]))
-        for at in _spaces(header):
+        for at in _space_positions(header):
             old, new = self._stripped(header[:at], header[at + 1 :])
             if old == new:
                 return old, new
@@ -325,7 +325,7 @@ class _Parser:
         return found
 
 
-def _spaces(text: bytes) -> list[int]:
+def _space_positions(text: bytes) -> list[int]:
     """Return the positions of the spaces in `text`, those nearest to the middle first.
 
     If a header names the same path twice, the space in the middle separates the two.

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from corral_plugins.code_reviews.models import Review, ReviewComment
-from corral_plugins.code_reviews.service.anchors import Context, NewPlace, Place, find_again
+from corral_plugins.code_reviews.service.anchors import Context, NewPlace, Place, find_new_places
 from corral_plugins.code_reviews.service.patches import Patch
 
 _COLUMNS = (
@@ -24,7 +24,7 @@ def reanchor_comments(row: Review, patch: Patch) -> None:
     is_anchored = (ReviewComment.review_id == row.id) & ReviewComment.file.is_null(False)
     comments: list[Any] = list(ReviewComment.select(*_COLUMNS).where(is_anchored))
     first = [comment for comment in comments if comment.parent_id is None]
-    found = dict(zip([comment.id for comment in first], find_again(patch, [*map(_place, first)]), strict=True))
+    found = dict(zip([comment.id for comment in first], find_new_places(patch, [*map(_place, first)]), strict=True))
     ids: defaultdict[tuple[NewPlace, int], list[str]] = defaultdict(list)
     for comment in comments:
         where = found[comment.parent_id or comment.id]

@@ -51,7 +51,7 @@ def update(row: Review, statuses: Sequence[str], **changes: Any) -> None:
     values = {"updated_at": clock.now(), **changes, "version": row.version + 1}
     unchanged = (Review.id == row.id) & (Review.version == row.version) & Review.status.in_(statuses)
     if not Review.update(values).where(unchanged).execute():
-        raise already_decided(Review.get_by_id(row.id).status)
+        raise already_decided_error(Review.get_by_id(row.id).status)
     for name, value in values.items():
         setattr(row, name, value)
 
@@ -61,7 +61,7 @@ def touch(row: Review) -> None:
     update(row, (row.status,))
 
 
-def already_decided(status: str) -> Conflict:
+def already_decided_error(status: str) -> Conflict:
     """Return the error for an action on a review whose status no longer allows it."""
     shown = status.replace("_", " ")
     return Conflict(

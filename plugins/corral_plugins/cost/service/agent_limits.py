@@ -40,7 +40,7 @@ class AgentLimits:
         for limit in limits.of(agent_id):
             if limit.scope == AGENT:
                 period = current_period(limits.zone)
-                budget_counters.ensure(limits, limit, period)
+                budget_counters.create_if_missing(limits, limit, period)
                 BudgetCounter.update(lifted=True).where(budget_counters.condition(limit, period)).execute()
 
     def budgets_of(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:

@@ -40,19 +40,19 @@ class CounterState(NamedTuple):
 _STATE = [getattr(BudgetCounter, name) for name in CounterState._fields]
 
 
-def _is_counter(p: Parameter) -> Any:
+def _counter_condition(p: Parameter) -> Any:
     return (BudgetCounter.scope == p("scope")) & (BudgetCounter.key == p("key")) & (BudgetCounter.period == p("period"))
 
 
-def _reserving(p: Parameter) -> Any:
+def _reserve_query(p: Parameter) -> Any:
     is_admitted = BudgetCounter.spent_micro + BudgetCounter.reserved_micro + p("amount") <= p("limit")
     is_lifted = BudgetCounter.lifted == True  # noqa: E712
     more = {BudgetCounter.reserved_micro: BudgetCounter.reserved_micro + p("amount")}
-    return BudgetCounter.update(more).where(_is_counter(p) & (is_admitted | is_lifted))
+    return BudgetCounter.update(more).where(_counter_condition(p) & (is_admitted | is_lifted))
 
 
-_RESERVE = Statement(_reserving)
-_RESERVE_FIRST = Statement(lambda p: _reserving(p).where(p("revision") == REVISION))
+_RESERVE = Statement(_reserve_query)
+_RESERVE_FIRST = Statement(lambda p: _reserve_query(p).where(p("revision") == REVISION))
 _ADD = Statement(
     lambda p: (
         BudgetCounter.update(
@@ -61,14 +61,14 @@ _ADD = Statement(
                 BudgetCounter.reserved_micro: BudgetCounter.reserved_micro + p("reserved"),
             }
         )
-        .where(_is_counter(p))
+        .where(_counter_condition(p))
         .returning(*_STATE)
     )
 )
-_FIND = Statement(lambda p: BudgetCounter.select(*_STATE).where(_is_counter(p)).tuples())
+_FIND = Statement(lambda p: BudgetCounter.select(*_STATE).where(_counter_condition(p)).tuples())
 
 
-def _values(limit: Limit, period: Period) -> dict[str, Any]:
+def _key_columns(limit: Limit, period: Period) -> dict[str, Any]:
     return {"scope": limit.scope, "key": limit.key, "period": period.name}
 
 
@@ -81,11 +81,11 @@ def condition(limit: Limit, period: Period) -> Any:
 
 def find(limit: Limit, period: Period) -> CounterState | None:
     """Return the state of a counter, or None if the counter does not exist yet."""
-    row = _FIND.one(_values(limit, period))
+    row = _FIND.one(_key_columns(limit, period))
     return None if row is None else CounterState(*row)
 
 
-def sums(limit: Limit, period: Period) -> dict[str, int]:
+def computed_values(limit: Limit, period: Period) -> dict[str, int]:
     """Compute the correct values of a counter: the costs in the period, and the unused parts of the reservations."""
     left: Any = Reservation.select(fn.SUM(Reservation.amount_micro - Reservation.used_micro))
     if limit.scope == AGENT:
@@ -93,7 +93,7 @@ def sums(limit: Limit, period: Period) -> dict[str, int]:
     return {"spent_micro": period.cost_micro(limit.key), "reserved_micro": int(left.scalar() or 0)}
 
 
-def ensure(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
+def create_if_missing(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
     """Create the counter of a limit in a period, unless it exists. Return whether it was created.
 
     No counter is created if another process has changed the limits in the meantime. The counter of a removed limit
@@ -108,7 +108,7 @@ def ensure(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
     if find(limit, period) is None:
         if not _is_current(limits):
             return False
-        row = {**_values(limit, period), "limit_micro": limit.limit_micro, **sums(limit, period)}
+        row = {**_key_columns(limit, period), "limit_micro": limit.limit_micro, **computed_values(limit, period)}
         insert = BudgetCounter.insert(**row).on_conflict_ignore().returning(BudgetCounter.period).tuples()
         created = bool(list(insert.execute()))
         if created and limit.scope == GLOBAL:
@@ -136,11 +136,11 @@ def reserve(limits: BudgetLimits, applicable: list[Limit], amount: int) -> Limit
     """
     period = current_period(limits.zone)
     for limit in applicable:
-        ensure(limits, limit, period)
+        create_if_missing(limits, limit, period)
     statement = _RESERVE_FIRST
     for limit in applicable:
         ceiling = limit.limit_micro if limit.is_hard else UNLIMITED
-        values = {**_values(limit, period), "amount": amount, "limit": ceiling, "revision": limits.revision}
+        values = {**_key_columns(limit, period), "amount": amount, "limit": ceiling, "revision": limits.revision}
         if not statement.run(values):
             return limit
         statement = _RESERVE
@@ -153,7 +153,7 @@ def add(limits: BudgetLimits, limit: Limit, *, spent: int, reserved: int) -> Cou
     Return the new state of the counter, or None if the counter does not exist yet.
     """
     period = current_period(limits.zone)
-    row = _ADD.one({**_values(limit, period), "spent": spent, "reserved": reserved})
+    row = _ADD.one({**_key_columns(limit, period), "spent": spent, "reserved": reserved})
     if row is None:
         return None
     state = CounterState(*row)
@@ -179,7 +179,7 @@ def publish_thresholds(limits: BudgetLimits, limit: Limit, period: Period, state
     spent, most = to_usd(state.spent_micro), to_usd(state.limit_micro)
     subject = ("budget", limit.key or GLOBAL)
     for threshold in reached:
-        alert = {**_values(limit, period), "threshold": threshold, "sent_at": clock.now()}
+        alert = {**_key_columns(limit, period), "threshold": threshold, "sent_at": clock.now()}
         if list(BudgetAlert.insert(**alert).on_conflict_ignore().returning(BudgetAlert.threshold).tuples().execute()):
             event = BudgetThresholdReached(
                 scope=limit.scope,
@@ -203,7 +203,7 @@ def apply_limit(limits: BudgetLimits, limit: Limit) -> None:
     published immediately.
     """
     period = current_period(limits.zone)
-    ensure(limits, limit, period)
+    create_if_missing(limits, limit, period)
     state = find(limit, period)
     assert state is not None, "the counter was created above"
     state = state._replace(limit_micro=limit.limit_micro)

@@ -102,7 +102,7 @@ class BudgetLimitCache:
         """Return the limits that apply in the current unit of work. Each unit of work reads their revision once."""
         return self._limits_of_unit() or self.reload()
 
-    def expected(self, agent_id: str | None) -> BudgetLimits:
+    def probable_limits(self, agent_id: str | None) -> BudgetLimits:
         """Return the limits from memory, or from the database if no limit in memory applies to the agent.
 
         Limits from memory may be outdated.
@@ -143,7 +143,7 @@ class BudgetLimitCache:
         current().memo.setdefault(self, _ReadInUnit(limits)).limits = limits
 
     @property
-    def states(self) -> dict[Limit, Any]:
+    def pending_states(self) -> dict[Limit, Any]:
         """The counter states that will result from the changes at the end of the current unit of work."""
         read = self._read_in_unit()
         return {} if read is None else read.states

@@ -101,7 +101,7 @@ class BudgetMaintenance:
         budgets = self._agent_limits.budgets_of(paused)
         for agent_id in paused:
             if agent_id not in budgets or not budgets[agent_id].is_exceeded:
-                self.agents.resume_paused(agent_id, PAUSE_REASON)
+                self.agents.resume_automatically(agent_id, PAUSE_REASON)
 
     def cancel_running(self, agent_id: str | None, after: str) -> None:
         """Cancel one batch of attempts that hold reservations and whose task has an id greater than `after`.
@@ -140,7 +140,7 @@ class BudgetMaintenance:
         if row is None:
             return
         state = CounterState(*row)
-        expected = budget_counters.sums(limit, period)
+        expected = budget_counters.computed_values(limit, period)
         found = {name: getattr(state, name) for name in expected}
         if found == expected:
             return

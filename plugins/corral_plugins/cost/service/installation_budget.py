@@ -114,7 +114,7 @@ class Budgets:
             BudgetCounter.delete().where(BudgetCounter.scope == GLOBAL).execute()
         is_published = False
         if limits.overall is not None:
-            is_published = budget_counters.ensure(limits, limits.overall, current_period(limits.zone))
+            is_published = budget_counters.create_if_missing(limits, limits.overall, current_period(limits.zone))
             budget_counters.apply_limit(limits, limits.overall)
         if not is_published:  # a new counter of the whole budget has published it
             budget_counters.publish_change(limits)
@@ -137,7 +137,7 @@ class Budgets:
         limits = self._limits.current()
         period = current_period(limits.zone)
         checked = _without_counter(limits, period)[:limit]
-        created = [each for each in checked if budget_counters.ensure(limits, each, period)]
+        created = [each for each in checked if budget_counters.create_if_missing(limits, each, period)]
         if any(each.scope == AGENT for each in created):
             budget_counters.publish_change(limits)
         return len(checked)

@@ -93,7 +93,7 @@ class CostLedger:
     def amount_to_reserve(self, quote: PriceQuote, estimate_micro_usd: int | None = None) -> int:
         if quote.cost_micro_usd is None:
             if self._refuses_unpriced:
-                raise self._reservations.refusal("global", UNPRICED)
+                raise self._reservations.record_refusal("global", UNPRICED)
             return SMALLEST_AMOUNT
         if quote.cost_micro_usd == 0:
             return 0

@@ -85,7 +85,7 @@ class PriceUpdates:
     async def _download(self, url: str) -> bytes:
         import httpx2
 
-        from corral.egress.transport import truncated
+        from corral.egress.transport import is_truncated
 
         async with self._egress.client("prices", total_seconds=FETCH_SECONDS, max_bytes=MAX_BYTES) as client:
             try:
@@ -94,7 +94,7 @@ class PriceUpdates:
                 raise PriceTableNotFetched(f"{url}: {blocked.reason}") from None
             except httpx2.HTTPError as error:
                 raise PriceTableNotFetched(f"{url} does not answer: {type(error).__name__}") from None
-        if response.status_code != 200 or truncated(response):
+        if response.status_code != 200 or is_truncated(response):
             raise PriceTableNotFetched(
                 f"{url} answered with status {response.status_code}, {len(response.content)} bytes"
             )

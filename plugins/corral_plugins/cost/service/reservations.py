@@ -114,7 +114,7 @@ class Reservations:
 
     def is_limited(self, agent_id: str | None) -> bool:
         """Return whether any budget limit applies to the costs of the agent."""
-        return bool(self._limits.expected(agent_id).of(agent_id))
+        return bool(self._limits.probable_limits(agent_id).of(agent_id))
 
     @property
     def may_exist(self) -> bool:
@@ -139,10 +139,10 @@ class Reservations:
             return Headroom()
         period, left, most = current_period(limits.zone), {}, {}
         for limit in limits.of(agent_id):
-            state = self._limits.states.get(limit) or budget_counters.find(limit, period)
+            state = self._limits.pending_states.get(limit) or budget_counters.find(limit, period)
             if not limit.is_hard or (state is not None and state.lifted):
                 continue
-            used = budget_counters.sums(limit, period).values() if state is None else state[:2]
+            used = budget_counters.computed_values(limit, period).values() if state is None else state[:2]
             left[limit.scope], most[limit.scope] = limit.limit_micro - sum(used), limit.limit_micro
         return Headroom(
             overall=left.get("global"),
@@ -160,7 +160,7 @@ class Reservations:
     def _insert(self, wanted: NewReservation, *, drawn: int) -> Hold | None:
         amount, limit = wanted.amount_micro_usd, wanted.attempt_limit_micro_usd
         if limit is not None and amount > limit:
-            raise self._shortage("task", needed=amount, left=limit)
+            raise self._shortage_refusal("task", needed=amount, left=limit)
         if not self._admit(wanted.agent_id, amount, needed=amount) and limit is None:
             return None
         _INSERT.run(
@@ -197,7 +197,7 @@ class Reservations:
         total = used + drawn + amount
         if total > reserved:  # false only if another call was settled in the meantime
             if limit is not None and total > limit:  # first, because a larger budget would not help
-                raise self._shortage("task", needed=amount, left=limit - used - drawn)
+                raise self._shortage_refusal("task", needed=amount, left=limit - used - drawn)
             self._admit(agent_id, total - reserved, needed=amount)
         values = {"amount": max(total, reserved), "used": used, "drawn": drawn + amount}
         _UPDATE.run({**values, "holder_id": wanted.holder_id})
@@ -209,29 +209,29 @@ class Reservations:
         `needed` is the total amount that the call needs. The attempt of the call has already reserved the difference
         between `needed` and `amount`.
         """
-        while applicable := (limits := self._limits.expected(agent_id)).of(agent_id):
+        while applicable := (limits := self._limits.probable_limits(agent_id)).of(agent_id):
             refused_by = budget_counters.reserve(limits, applicable, amount)
             if refused_by is None:
                 self._limits.adopt(limits)
                 return True
             if refused_by != applicable[0] or self._limits.reload().revision == limits.revision:
-                raise self._refusal_by(refused_by, limits, amount, needed=needed)
+                raise self._refusal_by_limit(refused_by, limits, amount, needed=needed)
         return False
 
-    def _refusal_by(self, refused_by: Limit, limits: BudgetLimits, amount: int, *, needed: int) -> BudgetRefused:
+    def _refusal_by_limit(self, refused_by: Limit, limits: BudgetLimits, amount: int, *, needed: int) -> BudgetRefused:
         state = budget_counters.find(refused_by, current_period(limits.zone))
         left = 0 if state is None else refused_by.limit_micro - state.spent_micro - state.reserved_micro
         scope: BudgetScope = "agent" if refused_by.scope == AGENT else "global"
-        return self._shortage(scope, needed=needed, left=left + needed - amount)
+        return self._shortage_refusal(scope, needed=needed, left=left + needed - amount)
 
-    def _shortage(self, scope: BudgetScope, *, needed: int, left: int) -> BudgetRefused:
+    def _shortage_refusal(self, scope: BudgetScope, *, needed: int, left: int) -> BudgetRefused:
         detail = (
             f"{_BUDGETS[scope]} does not admit this call, which may cost {format_micro_usd(needed)}: "
             f"{format_micro_usd(left)} is left."
         )
-        return self.refusal(scope, detail, BudgetShortage(needed=needed, left=left))
+        return self.record_refusal(scope, detail, BudgetShortage(needed=needed, left=left))
 
-    def refusal(self, scope: BudgetScope, detail: str, shortage: BudgetShortage | None = None) -> BudgetRefused:
+    def record_refusal(self, scope: BudgetScope, detail: str, shortage: BudgetShortage | None = None) -> BudgetRefused:
         """Count a refused reservation, and return the `BudgetRefused` problem to raise."""
         self._refusals.count(scope)
         return BudgetRefused(scope, detail, shortage)
@@ -253,7 +253,7 @@ class Reservations:
         limits = self._limits.current()
         period = current_period(limits.zone)
         for limit in limits.of(agent_id):
-            budget_counters.ensure(limits, limit, period)
+            budget_counters.create_if_missing(limits, limit, period)
 
     def release(self, holder_id: str) -> None:
         """Delete the reservation of a holder at the end of the unit of work.
@@ -308,13 +308,13 @@ class _BudgetChange:
             if limit.key == key:
                 state = budget_counters.add(limits, limit, spent=spent, reserved=reserved)
                 if state is not None:
-                    self.limits.states[limit] = state
+                    self.limits.pending_states[limit] = state
 
     def _change_reservation(self, holder_id: str, changes: Sequence[_BudgetChange]) -> tuple[str | None, int]:
         """Apply changes to a reservation. Return its agent, and the amount by which its unused part became smaller."""
         held, cost = sum(each.held for each in changes), sum(each.cost for each in changes)
         if any(each.ends for each in changes):
-            return self._end(holder_id)
+            return self._delete_reservation(holder_id)
         spent = _SPEND.one({"holder_id": holder_id, "held": held, "cost": cost})
         if spent is not None:
             agent_id, revision = spent
@@ -322,14 +322,14 @@ class _BudgetChange:
             return agent_id, cost
         row = _LOCK.one({"holder_id": holder_id})
         if row is None or row[0] == "call":
-            return self._end(holder_id)
+            return self._delete_reservation(holder_id)
         _, agent_id, amount, used, drawn, _ = row  # the attempt cost more than was reserved
         spent_after = used + cost
         after = max(amount, spent_after)
         _UPDATE.run({"amount": after, "used": spent_after, "drawn": max(0, drawn - held), "holder_id": holder_id})
         return agent_id, amount - used - (after - spent_after)
 
-    def _end(self, holder_id: str) -> tuple[str | None, int]:
+    def _delete_reservation(self, holder_id: str) -> tuple[str | None, int]:
         """Delete a reservation. Return its agent, and the amount that was left in the reservation."""
         row = _DELETE.one({"holder_id": holder_id})
         if row is None:

@@ -12,7 +12,7 @@ from peewee import SQL, fn
 from corral import clock
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
 from corral.database.dialect import savepoint
-from corral.database.engine import translate
+from corral.database.engine import translate_error
 from corral.database.unit import locked
 from corral.errors import Conflict, NotFound, Problem, Unavailable
 from corral.ids import new_id
@@ -165,7 +165,7 @@ class DeadLetterBatches:
         except Problem as problem:
             return problem.code if problem.code == "already_retried" else problem.detail
         except Exception as error:
-            if isinstance(translate(error), Unavailable):  # the database: the step runs again
+            if isinstance(translate_error(error), Unavailable):  # the database: the step runs again
                 raise
             log.exception("a dead letter could not be retried", extra={"letter": letter.id, "task": letter.task_id})
             return "The retry failed unexpectedly; the log of the server has the reason."

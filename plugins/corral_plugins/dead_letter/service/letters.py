@@ -165,7 +165,7 @@ class DeadLetterQueue:
         row = find_letter(letter_id)
         if not close_letters(DeadLetter.id == letter_id, "discarded", by.user_id):
             if find_letter(letter_id).status == "retried":
-                raise already_retried()
+                raise already_retried_error()
             raise NotFound("The dead letter was already discarded.")
         self._record_audit("discard", row)
 
@@ -214,12 +214,12 @@ def is_open() -> Any:
 def refuse_closed(row: DeadLetter) -> None:
     """Raise `Conflict` unless the dead letter is open."""
     if row.status == "retried":
-        raise already_retried()
+        raise already_retried_error()
     if row.status != "open":
         raise Conflict("The dead letter was discarded and cannot be retried.", current_status=row.status)
 
 
-def already_retried() -> Conflict:
+def already_retried_error() -> Conflict:
     """Return the error to raise if the task of a dead letter has already been retried."""
     return Conflict("The dead letter was already retried.", code="already_retried", current_status="retried")
 

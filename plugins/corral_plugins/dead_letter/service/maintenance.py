@@ -9,7 +9,7 @@ from corral.events.alerts import raise_alert
 from corral.events.event import SystemAlert
 from corral.plugin import Settings
 from corral_plugins.dead_letter import settings as declared
-from corral_plugins.dead_letter.models import Batch, Completeness, DeadLetter
+from corral_plugins.dead_letter.models import BackfillWatermark, Batch, DeadLetter
 from corral_plugins.dead_letter.service.letters import is_open
 from corral_plugins.dead_letter.service.metrics import HOUR, added_since, top_reason
 from corral_plugins.tasks.api import Tasks
@@ -42,7 +42,7 @@ class DeadLetterMaintenance:
 
         If no time has been recorded yet, return the current time minus the retention period.
         """
-        row: Completeness | None = Completeness.get_or_none(Completeness.id == 1)
+        row: BackfillWatermark | None = BackfillWatermark.get_or_none(BackfillWatermark.id == 1)
         return row.until if row is not None else clock.now(-self._settings.get(declared.RETENTION_DAYS) * DAY)
 
     def add_missing(self, after: str) -> str | None:
@@ -55,8 +55,8 @@ class DeadLetterMaintenance:
     @staticmethod
     def set_complete_until(instant: str) -> None:
         """Record that all tasks that failed before this time have dead letters."""
-        Completeness.insert(id=1, until=instant).on_conflict(
-            conflict_target=[Completeness.id], update={Completeness.until: instant}
+        BackfillWatermark.insert(id=1, until=instant).on_conflict(
+            conflict_target=[BackfillWatermark.id], update={BackfillWatermark.until: instant}
         ).execute()
 
     # -- growth

@@ -103,7 +103,7 @@ class AgentFiles:
             lease=(context.task_id, context.lease_id),
         )
         entry = UnitContext(label="tool files.write", actor=caller.actor)
-        row, _ = await self._uploads.store(new, _one(arguments["content"].encode()), entry=entry)
+        row, _ = await self._uploads.store(new, _single_chunk(arguments["content"].encode()), entry=entry)
         return {"file_id": row.id, "name": row.name, "size_bytes": row.size_bytes}
 
     def is_visible(self, context: ToolContext, arguments: Json) -> bool:
@@ -177,5 +177,5 @@ class FileTools(ToolSet[AgentFiles]):
         ]
 
 
-async def _one(content: bytes) -> AsyncIterator[bytes]:
+async def _single_chunk(content: bytes) -> AsyncIterator[bytes]:
     yield content

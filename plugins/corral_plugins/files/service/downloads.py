@@ -64,7 +64,7 @@ class Downloads:
         }
         media_type = served_type(str(row.detected_type))
         if _has_tag(request.header("if-none-match"), tag):
-            return Stream(_nothing(), media_type, headers, 304)
+            return Stream(_no_chunks(), media_type, headers, 304)
         wanted = None
         if request.header("if-range") in (None, tag):
             wanted = parse_range(request.header("range"), size)
@@ -74,14 +74,14 @@ class Downloads:
             headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
         status = 200 if wanted is None else 206
         if request.method == "HEAD":
-            return Stream(_nothing(), media_type, headers, status)
+            return Stream(_no_chunks(), media_type, headers, status)
         chunks = await (self.checked_chunks(row) if wanted is None else self.range_chunks(row, part))
         return Stream(chunks, media_type, headers, status)
 
     async def checked_chunks(self, row: File) -> AsyncIterator[bytes]:
         """Compare the size and hash of a file's bytes with the stored values, and then yield the bytes in chunks."""
         digest, size, kept = hashlib.sha256(), 0, []
-        chunks = await self._opened(row, 0, None)
+        chunks = await self._open_chunks(row, 0, None)
         try:
             async for chunk in chunks:
                 await asyncio.to_thread(digest.update, chunk)
@@ -92,23 +92,23 @@ class Downloads:
             await chunks.aclose()
         if (size, digest.hexdigest()) != (row.size_bytes, row.sha256):
             raise await self.report_damage(row)
-        return _each(kept) if size <= IN_MEMORY_BYTES else await self._opened(row, 0, None)
+        return _iterate_chunks(kept) if size <= IN_MEMORY_BYTES else await self._open_chunks(row, 0, None)
 
     async def range_chunks(self, row: File, part: ByteRange) -> AsyncIterator[bytes]:
         """Yield a range of a file in chunks.
 
         Only the size of the file is checked, because the hash covers the whole file.
         """
-        beyond = await self._opened(row, row.size_bytes - 1, row.size_bytes + 1)
+        beyond = await self._open_chunks(row, row.size_bytes - 1, row.size_bytes + 1)
         try:
             last = b"".join([chunk async for chunk in beyond])
         finally:
             await beyond.aclose()
         if len(last) != 1:
             raise await self.report_damage(row)
-        return await self._opened(row, part.start, part.stop)
+        return await self._open_chunks(row, part.start, part.stop)
 
-    async def _opened(self, row: File, start: int, stop: int | None) -> AsyncGenerator[bytes, None]:
+    async def _open_chunks(self, row: File, start: int, stop: int | None) -> AsyncGenerator[bytes, None]:
         try:
             return await self._storage.read(str(row.key), start, stop)
         except BlobMissing:
@@ -211,10 +211,10 @@ def _has_tag(header: str | None, tag: str) -> bool:
     return tag in tags or tags == ["*"]
 
 
-async def _each(chunks: list[bytes]) -> AsyncGenerator[bytes, None]:
+async def _iterate_chunks(chunks: list[bytes]) -> AsyncGenerator[bytes, None]:
     for chunk in chunks:
         yield chunk
 
 
-def _nothing() -> AsyncGenerator[bytes, None]:
-    return _each([])
+def _no_chunks() -> AsyncGenerator[bytes, None]:
+    return _iterate_chunks([])

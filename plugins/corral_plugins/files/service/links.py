@@ -39,7 +39,7 @@ class FileLinks:
             disposition, media = content_disposition(str(row.name)), served_type(str(row.detected_type))
             url = await store.link(str(row.key), SECONDS, disposition=disposition, media_type=media)
         else:
-            signature = _encode(self._sealer.mac(PURPOSE, _signed(str(row.id), str(expires))))
+            signature = _encode(self._sealer.mac(PURPOSE, _signed_bytes(str(row.id), str(expires))))
             path = f"{API_PREFIX}/files/{row.id}/content?expires={expires}&signature={signature}"
             url = f"{self._public_url}{path}"
         return FileLink(url=url, expires_at=clock.format_instant(expires), expires_in_seconds=SECONDS)
@@ -50,7 +50,7 @@ class FileLinks:
         Raise `Forbidden` if the signature is wrong, `Gone` (`link_expired`) if the link has expired, or `NotFound` if
         the file does not exist.
         """
-        if not self._sealer.verify(PURPOSE, _signed(file_id, query.expires), _decode(query.signature)):
+        if not self._sealer.verify(PURPOSE, _signed_bytes(file_id, query.expires), _decode(query.signature)):
             raise Forbidden("The link was modified; create a new link.", code="invalid_signature")
         if int(query.expires) <= clock.time_s():
             raise Gone("The link has expired; create a new link.", code="link_expired")
@@ -66,7 +66,7 @@ def complete_problem(problem: Problem, request: Request | None) -> None:
         problem.status = 403
 
 
-def _signed(file_id: str, expires: str) -> bytes:
+def _signed_bytes(file_id: str, expires: str) -> bytes:
     return f"GET\n{file_id.lower()}\n{expires}".encode()
 
 

@@ -42,7 +42,7 @@ class TypeDetector:
         if len(self._head) < HEAD_BYTES:
             self._head += chunk[: HEAD_BYTES - len(self._head)]
         if self._is_text:
-            self._is_text = b"\0" not in chunk and self._decodes(chunk)
+            self._is_text = b"\0" not in chunk and self._is_utf8(chunk)
 
     @property
     def is_head_complete(self) -> bool:
@@ -55,13 +55,13 @@ class TypeDetector:
 
     def type(self) -> str:
         """Return the detected media type. Call this only after the detector has received the whole stream."""
-        if self._is_text and self._decodes(b"", final=True):
+        if self._is_text and self._is_utf8(b"", final=True):
             found = self.signature()
             return found if found is not None and _is_text_type(found) else TEXT
         found = self.signature()
         return UNKNOWN if found is None or _is_text_type(found) else found
 
-    def _decodes(self, chunk: bytes, *, final: bool = False) -> bool:
+    def _is_utf8(self, chunk: bytes, *, final: bool = False) -> bool:
         try:
             self._decoder.decode(chunk, final)
         except UnicodeDecodeError:

@@ -36,7 +36,7 @@ class FileQuota:
         """
         renewed = Upload.update(reserved=Upload.reserved + more, renewed_at=clock.now())
         if not renewed.where(Upload.id == upload_id).execute():
-            raise _interrupted()
+            raise _interrupted_error()
         quota = self._settings.get(USER_QUOTA_BYTES)
         reserve = Usage.update(reserved=Usage.reserved + more).where(Usage.owner_id == owner_id)
         if quota is not None:
@@ -52,7 +52,7 @@ class FileQuota:
         Raise `Unavailable` if the upload was declared abandoned in the meantime, because its bytes are then deleted.
         """
         if not self.end(upload_id):
-            raise _interrupted()
+            raise _interrupted_error()
         counted = {Usage.files: Usage.files + 1, Usage.bytes: Usage.bytes + size}
         Usage.update(counted).where(Usage.owner_id == owner_id).execute()
 
@@ -89,5 +89,5 @@ class FileQuota:
         )
 
 
-def _interrupted() -> Unavailable:
+def _interrupted_error() -> Unavailable:
     return Unavailable("The upload was interrupted for too long; send the file again.")

@@ -99,7 +99,7 @@ class FileRegistry:
         if isinstance(patch.name, str):
             changes["name"] = clean_name(patch.name)
         if patch.task_id is not UNSET:
-            changes["task_id"] = self.checked_task(patch.task_id, "/task_id")
+            changes["task_id"] = self.require_task(patch.task_id, "/task_id")
         if patch.expires_at is not UNSET:
             changes["expires_at"] = future_instant(patch.expires_at, "/expires_at")
         if isinstance(patch.visibility, str):
@@ -186,10 +186,10 @@ class FileRegistry:
         """
         attempt = None if self.tasks is None else self.tasks.live_attempt(task_id, lease_id)
         if attempt is None:
-            raise lease_lost()
+            raise lease_lost_error()
         return attempt.attempt_id
 
-    def checked_task(self, task_id: str | UnsetType | None, pointer: str) -> str | None:
+    def require_task(self, task_id: str | UnsetType | None, pointer: str) -> str | None:
         """Return the normalized id of a task, or None if no task is given.
 
         Raise `Invalid` (`unknown_reference`) if the task does not exist. The task is locked, so that a concurrent
@@ -264,7 +264,7 @@ def is_shared(row: File) -> bool:
     return row.shared_with == "task" and row.task_id is not None
 
 
-def lease_lost() -> Conflict:
+def lease_lost_error() -> Conflict:
     """Return the error for an upload by a run whose lease has ended."""
     detail = "Workers and agents can upload files only for a task whose lease they hold; this lease has ended."
     return Conflict(detail, code="lease_lost")

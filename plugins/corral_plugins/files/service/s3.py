@@ -66,7 +66,7 @@ class S3Blobs:
 
         A blob that is larger than one part is uploaded in parts, and becomes visible only when all parts have arrived.
         """
-        upload = _PutObject(self, self._full(key))
+        upload = _PutObject(self, self._full_key(key))
         digest, size = hashlib.sha256(), 0
         waiting: list[bytes] = []
         bytes_waiting = 0
@@ -90,16 +90,16 @@ class S3Blobs:
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of a blob in chunks. See `BlobStore.read`."""
-        body = await self._call(self._open, self._full(key), key, start, stop)
+        body = await self._call(self._open, self._full_key(key), key, start, stop)
         return self._read(body)
 
     async def delete(self, key: str) -> None:
         """Delete the blob if it exists. See `BlobStore.delete`."""
-        await self._call(lambda: self._client().delete_object(Bucket=self.bucket, Key=self._full(key)))
+        await self._call(lambda: self._client().delete_object(Bucket=self.bucket, Key=self._full_key(key)))
 
     async def scan(self) -> AsyncGenerator[BlobInfo, None]:
         """Iterate over all blobs. See `BlobStore.scan`."""
-        prefix = self._full("")
+        prefix = self._full_key("")
         wanted = {"Bucket": self.bucket, "Prefix": prefix}
         while True:
             page = await self._call(self._list, dict(wanted))
@@ -115,7 +115,7 @@ class S3Blobs:
 
     async def probe(self) -> None:
         """Check that the store works by writing and deleting an object. See `BlobStore.probe`."""
-        key = self._full(f"{PROBE}-{new_id()}")
+        key = self._full_key(f"{PROBE}-{new_id()}")
 
         def write_and_delete() -> None:
             self._client().put_object(Bucket=self.bucket, Key=key, Body=b"")
@@ -133,14 +133,14 @@ class S3Blobs:
     async def link(self, key: str, seconds: int, *, disposition: str, media_type: str) -> str:
         """Return a presigned URL (signature version 4) for downloading the blob. No request is sent to the store."""
         wanted = {"ResponseContentDisposition": disposition, "ResponseContentType": media_type}
-        named = {"Bucket": self.bucket, "Key": self._full(key), **wanted}
+        named = {"Bucket": self.bucket, "Key": self._full_key(key), **wanted}
 
         def sign() -> str:
             return str(self._client().generate_presigned_url("get_object", Params=named, ExpiresIn=seconds))
 
         return await self._run(sign)
 
-    def _full(self, key: str) -> str:
+    def _full_key(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key
 
     def _client(self) -> Any:
@@ -201,7 +201,7 @@ class S3Blobs:
 
     def _sweep(self, before: float) -> int:
         swept, client = 0, self._client()
-        pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._full(""))
+        pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._full_key(""))
         for page in pages:
             for upload in page.get("Uploads", ()):
                 if upload["Initiated"].timestamp() < before:

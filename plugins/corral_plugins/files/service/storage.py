@@ -51,7 +51,7 @@ class FileStorage:
             return
 
         async def guard(call: Callable[[], Awaitable[Any]]) -> Any:
-            return await breakers.guard(BREAKER, call, judge=_judge)
+            return await breakers.guard(BREAKER, call, judge=_classify_outcome)
 
         breakers.declare(BREAKER, lambda: [BREAKER])
         store.guard = guard
@@ -104,5 +104,5 @@ def _store_unavailable(problem: CircuitOpen) -> Unavailable:
     return Unavailable(detail, retry_after=problem.retry_after, code="dependency_unavailable")
 
 
-def _judge(outcome: object) -> Verdict:
+def _classify_outcome(outcome: object) -> Verdict:
     return "neutral" if isinstance(outcome, BlobMissing) else judge_outcome(outcome)

@@ -145,7 +145,7 @@ class Uploads:
             content_type=new.content_type,
             detected_type=detected,
             key=key,
-            task_id=self._registry.checked_task(new.task_id, "/query/task_id"),
+            task_id=self._registry.require_task(new.task_id, "/query/task_id"),
             shared_with=new.visibility,
             source_type=source.type,
             source=msgspec.to_builtins(source),

@@ -31,7 +31,7 @@ class AsyncioNetwork(httpcore2.AsyncNetworkBackend):
     ) -> httpcore2.AsyncNetworkStream:
         loop = asyncio.get_running_loop()
         reader, protocol = _new_protocol(loop)
-        with _raised_as(httpcore2.ConnectTimeout, httpcore2.ConnectError):
+        with _convert_errors(httpcore2.ConnectTimeout, httpcore2.ConnectError):
             async with asyncio.timeout(timeout):
                 transport, _protocol = await loop.create_connection(lambda: protocol, host, port)
         return _Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
@@ -55,14 +55,14 @@ class _Stream(httpcore2.AsyncNetworkStream):
         self._beneath = beneath  # a writer that is collected closes its transport
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  (httpcore2's name)
-        with _raised_as(httpcore2.ReadTimeout, httpcore2.ReadError):
+        with _convert_errors(httpcore2.ReadTimeout, httpcore2.ReadError):
             async with _time_limit(timeout):
                 data = await self._reader.read(max_bytes)
         self._reader.unread -= len(data)
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        with _raised_as(httpcore2.WriteTimeout, httpcore2.WriteError):
+        with _convert_errors(httpcore2.WriteTimeout, httpcore2.WriteError):
             async with _time_limit(timeout):
                 self._writer.write(buffer)
                 await self._writer.drain()
@@ -83,7 +83,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
         loop = asyncio.get_running_loop()
         reader, protocol = _new_protocol(loop)
         try:
-            with _raised_as(httpcore2.ConnectTimeout, httpcore2.ConnectError):
+            with _convert_errors(httpcore2.ConnectTimeout, httpcore2.ConnectError):
                 async with asyncio.timeout(timeout):
                     transport = await loop.start_tls(
                         self._writer.transport, protocol, ssl_context, server_hostname=server_hostname
@@ -112,7 +112,7 @@ def _time_limit(seconds: float | None) -> contextlib.AbstractAsyncContextManager
 
 
 @contextlib.contextmanager
-def _raised_as(on_timeout: type[Exception], otherwise: type[Exception]) -> Iterator[None]:
+def _convert_errors(on_timeout: type[Exception], otherwise: type[Exception]) -> Iterator[None]:
     """Convert network errors in the `with` block to errors of `httpcore2`.
 
     A timeout becomes `on_timeout`, and any other `OSError` becomes `otherwise`.

@@ -62,7 +62,7 @@ class ProviderConnections:
         self._idle: deque[Http1Connection] = deque()  # the one that was used last at the end
         self._is_closed = False
 
-    def serves(self, provider: ProviderConnection) -> bool:
+    def match(self, provider: ProviderConnection) -> bool:
         """Return whether the connections are still usable. They are not if the provider's configuration has changed."""
         own = self._provider
         return (own.version, own.base_url, own.timeouts) == (provider.version, provider.base_url, provider.timeouts)
@@ -86,7 +86,7 @@ class ProviderConnections:
             self._egress.count(SINK, "answered", target.host)
             yield response
         except Exception as error:
-            outcome, converted = _converted(error, self._provider)
+            outcome, converted = _convert_error(error, self._provider)
             if response is None:
                 self._egress.count(SINK, outcome, host_and_port(url) if target is None else target.host)
             if converted is None:
@@ -156,7 +156,7 @@ def _raw_headers(target: Destination, headers: Mapping[str, str], content: bytes
     return sent
 
 
-def _converted(error: Exception, provider: ProviderConnection) -> tuple[str, ProviderError | None]:
+def _convert_error(error: Exception, provider: ProviderConnection) -> tuple[str, ProviderError | None]:
     """Return the outcome of a failed request for the egress metrics, and the `ProviderError` to raise.
 
     The error is None if the exception was not caused by the network or the provider.

@@ -108,7 +108,7 @@ class ProviderHttp:
         if self._egress is None:
             raise Unavailable("The gateway is still starting; try again.")
         connections = self._connections.get(provider.name)
-        if connections is None or not connections.serves(provider):
+        if connections is None or not connections.match(provider):
             replaced = connections
             connections = self._connections[provider.name] = ProviderConnections(self._egress, provider)
             if replaced is not None:

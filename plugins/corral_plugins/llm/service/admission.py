@@ -57,7 +57,7 @@ class ConfiguredModels(NamedTuple):
     fallbacks: Sequence[str]
 
 
-def _models_set_by(agent: AgentFacts) -> ConfiguredModels:
+def _models_of_agent(agent: AgentFacts) -> ConfiguredModels:
     return ConfiguredModels(agent.llm_provider, agent.llm_model, agent.config.get("fallback_models") or [])
 
 
@@ -83,7 +83,7 @@ class ModelResolver:
             )
         defaults = self._default_models(kind)
         if agent is not None:
-            names = self._resolve_for_agent(requested, _models_set_by(agent), defaults)
+            names = self._resolve_for_agent(requested, _models_of_agent(agent), defaults)
         else:
             names = self._resolve_for_user(requested, defaults)
         targets = [target for name in names if (target := self._registry.find_target(name)) is not None]

@@ -38,7 +38,7 @@ class ProviderBreakers:
         if self.breakers is None:
             return await call()
         try:
-            return await self.breakers.guard(breaker_name(provider.name), call, judge=_judge)
+            return await self.breakers.guard(breaker_name(provider.name), call, judge=_classify_response)
         except CircuitOpen as error:
             raise ProviderError(503, error.detail, code=error.code, retry_after=error.retry_after) from None
 
@@ -80,7 +80,7 @@ def breaker_name(provider: str) -> str:
     return f"{PREFIX}:{provider}"
 
 
-def _judge(outcome: Any) -> Verdict:
+def _classify_response(outcome: Any) -> Verdict:
     """Classify a call for the circuit breaker by the status of the provider's response.
 
     Invalid requests are not counted as failures.

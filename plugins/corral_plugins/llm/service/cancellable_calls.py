@@ -52,10 +52,10 @@ class CallTasks:
         """Start an asyncio task that runs a function. The function receives the task as its argument."""
         started = CallTask(run)
         self._tasks.add(started)
-        started.task.add_done_callback(lambda _: self._forget(started))
+        started.task.add_done_callback(lambda _: self._remove_ended(started))
         return started
 
-    def _forget(self, ended: CallTask[Any]) -> None:
+    def _remove_ended(self, ended: CallTask[Any]) -> None:
         self._tasks.discard(ended)
         if not ended.task.cancelled():
             ended.task.exception()  # marks the exception as retrieved, because the caller may have disconnected

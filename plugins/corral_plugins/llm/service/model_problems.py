@@ -30,23 +30,23 @@ def problem_of(registry: ProviderRegistry, target: ModelTarget) -> ModelProblem 
     if target.problem is None:
         return None
     if not target.provider.usable:
-        return ModelProblem(target.name, _with_providers(registry, target.problem), _remedy_for(target.provider))
+        return ModelProblem(target.name, _with_provider_names(registry, target.problem), _remedy_for(target.provider))
     wanted, separator, _ = target.model.partition("/")
     if separator and registry.get_provider(wanted) is None:
         other = f"the provider {target.provider.name} does not offer a model of that name"
         told = f"There is no provider {wanted} for the model {target.model}, and {other}."
-        return ModelProblem(target.model, _with_providers(registry, told), _adding(wanted))
-    return ModelProblem(target.name, _with_providers(registry, target.problem), None)
+        return ModelProblem(target.model, _with_provider_names(registry, told), _command_to_add(wanted))
+    return ModelProblem(target.name, _with_provider_names(registry, target.problem), None)
 
 
 def problem_of_unknown(registry: ProviderRegistry, name: str) -> ModelProblem:
     """Return the problem for a model whose provider does not exist."""
     provider = name.partition("/")[0]
     told = f"There is no provider {provider}." if provider else "There is no default model."
-    return ModelProblem(name, _with_providers(registry, told), _adding(provider or "NAME"))
+    return ModelProblem(name, _with_provider_names(registry, told), _command_to_add(provider or "NAME"))
 
 
-def _with_providers(registry: ProviderRegistry, text: str) -> str:
+def _with_provider_names(registry: ProviderRegistry, text: str) -> str:
     names = [each.name for each in registry.all_providers() if each.usable]
     shown = ", ".join(names[:MAX_NAMES]) + (" …" if len(names) > MAX_NAMES else "")
     return f"{text} Configured providers: {shown or 'none'}."
@@ -63,5 +63,5 @@ def _remedy_for(provider: Provider) -> str:
     return f"Configure it: corral api POST /llm/providers -f name={provider.name}{key}"
 
 
-def _adding(provider: str) -> str:
+def _command_to_add(provider: str) -> str:
     return f"Add it: corral api POST /llm/providers -f name={provider} -f kind=openai -f base_url=URL -f api_key=@FILE"

@@ -60,7 +60,7 @@ class RemoteIndex:
         import httpx2
 
         from corral.egress.guard import EgressBlocked
-        from corral.egress.transport import truncated
+        from corral.egress.transport import is_truncated
 
         async with self._egress.client("template_index", max_bytes=MAX_BYTES) as client:
             try:
@@ -68,7 +68,7 @@ class RemoteIndex:
             except (httpx2.HTTPError, EgressBlocked) as error:
                 log.warning("the index of templates cannot be fetched", extra={"error": str(error)[:200]})
                 return None
-        if response.status_code != 200 or truncated(response):
+        if response.status_code != 200 or is_truncated(response):
             log.warning("the index of templates cannot be fetched", extra={"status": response.status_code})
             return None
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from corral.crypto import KeyRotation, SealedWrong, Sealer, associated_data, key_id
+from corral.crypto import InvalidSealedValue, KeyRotation, Sealer, associated_data, key_id
 from corral_plugins.notifications.models import Channel
 
 
@@ -25,7 +25,7 @@ class ChannelCredentials:
         """Return whether the master key of a channel's secrets is loaded. A channel without secrets needs no key."""
         if row.secrets is None:
             return True
-        with contextlib.suppress(SealedWrong):
+        with contextlib.suppress(InvalidSealedValue):
             return not self._keys.sealed and key_id(_decode_hex(row.secrets)) in self._keys.key_labels
         return True  # damaged: the attempt says so
 
@@ -35,7 +35,7 @@ class ChannelCredentials:
         return self._sealer.encrypt(data, aad=_associated_data(channel_id)).hex() if secrets else None
 
     def secrets(self, row: Channel) -> dict[str, str]:
-        """Return the secret members of a channel's config. Raise `SealedWrong` if they are damaged."""
+        """Return the secret members of a channel's config. Raise `InvalidSealedValue` if they are damaged."""
         if row.secrets is None:
             return {}
         opened = self._sealer.decrypt(_decode_hex(row.secrets), aad=_associated_data(row.id))
@@ -45,7 +45,7 @@ class ChannelCredentials:
         """Return the secret members of a channel's config, or None if they are damaged."""
         try:
             return self.secrets(row)
-        except SealedWrong:
+        except InvalidSealedValue:
             return None
 
     def config(self, row: Channel) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _decode_hex(text: str) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise SealedWrong("the bytes are not a sealed value") from None
+        raise InvalidSealedValue("the bytes are not a sealed value") from None
 
 
 def _associated_data(channel_id: str) -> str:

@@ -83,7 +83,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
     def _find_due_work(self) -> _DueWork:
         return _DueWork(self._fan_out.followed_names(), self._claims.next_time())
 
-    def _is_followed(self, event: LoggedEvent) -> bool:
+    def _is_relevant(self, event: LoggedEvent) -> bool:
         return event.type in self._names
 
     async def _attempt(self, claimed: Claimed) -> None:

@@ -47,7 +47,7 @@ class Mentions:
     def people(self, names: Mapping[str, set[str]]) -> dict[str, set[str]]:
         """Map each key of `names` to the ids of the people who have one of the names in its value."""
         wanted = {name for some in names.values() for name in some}
-        found = self._accounts.find_named(wanted) if wanted else {}
+        found = self._accounts.ids_by_name(wanted) if wanted else {}
         return {key: {each for name in some for each in found.get(name, ())} for key, some in names.items()}
 
 

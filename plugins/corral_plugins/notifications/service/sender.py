@@ -7,7 +7,7 @@ import functools
 import logging
 from typing import Any
 
-from corral.crypto import SealedWrong
+from corral.crypto import InvalidSealedValue
 from corral.database.engine import Work
 from corral.errors import Problem
 from corral.redact.redactor import Redactor
@@ -43,7 +43,7 @@ class ChannelSender:
         """Send a notification, and return the result of the attempt."""
         try:
             config = self._credentials.config(row)
-        except SealedWrong:  # counts as a failure, or it would be tried again for ever
+        except InvalidSealedValue:  # counts as a failure, or it would be tried again for ever
             return SendResult(error=UNREADABLE, says_nothing=True)
         call = functools.partial(self._attempt, kind, config, notification)
         if self.breakers is None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from corral.crypto import KeyRotation, SealedWrong
+from corral.crypto import InvalidSealedValue, KeyRotation
 from corral.database.engine import Work
 from corral.database.leases import acquire_lease, lease_holder, release_lease
 from corral.database.sealed_columns import SealedColumn, SealedColumns
@@ -123,7 +123,7 @@ class MasterKeyRotation:
         """Rewrap the values that can be decrypted. Values that are damaged or whose key is not loaded are skipped."""
         found = []
         for item in values:
-            with contextlib.suppress(SealedWrong, Unavailable):
+            with contextlib.suppress(InvalidSealedValue, Unavailable):
                 found.append((item, self._rotation.rewrap(decode_hex(item.value)).hex()))
         return found
 
@@ -167,7 +167,7 @@ class MasterKeyRotation:
     def _can_unwrap(self, text: str) -> bool:
         try:
             return self._rotation.can_unwrap(decode_hex(text))
-        except SealedWrong:
+        except InvalidSealedValue:
             return False
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from corral.crypto import SealedWrong
+from corral.crypto import InvalidSealedValue
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Unavailable
@@ -63,7 +63,7 @@ class RedactorValues(TableRedactorValues[SecretVersion]):
         found: Any = row
         try:
             value = self._values.decrypt_version(row)
-        except SealedWrong:
+        except InvalidSealedValue:
             self._alerts.report_damaged(row.secret_id, found.name)
             raise Unavailable("The stored value of a secret is damaged.") from None
         return {redactor_label(found.name, row.secret_id, row.n): value}

@@ -7,7 +7,7 @@ import string
 from typing import Any
 
 from corral import clock
-from corral.crypto import SealedWrong, Sealer, associated_data, refuse_mask
+from corral.crypto import InvalidSealedValue, Sealer, associated_data, refuse_mask
 from corral.errors import Conflict, Invalid, NotFound, Problem, Unavailable
 from corral.ids import new_id
 from corral.redact.encodings import is_redactable
@@ -39,11 +39,11 @@ def value_warnings(value: str | None) -> list[str]:
 
 
 def decode_hex(text: str) -> bytes:
-    """Decode a stored encrypted value. Raise `SealedWrong` if the text is damaged and therefore not hexadecimal."""
+    """Decode a stored encrypted value. Raise `InvalidSealedValue` if the text is damaged, that is, not hexadecimal."""
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise SealedWrong("the bytes are not a sealed value") from None
+        raise InvalidSealedValue("the bytes are not a sealed value") from None
 
 
 def _value_context(secret_id: str, n: int) -> str:
@@ -106,7 +106,7 @@ class SecretValues:
             raise Problem("This version was destroyed permanently.", code="secrets.destroyed")
         try:
             return self.decrypt_version(version)
-        except SealedWrong:
+        except InvalidSealedValue:
             self._alerts.report_damaged(row.id, row.name)
             detail = f"The stored value of {row.name} is damaged or belongs to another secret; store it again."
             raise Conflict(detail, code="secrets.damaged") from None
@@ -114,7 +114,7 @@ class SecretValues:
     def decrypt_version(self, version: SecretVersion) -> str:
         """Decrypt a version and return its value.
 
-        Raise `SealedWrong` if the value is damaged, and `Unavailable` if its master key is not loaded.
+        Raise `InvalidSealedValue` if the value is damaged, and `Unavailable` if its master key is not loaded.
         """
         return self._sealer.decrypt(
             decode_hex(version.sealed), aad=_value_context(version.secret_id, version.n)
@@ -135,7 +135,7 @@ class SecretValues:
         """Return whether a version cannot be decrypted although its key is loaded. Does not require a unit of work."""
         try:
             self.decrypt_version(version)
-        except SealedWrong:
+        except InvalidSealedValue:
             return True
         except Unavailable:
             return False

@@ -35,7 +35,7 @@ from corral.events.event import Event, emit
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
-from corral_core.accounts.api import Accounts, OwnerView, RightsLost
+from corral_core.accounts.api import Accounts, InsufficientRights, OwnerView
 from corral_plugins.security.api import ApiKeyCreated, ApiKeyRevoked, ApiKeyRotated
 from corral_plugins.security.models import ApiKeyRow
 from corral_plugins.security.service.ip_rules import parse_network
@@ -459,7 +459,7 @@ class ApiKeyAuthenticator:
             raise self._refusal("disabled", "API keys are disabled on this installation.")
         try:
             owner = self._accounts.principal_of(user_id)
-        except RightsLost:
+        except InsufficientRights:
             raise self._refusal("owner", "The owner of this API key is not active.") from None
         wanted: list[str] = msgspec.json.decode(scopes)
         held = owner.permissions

@@ -11,7 +11,7 @@ from corral.auth.principal import Principal
 from corral.database.statement import Statement
 from corral.errors import Forbidden, Unauthorized
 from corral.jobs.job import enqueue
-from corral_core.accounts.api import Accounts, RightsLost
+from corral_core.accounts.api import Accounts, InsufficientRights
 from corral_plugins.tasks.api import (
     LeaseFacts,
     LeaseRef,
@@ -359,7 +359,7 @@ class AttemptPrincipals:
             return "member"
         try:
             return self._accounts.principal_of(requester_id).role or ""
-        except RightsLost as error:
+        except InsufficientRights as error:
             raise Unauthorized(error.detail) from None
 
     def _permissions_of_role(self, role: str) -> frozenset[str]:

@@ -21,7 +21,7 @@ from corral.database.engine import Work
 from corral.errors import FieldError, Invalid
 from corral.plugin import Settings
 from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
-from corral_core.accounts.api import Accounts, RightsLost
+from corral_core.accounts.api import Accounts, InsufficientRights
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.approvals.api import Approvals
 from corral_plugins.tools.api import POLICIES, CallTarget, Tool, ToolContext, ToolPolicy, ToolRisk, includes_tools
@@ -321,7 +321,7 @@ class ContextBuilder:
         if subject.requester_id is not None:
             try:
                 requester = self._accounts.principal_of(subject.requester_id)
-            except RightsLost:
+            except InsufficientRights:
                 return None
             role, permissions = requester.role, requester.permissions
         agent_id = subject.agent.id if subject.agent is not None else ""

@@ -385,7 +385,7 @@ class HttpTools:
 
 async def _result_of_response(response: httpx2.Response, url: str) -> Json:
     """Convert a response into the result of the tool."""
-    from corral.egress.transport import truncated
+    from corral.egress.transport import is_truncated
 
     content_type = response.headers.get("content-type", "")
     result: Json = {
@@ -394,7 +394,7 @@ async def _result_of_response(response: httpx2.Response, url: str) -> Json:
         "status": response.status_code,
         "content_type": content_type[:200],
         "bytes": len(response.content),
-        "truncated": truncated(response),
+        "truncated": is_truncated(response),
     }
     if location := response.headers.get("location"):
         result["location"] = location[:2000]

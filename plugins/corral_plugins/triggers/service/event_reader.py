@@ -21,7 +21,7 @@ from corral.events import log as event_log
 from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
-from corral_core.accounts.api import Accounts, RightsLost
+from corral_core.accounts.api import Accounts, InsufficientRights
 from corral_core.event_log.api import LogCursor, PositionMoved, handle_next
 from corral_plugins.triggers.models import IS_ENABLED, Expectation, Fire, Trigger
 from corral_plugins.triggers.service.slots import TriggerSlots, enqueue_fires
@@ -171,7 +171,7 @@ class TriggerEvents:
     def _owner(self, user_id: str | None) -> Principal | None:
         try:
             return self._accounts.principal_of(user_id)
-        except RightsLost:
+        except InsufficientRights:
             return None
 
     def is_readable(self, trigger: Trigger, event: LoggedEvent, owners: Owners) -> bool:

@@ -24,7 +24,7 @@ from corral.errors import Invalid, Problem
 from corral.events.event import emit
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
-from corral_core.accounts.api import Accounts, RightsLost
+from corral_core.accounts.api import Accounts, InsufficientRights
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.triggers.api import (
@@ -235,7 +235,7 @@ class TriggerFiring:
         row, prepared = fire.row, fire.prepared
         _check_may_fire(trigger, row, is_held=facts.is_held)
         owner = facts.owners[trigger.created_by]
-        if isinstance(owner, RightsLost):
+        if isinstance(owner, InsufficientRights):
             raise owner
         if prepared.error is not None:
             raise prepared.error
@@ -244,7 +244,7 @@ class TriggerFiring:
         if row.stage == "counted":
             raise FireOutcome("filtered", "Fewer events than the threshold arrived in time.")
         action = self._types.require_action(trigger.action["type"])
-        require_action_permission(owner, action.permission, problem=RightsLost)
+        require_action_permission(owner, action.permission, problem=InsufficientRights)
         if not row.is_manual and row.stage == "new":
             check_threshold_and_debounce(trigger, row)
         context = FireContext(
@@ -281,7 +281,7 @@ class TriggerFiring:
         Trigger.update(consecutive_failures=failures, last_status="failed").where(Trigger.id == trigger.id).execute()
         with caused_by((*row.cause, trigger.id)):
             publish(TriggerFailed, trigger, history_id=row.id, error=text)
-            if isinstance(error, RightsLost):
+            if isinstance(error, InsufficientRights):
                 disable(trigger, "owner_inactive")
             elif failures >= self._settings.get(MAX_FAILURES):
                 disable(trigger, "max_failures")

@@ -19,7 +19,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.database.unit import current, locked
 from corral.errors import Problem
-from corral_core.accounts.api import Accounts, RightsLost
+from corral_core.accounts.api import Accounts, InsufficientRights
 from corral_plugins.triggers.api import Json, TriggerAction
 from corral_plugins.triggers.models import PENDING, Fire, Trigger
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
@@ -61,7 +61,7 @@ class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     triggers: Mapping[str, Trigger]
-    owners: Mapping[str | None, Principal | RightsLost]
+    owners: Mapping[str | None, Principal | InsufficientRights]
     fires_of_hour: Mapping[str, int]
     live: Mapping[str, Sequence[Fire]]
     is_held: bool
@@ -140,10 +140,10 @@ def read_facts(
     )
 
 
-def _owner(accounts: Accounts, user_id: str | None) -> Principal | RightsLost:
+def _owner(accounts: Accounts, user_id: str | None) -> Principal | InsufficientRights:
     try:
         return accounts.principal_of(user_id)
-    except RightsLost as error:
+    except InsufficientRights as error:
         return error
 
 

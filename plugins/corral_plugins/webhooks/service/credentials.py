@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.crypto import SealedWrong, Sealer, associated_data
+from corral.crypto import InvalidSealedValue, Sealer, associated_data
 from corral_plugins.webhooks.models import Webhook
 
 
@@ -45,7 +45,7 @@ class WebhookCredentials:
         try:
             value = bytes.fromhex(sealed)
         except ValueError:
-            raise SealedWrong("the bytes are not a sealed value") from None
+            raise InvalidSealedValue("the bytes are not a sealed value") from None
         return self._sealer.decrypt(value, aad=_associated_data(webhook_id, field))
 
 

@@ -79,7 +79,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
         patterns = followed_patterns()
         return _DueWork(patterns, self._fan_out.has_events(patterns), self._claims.next_time())
 
-    def _is_followed(self, event: LoggedEvent) -> bool:
+    def _is_relevant(self, event: LoggedEvent) -> bool:
         return event.type.startswith(OWN_EVENTS) or not self._patterns.isdisjoint(matching_patterns(event.type))
 
     async def _attempt(self, claimed: Claimed) -> None:

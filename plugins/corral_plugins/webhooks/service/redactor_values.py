@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
-from corral.crypto import SealedWrong
+from corral.crypto import InvalidSealedValue
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.redact.redactor import Redactor
@@ -28,7 +28,7 @@ class WebhookRedactorValues(TableRedactorValues[Webhook]):
 
     def _open(self, row: Webhook) -> Mapping[str, str]:
         values: dict[str, str] = {}
-        with contextlib.suppress(SealedWrong):  # the credentials that are damaged cannot be sent either
+        with contextlib.suppress(InvalidSealedValue):  # the credentials that are damaged cannot be sent either
             values |= {f"{row.id}.secret{n}": text for n, text in enumerate(self._credentials.secrets(row))}
             values |= {f"{row.id}.{name}": text for name, text in self._credentials.headers(row).items()}
         return values

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from corral import clock
-from corral.crypto import SealedWrong
+from corral.crypto import InvalidSealedValue
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy, read_url
 from corral.egress.resolver import Unresolved
@@ -93,7 +93,7 @@ class WebhookSender:
                 SINK, connect_seconds=connect_seconds, total_seconds=timeout_seconds, max_bytes=MAX_RESPONSE
             ) as client:
                 response = await client.post(row.url, content=body, headers=self._headers(row, message_id, body))
-        except SealedWrong:  # counts as a failure, or it would be tried again for ever
+        except InvalidSealedValue:  # counts as a failure, or it would be tried again for ever
             return AttemptResult(error="blocked", response=UNREADABLE)
         except (EgressBlocked, httpx2.InvalidURL) as error:
             return AttemptResult(error="blocked", response=f"Not sent: {error}")

@@ -228,7 +228,7 @@ class HttpSteps:
         """Send the request. All attempts send the same `Idempotency-Key`."""
         import httpx2
 
-        from corral.egress.transport import truncated
+        from corral.egress.transport import is_truncated
 
         config = context.config
         host = (urlsplit(config["url"]).hostname or "").lower()
@@ -253,7 +253,7 @@ class HttpSteps:
             raise StepFailure("invalid_request", f"{type(failure).__name__}: {failure}", retryable=False) from None
         except httpx2.HTTPError as failure:
             raise StepFailure("connection_failed", f"The request failed: {type(failure).__name__}.") from None
-        if truncated(response):
+        if is_truncated(response):
             raise StepFailure("response_too_large", "The response is larger than 1 MiB.", retryable=False)
         expected = config.get("expect_status")
         is_expected = response.status_code in expected if expected else 200 <= response.status_code < 300

@@ -26,7 +26,7 @@ from corral.events import log as event_log
 from corral.events.event import Event, emit
 from corral.jobs.job import enqueue
 from corral.plugin import Settings
-from corral_core.accounts.api import Accounts, RightsLost
+from corral_core.accounts.api import Accounts, InsufficientRights
 from corral_core.expressions.api import Expressions
 from corral_plugins.workflows import api
 from corral_plugins.workflows.api import StepContext, StepFailure, StepResult, StepType, StepWait
@@ -189,8 +189,8 @@ class Engine:
     ) -> StepContext:
         """Return the data about a step that its step type receives. Runs in a unit of work.
 
-        Raise `RightsLost` if the step is about to start its work but the person who started the run is no longer
-        active.
+        Raise `InsufficientRights` if the step is about to start its work but the person who started the run is no
+        longer active.
         """
         run, settings = state.run, self._graphs.read(state.run.workflow_id, state.run.n).config
         limit = settings.get("max_cost_usd")
@@ -221,14 +221,14 @@ class Engine:
     def _caller_of(self, run: Run, *, may_be_inactive: bool) -> Principal:
         """Return the principal whose rights the steps of a run have.
 
-        If the person who started the run is no longer active, raise `RightsLost`. With `may_be_inactive`, return a
-        principal without rights instead, so that work started for this person can still be ended.
+        If the person who started the run is no longer active, raise `InsufficientRights`. With `may_be_inactive`,
+        return a principal without rights instead, so that work started for this person can still be ended.
         """
         if run.started_by is None:
             return Principal(kind="system", id="system", role="admin", permissions=self._permissions.held_by("admin"))
         try:
             return self._accounts.principal_of(run.started_by)
-        except RightsLost:
+        except InsufficientRights:
             if not may_be_inactive:
                 raise
             return Principal(kind="user", id=run.started_by, user_id=run.started_by)

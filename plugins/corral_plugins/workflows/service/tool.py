@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from corral.errors import NotFound
-from corral_core.accounts.api import Accounts, RightsLost
+from corral_core.accounts.api import Accounts, InsufficientRights
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Tool, ToolContext, ToolFailure
 from corral_plugins.workflows.api import RunRequest
@@ -47,7 +47,7 @@ class WorkflowTool:
         assert self.tasks is not None
         try:
             caller = self.accounts.principal_of(context.caller.user_id, "workflows.run")
-        except RightsLost as lost:
+        except InsufficientRights as lost:
             raise ToolFailure("forbidden", lost.detail) from None
         task = self.tasks.find_run(context.task_id)
         request = RunRequest(
