@@ -77,7 +77,7 @@ BREAKS: dict[str, Break] = {
             ),
             (
                 f"{TASK_RUNS}._lock_for_end_report",
-                "raise self._transitions.stale_call()",
+                "raise self._transitions.stale_call_error()",
                 "return row, attempt, False",
             ),
         ],

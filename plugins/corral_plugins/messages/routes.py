@@ -123,7 +123,7 @@ async def list_inbox(
 @agent_routes.put("/{id}/channels", needs=WRITE, delegable=True, raises=("not_found", "forbidden"))
 def set_agent_channels(id: str, body: AgentChannels, messages: MessageListing, caller: Principal) -> AgentChannels:
     """Set the channels to which an agent subscribes."""
-    return messages.subscribe(id, body, by=caller)
+    return messages.set_subscriptions(id, body, by=caller)
 
 
 def _view_fields(view: MessageView) -> dict[str, Any]:

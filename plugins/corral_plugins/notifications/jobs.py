@@ -42,7 +42,7 @@ async def maintain_deliveries(
         await database.work(claims.cancel_orphans, entry=ENTRY)
         await database.work(claims.fail_overdue, entry=ENTRY)
         dispatcher.wake()
-    await fan_out.read()
+    await fan_out.handle_new_events()
 
 
 async def purge(work: Work, settings: Settings, fan_out: NotificationFanOut) -> None:
@@ -50,7 +50,7 @@ async def purge(work: Work, settings: Settings, fan_out: NotificationFanOut) -> 
 
     Also write notifications about new events, and delete groups without recent messages.
     """
-    await fan_out.read(pass_over=True)
+    await fan_out.handle_new_events(pass_over=True)
     read_before = clock.now(-settings.get(RETENTION_DAYS) * DAY)
     unread_before = clock.now(-settings.get(UNREAD_RETENTION_DAYS) * DAY)
     position: Position | None = ("", "")

@@ -131,7 +131,7 @@ class RuleChannel(Model):
         indexes = ((("rule_id",), False),)
 
 
-class Progress(Model):
+class RecipientProgress(Model):
     """The progress of notifying the recipients of an event, if one unit of work cannot notify all of them.
 
     Recipients are notified in the order of their ids. Everyone up to and including `user_id` has been notified.
@@ -212,4 +212,13 @@ for _name, _fields, _where in (
 ):
     Delivery.add_index(Delivery.index(*_fields, name=_name, where=_where.is_null(False)))
 
-TABLES: tuple[type[Model], ...] = (Notification, Preference, Channel, Rule, RuleChannel, Progress, Group, Delivery)
+TABLES: tuple[type[Model], ...] = (
+    Notification,
+    Preference,
+    Channel,
+    Rule,
+    RuleChannel,
+    RecipientProgress,
+    Group,
+    Delivery,
+)

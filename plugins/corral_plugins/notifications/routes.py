@@ -139,7 +139,7 @@ async def create_notification_channel(
     work: Work,
 ) -> Answer[NotificationChannelView]:
     """Create a channel."""
-    checked = await checks.new(body)
+    checked = await checks.check_new_channel(body)
     made = await work(lambda: channels.create(body, checked), entry=request.unit_context(caller))
     return Answer(body=made, headers={"Location": f"/api/v1/notifications/channels/{made.id}"})
 
@@ -163,7 +163,7 @@ async def update_notification_channel(
 ) -> NotificationChannelView:
     """Change a channel. Absent fields, and absent members of `config`, stay unchanged."""
     row = await work(lambda: channels.row(id), read=True)
-    checked = await checks.changed(row, body)
+    checked = await checks.check_channel_patch(row, body)
     return await work(lambda: channels.update(id, body, checked, match), entry=request.unit_context(caller))
 
 

@@ -25,7 +25,7 @@ async def fire_slots(ids: list[str], firing: TriggerFiring) -> None:
 
 async def read_events(reader: TriggerLogReader) -> None:
     """Read new events from the event log, and record slots for the triggers that listen for them."""
-    await reader.read()
+    await reader.handle_new_events()
 
 
 async def record_due_slots(scheduler: TriggerScheduler) -> None:

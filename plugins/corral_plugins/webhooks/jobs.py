@@ -32,7 +32,7 @@ async def reap(database: Database, claims: DeliveryClaims, fan_out: WebhookFanOu
     entry = UnitContext(label="job webhooks.reap", actor=SYSTEM)
     if await database.read(claims.has_expired, entry):
         await database.work(claims.release_expired, entry=entry)
-    await fan_out.read()
+    await fan_out.handle_new_events()
 
 
 async def purge_deliveries(work: Work, settings: Settings) -> None:

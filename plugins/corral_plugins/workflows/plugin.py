@@ -27,7 +27,7 @@ from corral_plugins.workflows.service.builtin_steps import BuiltInSteps
 from corral_plugins.workflows.service.code_steps import ToolTaskExecutor
 from corral_plugins.workflows.service.definitions import CANCEL_JOB, WorkflowStore
 from corral_plugins.workflows.service.dry_runs import DryRuns
-from corral_plugins.workflows.service.engine import Engine, Graphs, StepStarter
+from corral_plugins.workflows.service.engine import Engine, GraphCache, StepStarter
 from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
 from corral_plugins.workflows.service.large_outputs import LargeOutputs
@@ -106,7 +106,7 @@ class WorkflowsPlugin(Plugin):
         parts = (
             StepTypes,
             StepStarter,
-            Graphs,
+            GraphCache,
             LargeOutputs,
             Engine,
             StepExecutors,

@@ -318,7 +318,7 @@ async def test_a_process_that_dies_gives_its_delivery_back(world: Notified, slac
     await world.rule(made)
     await world.fail_task("one")
     await world.kit.events()
-    await world.dispatcher._fan_out.read()
+    await world.dispatcher._fan_out.handle_new_events()
     claims = world.kit.service(DeliveryClaims)
     [claimed] = (await world.kit.work(claims.claim)).claimed
     assert (await world.kit.work(claims.claim)).claimed == []
@@ -369,7 +369,7 @@ async def test_of_two_changes_of_a_config_at_the_same_time_none_is_lost(world: N
     channels, checks = world.kit.service(ChannelManagement), world.kit.service(ChannelChecks)
     row = await world.kit.work(lambda: channels.row(made["id"]), read=True)
     patches = [ChannelPatch(config={"headers": {"X-A": "a"}}), ChannelPatch(config={"url": "https://example.org/b"})]
-    first, second = [await checks.changed(row, each) for each in patches]
+    first, second = [await checks.check_channel_patch(row, each) for each in patches]
     await world.kit.work(lambda: channels.update(made["id"], patches[0], first, ANY_VERSION))
     with pytest.raises(Conflict):
         await world.kit.work(lambda: channels.update(made["id"], patches[1], second, ANY_VERSION))

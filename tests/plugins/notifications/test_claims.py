@@ -47,7 +47,7 @@ def read_meanwhile(world: Notified, module: Any, name: str, monkeypatch: pytest.
     started: list[asyncio.Task[Any]] = []
 
     def start() -> None:
-        task = loop.create_task(world.dispatcher._fan_out.read())
+        task = loop.create_task(world.dispatcher._fan_out.handle_new_events())
         task.add_done_callback(lambda _: ended.set())
         started.append(task)
 
@@ -72,7 +72,7 @@ async def test_an_event_that_joins_a_message_while_it_is_claimed_is_told(
     await world.rule(made, **STORM, group_interval_seconds=10)
     await world.happen("one")
     await world.kit.events()
-    await world.dispatcher._fan_out.read()
+    await world.dispatcher._fan_out.handle_new_events()
     await world.happen("two")
     await world.kit.events()
     started = read_meanwhile(world, claims_module, "_first_due", monkeypatch)
@@ -340,7 +340,7 @@ async def test_a_channel_whose_key_is_not_loaded_is_not_claimed(
     await world.rule(made, events=("things.*",))
     await world.happen("one")
     await world.kit.events()
-    await world.dispatcher._fan_out.read()
+    await world.dispatcher._fan_out.handle_new_events()
     claims, keyring = world.kit.service(DeliveryClaims), world.kit.kernel.keyring
     monkeypatch.setattr(keyring, "sealed", True)
     assert (await world.kit.work(claims.claim)).claimed == []
@@ -503,7 +503,7 @@ async def test_a_claim_reads_one_delivery_of_a_channel_however_many_wait(
     await world.rule(made, events=("things.*",))
     await world.happen("one")
     await world.kit.events()
-    await world.dispatcher._fan_out.read()
+    await world.dispatcher._fan_out.handle_new_events()
     claims = world.kit.service(DeliveryClaims)
     monkeypatch.setattr(claims, "_lease", lambda *_: None)  # so that every claim does the same
 
@@ -517,7 +517,7 @@ async def test_a_claim_reads_one_delivery_of_a_channel_however_many_wait(
             return 0
 
         connection.set_progress_handler(count, 1)
-        claims.next_time()
+        claims.next_due_time()
         assert claims.claim().more
         connection.set_progress_handler(None, 1)
         return taken
@@ -538,9 +538,9 @@ async def test_deliveries_to_a_deleted_channel_are_cancelled_and_wake_nobody(wor
     await world.rule(made, events=("things.*",))
     await world.happen("one")
     await world.kit.events()
-    await world.dispatcher._fan_out.read()
+    await world.dispatcher._fan_out.handle_new_events()
     await world.kit.work(Channel.delete().execute)
     claims = world.kit.service(DeliveryClaims)
-    assert await world.kit.work(claims.next_time, read=True) is None
+    assert await world.kit.work(claims.next_due_time, read=True) is None
     await world.kit.run_schedule("notifications.group")
     assert [row["status"] for row in await world.deliveries()] == ["cancelled"]

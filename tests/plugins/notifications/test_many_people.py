@@ -10,7 +10,7 @@ from tests.plugins.notifications.conftest import Notified
 
 from corral.ids import new_id
 from corral_core.accounts.models import UserRow
-from corral_plugins.notifications.models import Delivery, Notification, Progress
+from corral_plugins.notifications.models import Delivery, Notification, RecipientProgress
 from corral_plugins.notifications.service import fan_out as fan_out_module
 from corral_plugins.notifications.service import recipient_chunks
 from corral_plugins.notifications.service.inbox import Inbox
@@ -35,7 +35,7 @@ async def counts(world: Notified) -> list[int]:
     """How many notifications about things each person has, and that nothing is half told."""
 
     def unit() -> list[int]:
-        assert not Progress.select().exists()
+        assert not RecipientProgress.select().exists()
         found: dict[str, int] = {}
         for row in Notification.select().where(Notification.type == "things.happened"):
             found[row.user_id] = found.get(row.user_id, 0) + row.count
@@ -64,7 +64,7 @@ async def test_a_unit_of_work_tells_a_bounded_number_of_people(
     await mailing.rule(made, **EVERYBODY)
     await mailing.happen("one", "two", "three")
     await mailing.kit.events()
-    await mailing.dispatcher._fan_out.read()
+    await mailing.dispatcher._fan_out.handle_new_events()
     assert await counts(mailing) == [3] * 25
     assert max(written) <= 10
     assert await mailing.kit.work(lambda: Delivery.select().count(), read=True) == 75
@@ -83,7 +83,7 @@ async def test_an_event_that_is_half_told_is_told_to_the_others(
     fan_out = world.dispatcher._fan_out
     batch = await world.kit.work(lambda: fan_out._load(50), read=True)
     matched = await fan_out._matching.matches(batch.rules, batch.events)
-    roles = {"member": await fan_out._members("member")}
+    roles = {"member": await fan_out._users_with_role("member")}
     plan = await world.kit.work(lambda: fan_out._plan(batch, batch.events, matched, {}, roles), read=True)
     assert len(plan.chunks) == 3
     first = plan.chunks[0]

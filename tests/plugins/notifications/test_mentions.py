@@ -10,7 +10,7 @@ from tests.plugins.code_reviews.conftest import patch_of
 from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
 from tests.plugins.notifications.test_people import titles
 
-from corral_plugins.notifications.service.mentions import MAX_NAMES, names_in
+from corral_plugins.notifications.service.mentions import MAX_NAMES, mentioned_names
 
 
 def name_of(client: Any) -> str:
@@ -86,5 +86,5 @@ def rows_of(*user_ids: str) -> int:
 @pytest.mark.one_engine
 def test_names_in_a_text() -> None:
     text = "@ada, (@Bob) x@y.org @c.d. @e@f.org; @@g @- @ é@h @ada\n@i-"
-    assert names_in(text) == {"ada", "bob", "c.d", "e@f.org", "i"}
-    assert len(names_in(" ".join(f"@n{number}" for number in range(100)))) == MAX_NAMES
+    assert mentioned_names(text) == {"ada", "bob", "c.d", "e@f.org", "i"}
+    assert len(mentioned_names(" ".join(f"@n{number}" for number in range(100)))) == MAX_NAMES

@@ -56,7 +56,7 @@ class Alarm(World):
         scheduler = kit.service(TriggerScheduler)
         await scheduler.record_due_slots()
         await kit.events()  # on PostgreSQL, until all events are numbered
-        await kit.service(TriggerLogReader).read()
+        await kit.service(TriggerLogReader).handle_new_events()
         await scheduler.end_waits()
         await kit.run_jobs()
         await scheduler.fire_waiting_slots()

@@ -19,7 +19,7 @@ from corral.events.log import EventRow, write_events
 from corral.testing.kit import PASSWORD, Client
 from corral_plugins.triggers.models import Fire, Trigger
 from corral_plugins.triggers.service import event_reader, firing, scheduler
-from corral_plugins.triggers.service.event_reader import Progress, TriggerLogReader
+from corral_plugins.triggers.service.event_reader import LogReadProgress, TriggerLogReader
 from corral_plugins.triggers.service.slots import TriggerSlots
 
 
@@ -81,7 +81,7 @@ async def test_many_triggers_on_one_event_are_recorded_in_short_units(
         assert (await alarm.member.post("/agents", {"name": name})).status == 201
     await alarm.kit.events()
     reader = alarm.kit.service(TriggerLogReader)
-    units = [await alarm.kit.work(lambda: reader._read_batch(Progress())) for _ in range(4)]
+    units = [await alarm.kit.work(lambda: reader._read_batch(LogReadProgress())) for _ in range(4)]
     assert [each.has_more for each in units] == [True, True, False, False]  # after each event; then nothing is new
     for trigger in made:
         assert len(await alarm.history(trigger["id"])) == 3
@@ -97,7 +97,7 @@ async def test_an_event_fires_all_its_triggers_in_units_of_bounded_size(
     await alarm.kit.events()
     read, units = TriggerLogReader._read_batch, []
 
-    def observe(self: TriggerLogReader, *args: Any) -> Progress:
+    def observe(self: TriggerLogReader, *args: Any) -> LogReadProgress:
         units.append(read(self, *args))
         return units[-1]
 

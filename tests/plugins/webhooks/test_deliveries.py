@@ -364,7 +364,7 @@ async def test_what_nobody_would_send_is_cancelled(hooks: Hooks, receiver: Recei
     made = await hooks.create(receiver)
     await hooks.emit("one")
     await hooks.kit.events()
-    await hooks.kit.service(WebhookFanOut).read()
+    await hooks.kit.service(WebhookFanOut).handle_new_events()
     await hooks.kit.work(lambda: Webhook.update(is_active=False).execute())
     await hooks.kit.run_schedule("webhooks.purge")
     assert len(await hooks.deliveries(made["id"], "cancelled")) == 1
@@ -386,7 +386,7 @@ async def test_deliveries_of_a_dead_process_come_back(hooks: Hooks, receiver: Re
     made = await hooks.create(receiver)
     await hooks.emit("one")
     await hooks.kit.events()
-    await hooks.kit.service(WebhookFanOut).read()
+    await hooks.kit.service(WebhookFanOut).handle_new_events()
     claims, outcomes = hooks.kit.service(DeliveryClaims), hooks.kit.service(DeliveryOutcomes)
     (lost,) = await hooks.kit.work(claims.claim)
     await hooks.run()
@@ -413,7 +413,7 @@ async def test_the_limits_of_a_host_and_of_all(hooks: Hooks) -> None:
     await hooks.run()
     await hooks.emit(*[f"thing-{number}" for number in range(9)])
     await hooks.kit.events()
-    await hooks.kit.service(WebhookFanOut).read()
+    await hooks.kit.service(WebhookFanOut).handle_new_events()
     claims = hooks.kit.service(DeliveryClaims)
     taken = await hooks.kit.work(claims.claim)
     hosts = Counter(each.webhook.host for each in taken)
@@ -438,7 +438,7 @@ async def test_an_event_that_cannot_be_handled_is_skipped_after_five_tries(
     await hooks.emit("one", "poison", "two")
     await hooks.kit.events()
     for _ in range(5):
-        await hooks.kit.service(WebhookFanOut).read()
+        await hooks.kit.service(WebhookFanOut).handle_new_events()
     assert len(await hooks.deliveries(made["id"])) == 2
     alerts = [each.payload() for each in await hooks.kit.events() if each.type == "system.alert"]
     assert [each["title"] for each in alerts] == ["webhooks.fan_out could not handle an event"]

@@ -134,7 +134,7 @@ async def test_fan_out_asks_once_for_all_webhooks_and_events(hooks: Hooks, recei
         counted.clear()
         engine.execute_sql = execute_sql
         try:
-            await hooks.kit.service(WebhookFanOut).read()
+            await hooks.kit.service(WebhookFanOut).handle_new_events()
         finally:
             del engine.execute_sql
         return len(counted)

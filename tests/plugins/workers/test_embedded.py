@@ -203,8 +203,8 @@ async def test_one_that_was_killed_on_this_machine_gives_way_at_once(
 
 
 HOLDS = """
-from corral_plugins.workers.service.embedded import _own_folder
-with _own_folder() as folder:
+from corral_plugins.workers.service.embedded import _temporary_folder
+with _temporary_folder() as folder:
     print(folder, flush=True)
     input()
 """

@@ -26,7 +26,7 @@ from corral_plugins.llm.service.metrics import CallMetrics
 from corral_plugins.llm.service.model_problems import problem_of, problem_of_unknown
 from corral_plugins.llm.service.registry import SCRIPTED, ModelTarget, ProviderRegistry
 from corral_plugins.llm.service.slots import ConcurrencySlots
-from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
+from corral_plugins.llm.service.task_leases import CallLeases, lease_lost_error
 from corral_plugins.llm.service.token_caps import requested_cap
 from corral_plugins.llm.settings import (
     ALLOW_DIRECT_USE,
@@ -290,7 +290,7 @@ class CallAdmission:
         """
         attempt = self._leases.renew(by)
         if attempt is None and by.lease_id is not None:
-            raise lease_lost()
+            raise lease_lost_error()
         if by.kind in ("user", "api_key") and not self._settings.get(ALLOW_DIRECT_USE):
             raise Forbidden("Only tasks may call models, because the setting llm.allow_direct_use is off.")
         return attempt

@@ -62,7 +62,7 @@ from corral_plugins.llm.service.streams import (
     redact_value,
     relay_stream,
 )
-from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
+from corral_plugins.llm.service.task_leases import CallLeases, lease_lost_error
 from corral_plugins.llm.service.token_caps import default_cap, requested_cap
 from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
@@ -355,7 +355,7 @@ class Gateway:
         finally:
             is_live = await self._settle_call(task, call, outcome)
         if not is_live:
-            raise lease_lost()
+            raise lease_lost_error()
         return result
 
     @contextlib.asynccontextmanager

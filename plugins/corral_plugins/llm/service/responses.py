@@ -186,7 +186,7 @@ def convert_provider_errors(provider: str) -> Iterator[None]:
         raise ProviderError(502, "failed with an internal error; see the server's log.", billable=True) from error
 
 
-def timed_out(name: str, seconds: float, what: str) -> ProviderError:
+def timeout_error(name: str, seconds: float, what: str) -> ProviderError:
     """Return the error for a call that exceeded one of the gateway's timeouts.
 
     `name` is the model or the provider, and `what` says what did not arrive in time, such as "no first token". The call
@@ -197,14 +197,14 @@ def timed_out(name: str, seconds: float, what: str) -> ProviderError:
 
 @contextlib.asynccontextmanager
 async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None]:
-    """Raise the `timed_out` error if the `with` block takes longer than `seconds`."""
+    """Raise the error from `timeout_error` if the `with` block takes longer than `seconds`."""
     try:
         async with asyncio.timeout(seconds) as scope:
             yield
     except TimeoutError:
         if not scope.expired():
             raise
-        raise timed_out(name, seconds, what) from None
+        raise timeout_error(name, seconds, what) from None
 
 
 def is_retryable(error: ProviderError) -> bool:
@@ -235,7 +235,7 @@ def problem_of(error: ProviderError, provider: str, redactor: Redactor) -> Probl
         headers = {"Retry-After": str(error.retry_after or 1)} if CODES[error.code][0] == 503 else None
         return Problem(detail, code=error.code, headers=headers, provider=provider)
     if error.status in INVALID_REQUEST:
-        return _invalid_request(error, detail, provider, redactor)
+        return _invalid_request_problem(error, detail, provider, redactor)
     if error.status == 429:
         return TooMany(detail, retry_after=error.retry_after or 1, provider=provider)
     if error.status in TIMEOUTS:
@@ -244,7 +244,7 @@ def problem_of(error: ProviderError, provider: str, redactor: Redactor) -> Probl
     return Problem(detail, code="provider_error", kind=kind, provider=provider)
 
 
-def _invalid_request(error: ProviderError, detail: str, provider: str, redactor: Redactor) -> Invalid:
+def _invalid_request_problem(error: ProviderError, detail: str, provider: str, redactor: Redactor) -> Invalid:
     """Return the problem for a request that the provider rejected, with the provider's own code and field name."""
     reported = {"provider_code": error.reported_code, "provider_param": error.param}
     kept = {name: redactor.redact(value[:MAX_NAME]) for name, value in reported.items() if value}

@@ -21,7 +21,7 @@ from corral_plugins.llm.service.responses import (
     convert_provider_errors,
     normalize_completion,
     time_limit,
-    timed_out,
+    timeout_error,
 )
 
 INLINE_TOKENS = 16_000  # longer texts are redacted in a thread
@@ -215,8 +215,8 @@ async def _remaining_chunks(target: ModelTarget, iterator: AsyncGenerator[Chunk,
             if not scope.expired():
                 raise
             if seconds < timeouts.idle_seconds:
-                raise timed_out(target.name, timeouts.total_seconds, "no end of the response") from None
-            raise timed_out(target.name, seconds, "no further token") from None
+                raise timeout_error(target.name, timeouts.total_seconds, "no end of the response") from None
+            raise timeout_error(target.name, seconds, "no further token") from None
         if chunk is None:
             return
         yield chunk

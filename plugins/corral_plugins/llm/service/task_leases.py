@@ -83,7 +83,7 @@ class CallLeases:
 
     @contextlib.asynccontextmanager
     async def cancel_when_lost(self, by: Principal) -> AsyncIterator[None]:
-        """Cancel the `with` block if the caller's lease ends or its task is being cancelled, and raise `lease_lost`."""
+        """If the caller's lease ends or its task is being cancelled, cancel the `with` block and raise `Conflict`."""
         if by.task_id is None or by.lease_id is None:
             yield
             return
@@ -96,7 +96,7 @@ class CallLeases:
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise lease_lost() from None
+            raise lease_lost_error() from None
         finally:
             self._running.pop(scope, None)
 
@@ -131,6 +131,6 @@ class CallLeases:
                 self.tasks.renew_lease(lease.task_id, lease.lease_id)
 
 
-def lease_lost() -> Conflict:
+def lease_lost_error() -> Conflict:
     """Return the problem for a call whose lease has ended or whose task is being cancelled."""
     return Conflict("The lease has ended; stop the run and discard its results.", code="lease_lost")

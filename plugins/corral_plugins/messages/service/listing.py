@@ -127,7 +127,7 @@ class MessageListing:
             ]
         )
 
-    def subscribe(self, agent_id: str, wanted: AgentChannels, *, by: Principal) -> AgentChannels:
+    def set_subscriptions(self, agent_id: str, wanted: AgentChannels, *, by: Principal) -> AgentChannels:
         """Replace the channels to which an agent subscribes. Only the agent, its owner and admins may do this."""
         agent = self._find_agent(agent_id)
         if by.agent_id is None:

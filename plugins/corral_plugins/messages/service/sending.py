@@ -124,7 +124,7 @@ class MessageSending:
     def _find_agent(self, agent_id: str, pointer: str) -> AgentFacts:
         found = self._agents.find(agent_id.lower())
         if found is None:
-            raise _unknown_reference(pointer, "No agent has this id.")
+            raise _unknown_reference_error(pointer, "No agent has this id.")
         return found
 
     # -- the message
@@ -177,9 +177,9 @@ class MessageSending:
         task_id = given.task_id.lower() if given.task_id is not None else None
         run_id = given.run_id.lower() if given.run_id is not None else None
         if task_id is not None and (self.tasks is None or self.tasks.find_run(task_id) is None):
-            raise _unknown_reference("/correlation/task_id", "No task has this id.")
+            raise _unknown_reference_error("/correlation/task_id", "No task has this id.")
         if run_id is not None and (self.workflows is None or self.workflows.find_run(run_id) is None):
-            raise _unknown_reference("/correlation/run_id", "No workflow run has this id.")
+            raise _unknown_reference_error("/correlation/run_id", "No workflow run has this id.")
         return Correlation(task_id=task_id, run_id=run_id)
 
     # -- recipients
@@ -195,7 +195,7 @@ class MessageSending:
             pointer = f"/{given[1] if given else RECIPIENTS[0]}"
             raise Invalid.at(pointer, "not_allowed" if given else "required", detail)
         if row.recipient == row.sender:
-            raise _unknown_reference(f"/{given[0]}", "A message cannot be sent to its sender.")
+            raise _unknown_reference_error(f"/{given[0]}", "A message cannot be sent to its sender.")
         if row.channel is not None:
             found = sorted(self._agents.find_many(_subscribers(row.channel, without=sender.agent_id)))
             return [{"agent_id": each} for each in found], ([] if found else ["no_subscribers"])
@@ -204,7 +204,7 @@ class MessageSending:
             return [{"agent_id": agent.id}], ([] if agent.can_claim else ["recipient_offline"])
         person = self._accounts.get_many([row.recipient_user_id]).get(row.recipient_user_id)
         if person is None or not person.is_active:
-            raise _unknown_reference("/recipient_user_id", "No active user has this id.")
+            raise _unknown_reference_error("/recipient_user_id", "No active user has this id.")
         return [{"user_id": person.id}], []
 
     def _insert_receipts(self, row: Message, recipients: Sequence[dict[str, Any]]) -> None:
@@ -260,9 +260,9 @@ class MessageSending:
         to_same = [at for at, to in instants if to == row.recipient and row.channel is None]
         limit = self._settings.get(declared.PAIR_PER_MINUTE)
         if len(to_same) >= limit:
-            raise _too_many(f"At most {limit} messages a minute can go to one recipient", to_same[-limit])
+            raise _too_many_error(f"At most {limit} messages a minute can go to one recipient", to_same[-limit])
         if len(instants) >= MAX_PER_MINUTE:
-            raise _too_many(f"A sender can send at most {MAX_PER_MINUTE} messages a minute", instants[0][0])
+            raise _too_many_error(f"A sender can send at most {MAX_PER_MINUTE} messages a minute", instants[0][0])
 
 
 def acknowledge_by_reply(reply: Message, cause: tuple[str, ...] | None) -> None:
@@ -309,7 +309,7 @@ def _find_parent(new: NewMessage) -> Message | None:
         return None
     found: Message | None = Message.get_or_none(Message.id == new.in_reply_to.lower())
     if found is None:
-        raise _unknown_reference("/in_reply_to", "No message has this id.")
+        raise _unknown_reference_error("/in_reply_to", "No message has this id.")
     return found
 
 
@@ -352,11 +352,11 @@ def _record_channel(name: str, now: str) -> None:
     ).execute()
 
 
-def _unknown_reference(pointer: str, detail: str) -> Invalid:
+def _unknown_reference_error(pointer: str, detail: str) -> Invalid:
     return Invalid.at(pointer, "unknown_reference", detail, problem="unknown_reference")
 
 
-def _too_many(sentence: str, oldest: str) -> TooMany:
+def _too_many_error(sentence: str, oldest: str) -> TooMany:
     """Return the error for a sender that exceeds a limit per minute.
 
     `sentence` describes the limit. `oldest` is the time of the oldest message in that minute.

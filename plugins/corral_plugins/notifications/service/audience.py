@@ -45,7 +45,7 @@ class Audience:
             event.id: people.default_recipients(event, event.payload(), roles) for event in told
         }
 
-    def of(self, event: LoggedEvent) -> set[str]:
+    def people_for(self, event: LoggedEvent) -> set[str]:
         """Return the ids of the people to whom an event is relevant.
 
         The result can include people who are not allowed to read the event.
@@ -112,7 +112,7 @@ class Audience:
         return named | ({event.owner_id} if wanted["owner"] and event.owner_id is not None else set())
 
 
-def wanted_roles(
+def recipient_roles(
     events: Sequence[LoggedEvent], matched: Mapping[str, Sequence[Rule]], defaults: Collection[str]
 ) -> list[str]:
     """Return the roles whose members might have to be notified of the events."""

@@ -22,7 +22,7 @@ from corral_plugins.notifications.api import ChannelType, Severity
 from corral_plugins.notifications.models import IS_OPEN, Channel, Delivery, Group, Rule
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.credentials import ChannelCredentials
-from corral_plugins.notifications.service.delivery_changes import ended, waiting_until
+from corral_plugins.notifications.service.delivery_changes import ended_columns, waiting_columns
 from corral_plugins.notifications.service.grouping import (
     CRITICAL,
     LOCK,
@@ -42,7 +42,7 @@ GIVE_UP_SECONDS = 86_400
 IS_DUE = Delivery.due_at.is_null(False)
 
 
-class Claimed(msgspec.Struct, frozen=True, kw_only=True):
+class ClaimedDelivery(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery that this process may attempt until its lease ends.
 
     `to` is the recipient's email address, or None if the delivery is not addressed to a person.
@@ -57,7 +57,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 class ClaimResult(msgspec.Struct, frozen=True, kw_only=True):
     """The claimed deliveries. `more` is true if more deliveries might be due."""
 
-    claimed: list[Claimed]
+    claimed: list[ClaimedDelivery]
     more: bool
 
 
@@ -70,7 +70,7 @@ class DeliveryClaims:
     def __init__(self, types: ChannelTypeRegistry, people: People, credentials: ChannelCredentials) -> None:
         self._types, self._people, self._credentials = types, people, credentials
 
-    def next_time(self) -> str | None:
+    def next_due_time(self) -> str | None:
         """Return the time at which the next delivery through an enabled channel is due, or None if there is none."""
         first = Delivery.select(Delivery.due_at).where((Delivery.channel_id == Channel.id) & IS_DUE)
         earliest = first.order_by(Delivery.due_at).limit(1)
@@ -109,17 +109,17 @@ class DeliveryClaims:
                 claimed.append(lease)
         return ClaimResult(claimed=claimed, more=True)
 
-    def renew(self, claimed: Claimed) -> None:
+    def renew(self, claimed: ClaimedDelivery) -> None:
         """Extend the lease of a running attempt, and store the addresses that already have the message."""
         changes = {"lease_until": clock.now(LEASE_SECONDS), "served": [*claimed.delivery.served]}
         Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
 
-    def release(self, claimed: Claimed, due_at: str) -> None:
+    def release(self, claimed: ClaimedDelivery, due_at: str) -> None:
         """Release a delivery that was not attempted.
 
         The delivery becomes due at `due_at` and can collect events again.
         """
-        changes = {**waiting_until(due_at), "is_collecting": claimed.delivery.is_collecting}
+        changes = {**waiting_columns(due_at), "is_collecting": claimed.delivery.is_collecting}
         changes |= {"served": claimed.delivery.served}
         Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
 
@@ -132,12 +132,12 @@ class DeliveryClaims:
     def release_expired(self) -> int:
         """Release deliveries claimed by processes that ended without recording a result. Return their number."""
         now = clock.now()
-        return int(Delivery.update(waiting_until(now)).where(Delivery.lease_until <= now).execute())
+        return int(Delivery.update(waiting_columns(now)).where(Delivery.lease_until <= now).execute())
 
     def cancel_orphans(self) -> int:
         """Cancel due deliveries whose channels were deleted. Return the number of cancelled deliveries."""
         some = Delivery.select(Delivery.id).where(_is_orphaned()).limit(AT_ONCE)
-        return int(Delivery.update(ended("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute())
+        return int(Delivery.update(ended_columns("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute())
 
     def fail_overdue(self) -> int:
         """Mark deliveries as failed if their channel has been unusable for a day. Return how many were marked.
@@ -158,7 +158,7 @@ class DeliveryClaims:
         is_blocked = Delivery.channel_id.in_(unusable) | (
             Delivery.channel_id.in_(unknown) & (Delivery.due_at < day_ago)
         )
-        failed = {**ended("failed"), "last_error": "The channel could not be used for 24 hours."}
+        failed = {**ended_columns("failed"), "last_error": "The channel could not be used for 24 hours."}
         some = Delivery.select(Delivery.id).where(is_late & is_blocked).limit(AT_ONCE)
         return int(Delivery.update(failed).where(Delivery.id.in_(some) & IS_DUE).execute())
 
@@ -195,7 +195,7 @@ class DeliveryClaims:
         )
         return False
 
-    def _lease(self, row: Delivery, channel: Channel, people: Mapping[str, Person]) -> Claimed | None:
+    def _lease(self, row: Delivery, channel: Channel, people: Mapping[str, Person]) -> ClaimedDelivery | None:
         """Claim a delivery. Return None if the delivery ended in the meantime."""
         kind, lease = self._types.require(channel.type), new_id()
         leased = {"is_collecting": False, "due_at": None, "lease": lease, "lease_until": clock.now(LEASE_SECONDS)}
@@ -204,7 +204,7 @@ class DeliveryClaims:
         if kind.pace_seconds:
             Channel.update(next_send_at=clock.now(kind.pace_seconds)).where(Channel.id == channel.id).execute()
         row.lease = lease
-        return Claimed(
+        return ClaimedDelivery(
             channel=channel, kind=kind, delivery=row, to=people[row.user_id].email if row.user_id is not None else None
         )
 
@@ -281,19 +281,19 @@ def _may_send_collected(row: Delivery, rule: Rule, group: Group | None, earlier:
     if row.group_key == QUIET_KEY:
         return True
     if earlier is not None:
-        Delivery.update(waiting_until(max(earlier, clock.now()))).where((Delivery.id == row.id) & IS_DUE).execute()
+        Delivery.update(waiting_columns(max(earlier, clock.now()))).where((Delivery.id == row.id) & IS_DUE).execute()
         return False
     if repeats_last_message(row, group, rule.repeat_interval_seconds):
         _end_delivery(row, "suppressed", "The same notification was already sent within repeat_interval_seconds.")
         return False
     if group is not None and (since := next_send_time(group, rule)) > clock.now():
-        Delivery.update({**waiting_until(since), "ready_at": since}).where((Delivery.id == row.id) & IS_DUE).execute()
+        Delivery.update({**waiting_columns(since), "ready_at": since}).where((Delivery.id == row.id) & IS_DUE).execute()
         return False
     return True
 
 
 def _end_delivery(row: Delivery, status: str, reason: str) -> None:
-    Delivery.update({**ended(status), "last_error": reason}).where((Delivery.id == row.id) & IS_OPEN).execute()
+    Delivery.update({**ended_columns(status), "last_error": reason}).where((Delivery.id == row.id) & IS_OPEN).execute()
 
 
 def _hold(row: Delivery, until: str) -> None:
@@ -302,7 +302,7 @@ def _hold(row: Delivery, until: str) -> None:
     The summary itself, and messages that were already attempted, wait unchanged.
     """
     if row.group_key == QUIET_KEY or not row.is_collecting:
-        Delivery.update({**waiting_until(until), "ready_at": until}).where((Delivery.id == row.id) & IS_DUE).execute()
+        Delivery.update({**waiting_columns(until), "ready_at": until}).where((Delivery.id == row.id) & IS_DUE).execute()
         return
     target = Target(rule_id=row.rule_id, channel_id=row.channel_id, user_id=row.user_id, group_key=QUIET_KEY)
     bundle = Bundle()

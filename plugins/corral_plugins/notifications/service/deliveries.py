@@ -13,7 +13,7 @@ from corral.errors import Conflict
 from corral.http.page import Page, newest_first, paginate
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.notifications.models import IS_OPEN, Channel, Delivery, Group
-from corral_plugins.notifications.service.delivery_changes import waiting_until
+from corral_plugins.notifications.service.delivery_changes import waiting_columns
 from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.rows import delivery_view, find_delivery
 from corral_plugins.notifications.shapes import NotificationDeliveryQuery, NotificationDeliveryView
@@ -49,7 +49,7 @@ class NotificationDeliveries:
         now = clock.now()
         fresh: dict[str, Any] = {"status": "pending", "attempts": 0, "finished_at": None, "ready_at": now}
         again = (Delivery.id == row.id) & Delivery.status.in_(("failed", "cancelled", "suppressed"))
-        if not Delivery.update({**fresh, **waiting_until(now)}).where(again).execute():
+        if not Delivery.update({**fresh, **waiting_columns(now)}).where(again).execute():
             raise Conflict("Only a failed, cancelled or suppressed delivery can be retried.", current_status=row.status)
         after_commit(self._dispatcher.wake)
         if self.audit is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from corral import clock
 
 
-def ended(status: str) -> dict[str, Any]:
+def ended_columns(status: str) -> dict[str, Any]:
     """Return the changes to the row of a delivery that ends with the given status.
 
     A running attempt loses its lease.
@@ -16,6 +16,6 @@ def ended(status: str) -> dict[str, Any]:
     return {"status": status, "finished_at": clock.now(), "is_collecting": False, **waiting}
 
 
-def waiting_until(instant: str) -> dict[str, Any]:
+def waiting_columns(instant: str) -> dict[str, Any]:
     """Return the changes to the row of a delivery that waits until the given instant."""
     return {"next_attempt_at": instant, "due_at": instant, "lease": None, "lease_until": None}

@@ -19,7 +19,7 @@ from corral.jobs.runner import JobRunner
 from corral_core.event_log.api import EventDispatcher
 from corral_plugins.circuit_breakers.api import CircuitOpen
 from corral_plugins.notifications.api import SendResult
-from corral_plugins.notifications.service.claims import Claimed, DeliveryClaims
+from corral_plugins.notifications.service.claims import ClaimedDelivery, DeliveryClaims
 from corral_plugins.notifications.service.fan_out import CAUSE, NotificationFanOut
 from corral_plugins.notifications.service.metrics import NotificationMetrics
 from corral_plugins.notifications.service.outcomes import DeliveryOutcomes
@@ -38,10 +38,10 @@ class _DueWork(msgspec.Struct, frozen=True):
     """The names of the events that cause notifications, and the time when the next delivery is due."""
 
     names: frozenset[str]
-    next_time: str | None
+    next_due_time: str | None
 
 
-class NotificationDispatcher(EventDispatcher[Claimed]):
+class NotificationDispatcher(EventDispatcher[ClaimedDelivery]):
     """Runs the delivery attempts of this process."""
 
     what = "notifications"
@@ -68,25 +68,25 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
 
         Return the number of seconds until the next attempt.
         """
-        await self._fan_out.read()
+        await self._fan_out.handle_new_events()
         outlook = await self._work(self._find_due_work, entry=ENTRY, read=True)
         self._names = outlook.names
-        if outlook.next_time is None:
+        if outlook.next_due_time is None:
             return IDLE_SECONDS
-        if outlook.next_time > clock.now():
-            return min(IDLE_SECONDS, max(0.0, clock.parse_instant(outlook.next_time) - clock.time_s()))
+        if outlook.next_due_time > clock.now():
+            return min(IDLE_SECONDS, max(0.0, clock.parse_instant(outlook.next_due_time) - clock.time_s()))
         found = await self._work(self._claims.claim, entry=ENTRY)
         for claimed in found.claimed:
             self._start(claimed)
         return 0.0 if found.more else POLL_SECONDS
 
     def _find_due_work(self) -> _DueWork:
-        return _DueWork(self._fan_out.followed_names(), self._claims.next_time())
+        return _DueWork(self._fan_out.followed_names(), self._claims.next_due_time())
 
     def _is_relevant(self, event: LoggedEvent) -> bool:
         return event.type in self._names
 
-    async def _attempt(self, claimed: Claimed) -> None:
+    async def _attempt(self, claimed: ClaimedDelivery) -> None:
         """Attempt a delivery and record the result. If the attempt is interrupted, release the delivery."""
         try:
             result = await self._send(claimed)
@@ -102,7 +102,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
             self._metrics.count(claimed.kind.type, "success" if result.error is None else "failure")
             await asyncio.shield(self._record(claimed, result))
 
-    async def _send(self, claimed: Claimed) -> SendResult:
+    async def _send(self, claimed: ClaimedDelivery) -> SendResult:
         """Send a delivery, and renew its lease while sending. An unexpected error counts as a failed attempt."""
         renewal = asyncio.get_running_loop().create_task(self._renew(claimed))
         try:
@@ -116,7 +116,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
         finally:
             renewal.cancel()
 
-    async def _renew(self, claimed: Claimed) -> None:
+    async def _renew(self, claimed: ClaimedDelivery) -> None:
         """Renew the lease of an attempt, and store the addresses that already have the message.
 
         This limits the number of addresses that get the message twice after a crash.
@@ -131,7 +131,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
             with contextlib.suppress(Unavailable):
                 await self._work(lambda: self._claims.renew(claimed), entry=ENTRY)
 
-    async def _record(self, claimed: Claimed, result: SendResult) -> None:
+    async def _record(self, claimed: ClaimedDelivery, result: SendResult) -> None:
         """Record a result, and retry while the database is unavailable.
 
         A delivery whose result cannot be recorded would be attempted again and again. If recording fails for another
@@ -151,6 +151,6 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
                 error = None if result.error is None else UNRECORDED
                 told = SendResult(error=error, permanent=result.permanent, retry_after=result.retry_after)
 
-    async def _release(self, claimed: Claimed, due_at: str) -> None:
+    async def _release(self, claimed: ClaimedDelivery, due_at: str) -> None:
         with contextlib.suppress(Unavailable):  # the lease ends by itself
             await self._work(lambda: self._claims.release(claimed, due_at), entry=ENTRY)

@@ -27,7 +27,7 @@ from corral.plugin import Settings
 from corral_core.event_log.api import LogCursor, PositionMoved, handle_next
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.notifications.models import Channel, Rule
-from corral_plugins.notifications.service.audience import Audience, wanted_roles
+from corral_plugins.notifications.service.audience import Audience, recipient_roles
 from corral_plugins.notifications.service.channel_types import MAIL_BREAKER, ChannelTypeRegistry
 from corral_plugins.notifications.service.event_catalogue import (
     CHANNEL_FAILING,
@@ -47,7 +47,7 @@ from corral_plugins.notifications.service.grouping import (
     write_bundles,
 )
 from corral_plugins.notifications.service.inbox import Inbox, NewNotification
-from corral_plugins.notifications.service.mentions import MENTION, MENTIONING, Mentions, names_in
+from corral_plugins.notifications.service.mentions import MENTION, MENTIONING, Mentions, mentioned_names
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
 from corral_plugins.notifications.service.recipient_chunks import (
     ROWS_AT_ONCE,
@@ -148,7 +148,7 @@ class NotificationFanOut:
         if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
             await self._work(CURSOR.create, entry=ENTRY)
 
-    async def read(self, *, pass_over: bool = False) -> None:
+    async def handle_new_events(self, *, pass_over: bool = False) -> None:
         """Handle all new events. If another process handles them at the same time, leave the rest to that process.
 
         If the log contains only a few new events and nobody is notified about them, the stored position moves past them
@@ -215,10 +215,10 @@ class NotificationFanOut:
         texts: dict[str, str] = {}
         if any(event.type in MENTIONING for event in events):
             texts = await self._work(lambda: self._mentions.texts(events), entry=ENTRY, read=True)
-        names = {event_id: found for event_id, text in texts.items() if (found := names_in(text))}
+        names = {event_id: found for event_id, text in texts.items() if (found := mentioned_names(text))}
         roles = {
             role: await self._users_with_role(role)
-            for role in wanted_roles(events, matched, frozenset(self._default_names()))
+            for role in recipient_roles(events, matched, frozenset(self._default_names()))
         }
         plan = await self._work(lambda: self._plan(batch, events, matched, names, roles), entry=ENTRY, read=True)
         done = plan.done
@@ -259,13 +259,13 @@ class NotificationFanOut:
         done, reached, size = progress_of(events[0].id) if events else None, batch.reached, 0
         chosen: list[LoggedEvent] = []
         for event in events:
-            size += len(audience.of(event)) * audience.max_rows_per_person(event)
+            size += len(audience.people_for(event)) * audience.max_rows_per_person(event)
             if chosen and (size > ROWS_AT_ONCE or done is not None):
                 reached = event.seq - 1
                 break
             chosen.append(event)
         rows = sum(audience.max_rows_per_person(event) for event in chosen)
-        ids = {each for event in chosen for each in audience.of(event)}
+        ids = {each for event in chosen for each in audience.people_for(event)}
         chunks = divide_into_chunks(
             ids, max(1, ROWS_AT_ONCE // max(1, rows)) if len(chosen) == 1 else len(ids) or 1, after=done
         )

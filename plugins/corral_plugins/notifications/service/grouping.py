@@ -59,7 +59,7 @@ class Bundle(msgspec.Struct, kw_only=True):
 
         `objects` contains the state hashes of all events in the bundle, or is None if there are too many.
         """
-        self.severity, self.count = highest(self.severity, severity), self.count + count
+        self.severity, self.count = higher_severity(self.severity, severity), self.count + count
         self.items = [*self.items, *items][:SHOWN_ITEMS]
         self.objects = objects
 
@@ -80,7 +80,7 @@ def merge_state_hashes(known: list[str] | None, more: list[str] | None) -> list[
     return merged if len(merged) <= MAX_OBJECTS else None
 
 
-def highest(one: Severity, other: Severity) -> Severity:
+def higher_severity(one: Severity, other: Severity) -> Severity:
     """Return the higher of two severities."""
     return max(one, other, key=SEVERITIES.index)
 
@@ -163,7 +163,7 @@ def _due_at(target: Target, rule: Rule, group: Group | None) -> str:
 def _add_to_message(row: Delivery, bundle: Bundle) -> bool:
     """Add events to a message. Return False if the message no longer collects events."""
     changes = {
-        "severity": highest(cast(Severity, row.severity), bundle.severity),
+        "severity": higher_severity(cast(Severity, row.severity), bundle.severity),
         "count": row.count + bundle.count,
         "items": [*row.items, *bundle.items][:SHOWN_ITEMS],
         "objects": merge_state_hashes(row.objects, bundle.objects),

@@ -51,7 +51,7 @@ class Mentions:
         return {key: {each for name in some for each in found.get(name, ())} for key, some in names.items()}
 
 
-def names_in(text: str) -> set[str]:
+def mentioned_names(text: str) -> set[str]:
     """Return at most 20 names that are mentioned in a text."""
     found: set[str] = set()
     for match in _NAME.finditer(text):

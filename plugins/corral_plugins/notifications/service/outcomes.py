@@ -14,8 +14,8 @@ from corral.events.event import SystemAlert
 from corral.plugin import Settings
 from corral_plugins.notifications.api import ChannelType, SendResult
 from corral_plugins.notifications.models import Channel, Delivery
-from corral_plugins.notifications.service.claims import GIVE_UP_SECONDS, Claimed, has_valid_claim
-from corral_plugins.notifications.service.delivery_changes import ended, waiting_until
+from corral_plugins.notifications.service.claims import GIVE_UP_SECONDS, ClaimedDelivery, has_valid_claim
+from corral_plugins.notifications.service.delivery_changes import ended_columns, waiting_columns
 from corral_plugins.notifications.service.event_catalogue import CHANNEL_FAILING
 from corral_plugins.notifications.service.grouping import remember_sent
 from corral_plugins.notifications.service.plain_text import one_line
@@ -33,7 +33,7 @@ class DeliveryOutcomes:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def record(self, claimed: Claimed, result: SendResult) -> bool:
+    def record(self, claimed: ClaimedDelivery, result: SendResult) -> bool:
         """Record the result of an attempt. Return False if the claim is no longer valid."""
         row: Channel | None = locked(Channel.select().where(Channel.id == claimed.channel.id)).first()
         served = list(result.served) or claimed.delivery.served
@@ -55,7 +55,7 @@ class DeliveryOutcomes:
         if row is not None:
             _record_channel(row, kind, result)
 
-    def _next_state(self, claimed: Claimed, result: SendResult) -> dict[str, Any]:
+    def _next_state(self, claimed: ClaimedDelivery, result: SendResult) -> dict[str, Any]:
         """Return the changes to the row of a delivery after an attempt.
 
         If the service asks to wait, the attempt is not counted, unless the delivery has been waiting for more than a
@@ -63,13 +63,13 @@ class DeliveryOutcomes:
         """
         schedule, attempts = self._settings.get(RETRY_SCHEDULE), claimed.delivery.attempts + 1
         if result.error is None:
-            return {**ended("succeeded"), "attempts": attempts}
+            return {**ended_columns("succeeded"), "attempts": attempts}
         is_late = claimed.delivery.ready_at < clock.now(-GIVE_UP_SECONDS)
         if result.retry_after is not None and not result.permanent and not is_late:
-            return {"status": "retrying", **waiting_until(clock.now(max(result.retry_after, LEAST_WAIT_SECONDS)))}
+            return {"status": "retrying", **waiting_columns(clock.now(max(result.retry_after, LEAST_WAIT_SECONDS)))}
         if result.permanent or attempts >= len(schedule):
-            return {**ended("failed"), "attempts": attempts}
-        return {"status": "retrying", "attempts": attempts, **waiting_until(clock.now(schedule[attempts]))}
+            return {**ended_columns("failed"), "attempts": attempts}
+        return {"status": "retrying", "attempts": attempts, **waiting_columns(clock.now(schedule[attempts]))}
 
 
 def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool:
@@ -103,7 +103,7 @@ def _make_due(channel_id: str) -> None:
         (Delivery.channel_id == channel_id) & (Delivery.due_at > soon) & (Delivery.ready_at <= now)
     )
     some = Delivery.id.in_(waiting.order_by(Delivery.due_at).limit(AT_ONCE))
-    Delivery.update(waiting_until(soon)).where(some & Delivery.due_at.is_null(False)).execute()
+    Delivery.update(waiting_columns(soon)).where(some & Delivery.due_at.is_null(False)).execute()
 
 
 def _alert_admins(row: Channel, result: SendResult) -> None:

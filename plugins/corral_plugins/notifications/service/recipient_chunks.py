@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from corral_plugins.notifications.models import Progress
+from corral_plugins.notifications.models import RecipientProgress
 
 ROWS_AT_ONCE = 500
 
@@ -25,7 +25,7 @@ def progress_of(event_id: str) -> str | None:
 
     Runs in a unit of work.
     """
-    row: Progress | None = Progress.get_or_none(Progress.event_id == event_id)
+    row: RecipientProgress | None = RecipientProgress.get_or_none(RecipientProgress.event_id == event_id)
     return None if row is None else row.user_id
 
 
@@ -34,6 +34,6 @@ def store_progress(event_id: str, done: str | None) -> None:
 
     Runs in a unit of work.
     """
-    Progress.delete().execute()
+    RecipientProgress.delete().execute()
     if done is not None:
-        Progress.create(event_id=event_id, user_id=done)
+        RecipientProgress.create(event_id=event_id, user_id=done)

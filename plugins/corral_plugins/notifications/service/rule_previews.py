@@ -21,7 +21,7 @@ from corral_plugins.notifications.service.grouping import (
     QUIET_KEY,
     SHOWN_ITEMS,
     group_key_of,
-    highest,
+    higher_severity,
     state_hash_of,
 )
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
@@ -104,7 +104,7 @@ class _Simulation:
                 due = max(due, self._last[key][0] + rule.group_interval_seconds)
             message = self._open[key] = _Message(key, due)
         message.count += 1
-        message.severity = highest(message.severity, severity)
+        message.severity = higher_severity(message.severity, severity)
         message.state_hashes.add(
             state_hash_of(event.type, object, severity, title, data.get("kind"), data.get("status"))
         )

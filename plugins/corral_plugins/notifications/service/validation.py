@@ -51,11 +51,11 @@ class ChannelChecks:
     def __init__(self, types: ChannelTypeRegistry, credentials: ChannelCredentials) -> None:
         self._types, self._credentials = types, credentials
 
-    async def new(self, new: NewChannel) -> CheckedConfig:
+    async def check_new_channel(self, new: NewChannel) -> CheckedConfig:
         """Check the config of a new channel."""
         return await self._check(new.type, new.config)
 
-    async def changed(self, row: Channel, patch: ChannelPatch) -> CheckedConfig | None:
+    async def check_channel_patch(self, row: Channel, patch: ChannelPatch) -> CheckedConfig | None:
         """Merge the submitted config into the config of a channel, and check the result.
 
         Return None if the config stays unchanged.

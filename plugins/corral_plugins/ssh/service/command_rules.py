@@ -34,19 +34,19 @@ def check_command(command: str, *, allowed: Sequence[str], denied: Sequence[str]
     for part in (*parts, " ".join(command.split())):
         for pattern in denied:
             if _matches(part, pattern):
-                raise _denied(f"denied_commands contains {pattern!r}.")
+                raise _denied_error(f"denied_commands contains {pattern!r}.")
     if not allowed:
         return
     if _BEYOND_PATTERNS.search(command):
-        raise _denied("With allowed_commands, command substitution and redirections are not allowed.")
+        raise _denied_error("With allowed_commands, command substitution and redirections are not allowed.")
     for part in parts:
         if not any(_matches(part, pattern) for pattern in allowed):
-            raise _denied(f"No pattern of allowed_commands matches {part[:200]!r}.")
+            raise _denied_error(f"No pattern of allowed_commands matches {part[:200]!r}.")
 
 
 def _matches(part: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(part, " ".join(pattern.split()))
 
 
-def _denied(detail: str) -> Forbidden:
+def _denied_error(detail: str) -> Forbidden:
     return Forbidden(detail, code="command_denied")

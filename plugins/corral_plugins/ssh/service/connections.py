@@ -200,7 +200,7 @@ class SshConnections:
             self._write(row, {"seen_key": key_line, "host_key_state": "mismatch"})
             if key_line != row.host_key:
                 _alert_admins(row, str(fingerprint_of(row.host_key)), str(seen))
-        return mismatch_of(row)
+        return host_key_mismatch_error(row)
 
     def record_test(self, connection_id: str, error: str | None) -> None:
         """Store the outcome of a test. Does nothing if the connection has been deleted in the meantime."""
@@ -228,7 +228,7 @@ class SshConnections:
             self.audit.record(_audit_entry(f"ssh.connection.{verb}", row, shown))
 
 
-def mismatch_of(row: Connection) -> Conflict:
+def host_key_mismatch_error(row: Connection) -> Conflict:
     """Return the error to raise for a connection whose machine presented a host key other than the accepted one."""
     old, new = fingerprint_of(row.host_key), fingerprint_of(row.seen_key)
     accept = f"corral ssh accept-key {shlex.quote(row.name)} {new}"

@@ -26,7 +26,7 @@ from corral_plugins.circuit_breakers.api import Breakers, Verdict
 from corral_plugins.ssh.api import ConnectFailed, LoginTimeout
 from corral_plugins.ssh.models import Connection
 from corral_plugins.ssh.service.command_rules import check_command, quote_argv
-from corral_plugins.ssh.service.connections import SshConnections, mismatch_of
+from corral_plugins.ssh.service.connections import SshConnections, host_key_mismatch_error
 from corral_plugins.ssh.service.credentials import ConnectionCredentials, Credential
 from corral_plugins.ssh.service.executions import STORED_BYTES, ExecutionEnd, SshExecutions
 from corral_plugins.ssh.service.host_keys import fingerprint_of
@@ -121,7 +121,7 @@ class SshRunner:
         plan = await self._work(lambda: self._plan(connection_id), entry=context.entry, read=True)
         await self._check_rules(plan.row, command, shown, context)
         if plan.row.host_key_state == "mismatch":
-            raise mismatch_of(plan.row)
+            raise host_key_mismatch_error(plan.row)
 
         def start() -> str:
             started = self._executions.start(
@@ -162,7 +162,7 @@ class SshRunner:
 
         began = time.monotonic()
         watch = asyncio.ensure_future(self._watch(execution_id, asyncio.current_task(), context))
-        output, status = session.Output(), "completed"
+        output, status = session.CommandOutput(), "completed"
         problem: Problem | None = None
         try:
             async with self._open_connection(plan, context) as opened:

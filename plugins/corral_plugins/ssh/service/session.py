@@ -72,7 +72,7 @@ class OtherHostKey(ExpectedFailure):
         super().__init__("another host key")
 
 
-class Output(msgspec.Struct, kw_only=True):
+class CommandOutput(msgspec.Struct, kw_only=True):
     """The output of a command, and how the command ended.
 
     `stdout` and `stderr` contain a limited number of bytes. `total` is the total number of bytes read, including
@@ -172,7 +172,7 @@ async def connect(egress: Egress, machine: Machine, credential: Credential | Non
 async def run(
     connection: Any,
     command: str,
-    output: Output,
+    output: CommandOutput,
     *,
     stdin: bytes,
     env: Mapping[str, str],
@@ -225,7 +225,11 @@ async def _start(creation: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def _wait_for_end(
-    process: Any, readers: Sequence[asyncio.Future[None]], too_long: asyncio.Event, seconds: float, output: Output
+    process: Any,
+    readers: Sequence[asyncio.Future[None]],
+    too_long: asyncio.Event,
+    seconds: float,
+    output: CommandOutput,
 ) -> None:
     ended: asyncio.Future[Any] = asyncio.gather(*readers, process.wait_closed(), return_exceptions=True)
     cut: asyncio.Future[Any] = asyncio.ensure_future(too_long.wait())
@@ -254,7 +258,7 @@ async def _stop(process: Any, ended: asyncio.Future[Any]) -> None:
             return
 
 
-async def _read(stream: Any, kept: bytearray, output: Output, limit: int, too_long: asyncio.Event) -> None:
+async def _read(stream: Any, kept: bytearray, output: CommandOutput, limit: int, too_long: asyncio.Event) -> None:
     """Read a stream to its end.
 
     Bytes beyond the limit are read and discarded, so that the end of the command is still detected.
@@ -266,7 +270,7 @@ async def _read(stream: Any, kept: bytearray, output: Output, limit: int, too_lo
         kept += chunk[: limit - len(kept)]
 
 
-def _read_end(process: Any, output: Output) -> None:
+def _read_end(process: Any, output: CommandOutput) -> None:
     output.exit_code = process.exit_status
     if process.exit_signal is not None:
         output.exit_code, output.signal = None, process.exit_signal[0]

@@ -25,7 +25,7 @@ from corral_plugins.tasks.models import Attempt, AttemptRow, Task, TaskRow, Work
 from corral_plugins.tasks.service import queries, rows, statistics
 from corral_plugins.tasks.service.claims import TOKEN_PREFIX, hash_token
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
-from corral_plugins.tasks.service.rows import lease_lost
+from corral_plugins.tasks.service.rows import lease_lost_error
 from corral_plugins.tasks.service.transitions import TaskTransitions
 
 SIGNALS = 200
@@ -100,7 +100,7 @@ class TaskLeases:
         for lease in sorted(leases, key=lambda each: each.lease_id):
             found = _RENEW.rows({"until": until, "lease": lease.lease_id.lower(), "worker": worker_id})
             if not found or found[0][0] != lease.task_id.lower():
-                states.append(_lost_lease(lease, worker_id))
+                states.append(_lost_lease_state(lease, worker_id))
                 continue
             _, cancel_until, cost, warning = found[0]
             row = rows.find_task(lease.task_id.lower()) if cancel_until is not None else None
@@ -291,7 +291,7 @@ class TaskLeases:
         return released
 
 
-def _lost_lease(lease: LeaseRef, worker_id: str) -> LeaseState:
+def _lost_lease_state(lease: LeaseRef, worker_id: str) -> LeaseState:
     attempt = rows.find_attempt(lease.lease_id.lower())
     by = attempt.ended_by if attempt is not None and attempt.worker_id == worker_id else None
     reason = by if by in (*rows.END_REPORTS, rows.ASK_TOOL) else None
@@ -332,7 +332,7 @@ class AttemptPrincipals:
         """
         found = _OF_LEASE.one({"lease": lease_id.lower()})
         if found is None:
-            raise lease_lost()
+            raise lease_lost_error()
         if found[4] != worker.worker_id:
             raise Forbidden("This lease is held by another worker.")
         return self.for_lease(*found[:4])

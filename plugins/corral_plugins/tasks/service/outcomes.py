@@ -126,7 +126,7 @@ def fail_dependents(task_id: str) -> None:
         if _HAS_DEPENDENTS.one({"id": needed}) is None:
             continue
         for row in _DEPENDENTS.rows({"id": needed, "after": ""}):
-            dependent, error = TaskRow(*row), _dependency_failed(needed)
+            dependent, error = TaskRow(*row), _dependency_failed_error(needed)
             transition(
                 dependent,
                 "failed",
@@ -159,7 +159,9 @@ def reblock_dependents(task_id: str) -> None:
             dependent, count = TaskRow(*row), count + 1
             dead = _DEAD_DEPENDENCY.one({"id": dependent.id})
             if dead is not None:  # another dependency is dead, so the task stays failed because of that one
-                rows.change_task(dependent, {"failed_dependency_id": dead[0], "error": _dependency_failed(dead[0])})
+                rows.change_task(
+                    dependent, {"failed_dependency_id": dead[0], "error": _dependency_failed_error(dead[0])}
+                )
                 publish_task_event(TaskUpdated, dependent, dependent.status)
                 continue
             transition(dependent, "blocked", error=None, finished_at=None, failed_dependency_id=None)
@@ -170,7 +172,7 @@ def reblock_dependents(task_id: str) -> None:
             return
 
 
-def _dependency_failed(needed: str) -> dict[str, Any]:
+def _dependency_failed_error(needed: str) -> dict[str, Any]:
     message = f"The task {needed}, on which this task depends, did not complete."
     return task_error("dependency_failed", "dependency_failed", message, retryable=False, attempt=0)
 

@@ -298,7 +298,7 @@ def find_readable_task(task_id: str, caller: Principal) -> TaskRow:
     return row
 
 
-def lease_lost() -> Conflict:
+def lease_lost_error() -> Conflict:
     """Return the error for a lease that is not the live lease of its task."""
     return Conflict("This lease is no longer valid; stop the run and discard its results.", code="lease_lost")
 

@@ -59,9 +59,9 @@ class TaskLogs:
         """
         attempt = rows.find_attempt(lease_id) if lease_id is not None else None
         if attempt is None or attempt.task_id != task_id or attempt.finished_at is not None:
-            raise self._transitions.stale_call()
+            raise self._transitions.stale_call_error()
         if by.worker_id != attempt.worker_id and by.lease_id != attempt.lease_id:
-            raise self._transitions.stale_call()
+            raise self._transitions.stale_call_error()
         entries = self._new_entries(attempt, logs.entries)
         size, kept = attempt.log_bytes, []
         for entry in entries:
@@ -79,7 +79,7 @@ class TaskLogs:
             log_next=following,
         )
         if not renewed:
-            raise self._transitions.stale_call()
+            raise self._transitions.stale_call_error()
         if kept:
             LogLine.insert_many(kept).on_conflict_ignore().execute()
         self._transitions.workers.record_contact(attempt.worker_id)

@@ -104,7 +104,7 @@ class TaskRuns:
         """
         row, attempt = self._lock_attempt(task_id, lease_id, by)
         if attempt.finished_at is not None or row.lease_id != attempt.lease_id:
-            raise self._transitions.stale_call()
+            raise self._transitions.stale_call_error()
         return row, attempt
 
     def _lock_attempt(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
@@ -115,7 +115,7 @@ class TaskRuns:
         row = rows.lock_task(task_id)
         attempt = rows.find_attempt(lease_id) if lease_id is not None else None
         if attempt is None or attempt.task_id != task_id:
-            raise self._transitions.stale_call()
+            raise self._transitions.stale_call_error()
         if by.worker_id != attempt.worker_id and by.lease_id != attempt.lease_id:
             raise Forbidden("This lease is held by another worker.")
         return row, attempt
@@ -140,7 +140,7 @@ class TaskRuns:
                 code="task_terminal",
                 current_status=row.status,
             )
-        raise self._transitions.stale_call()
+        raise self._transitions.stale_call_error()
 
     # -- during a run
 
@@ -500,7 +500,7 @@ class TaskRuns:
         """Lock a task whose tool call is waiting for an approval. Implements `Tasks.lock_held_run`."""
         row = rows.lock_task(task_id)
         if not is_held_for(row, lease_id, approval_id):
-            raise rows.lease_lost()
+            raise rows.lease_lost_error()
         return _run_of_rows(row, rows.find_live_attempt(task_id) if row.lease_id is not None else None)
 
     def find_run(self, task_id: str) -> Run | None:

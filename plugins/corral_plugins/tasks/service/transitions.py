@@ -145,10 +145,10 @@ class TaskTransitions:
         """
         after_commit(lambda: self._credentials.forget_lease(lease_id))
 
-    def stale_call(self) -> Conflict:
+    def stale_call_error(self) -> Conflict:
         """Count a call whose lease is not the task's live lease, and return the error for the call."""
         self.metrics.count_stale_call(current().entry.label)
-        return rows.lease_lost()
+        return rows.lease_lost_error()
 
     @staticmethod
     def send_signal(attempt: AttemptRow, state: str) -> None:

@@ -43,7 +43,7 @@ The value is None if the account was deleted or deactivated.
 """
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
+class LogReadProgress(msgspec.Struct, frozen=True, kw_only=True):
     """The progress of reading the log. `has_more` is true if there may be more events.
 
     `seq` is the number of an event that has not yet been recorded for all triggers that listen for it, or 0.
@@ -70,9 +70,9 @@ class TriggerLogReader:
         if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
             await self._work(CURSOR.create, entry=ENTRY)
 
-    async def read(self) -> None:
+    async def handle_new_events(self) -> None:
         """Handle all new events. If another process reads the same events first, leave the rest to that process."""
-        progress = Progress()
+        progress = LogReadProgress()
 
         async def read(limit: int) -> bool:
             nonlocal progress
@@ -88,12 +88,12 @@ class TriggerLogReader:
             while await handle_next(read, skip, READ_AT_ONCE):
                 pass
 
-    def _read_batch(self, progress: Progress, limit: int = READ_AT_ONCE) -> Progress:
+    def _read_batch(self, progress: LogReadProgress, limit: int = READ_AT_ONCE) -> LogReadProgress:
         """Handle the next events and advance the stored position."""
         position = CURSOR.position()
         newest = event_log.last_seq()  # read first, because later events must come after the position
         if newest == position:
-            return Progress(has_more=False)
+            return LogReadProgress(has_more=False)
         events = self._next_events(position, newest, limit)
         fires: list[Fire] = []
         owners: Owners = {}
@@ -103,12 +103,12 @@ class TriggerLogReader:
             found, last = self._events.handle(event, owners, after=progress.last_trigger_id(event))
             fires += found
             if last:  # the next unit records the event for further triggers
-                progress = Progress(seq=event.seq, trigger_id=last)
+                progress = LogReadProgress(seq=event.seq, trigger_id=last)
                 break
             handled += 1
         enqueue_fires(fires)
         if not last:
-            progress = Progress(has_more=handled < len(events) or len(events) == limit)
+            progress = LogReadProgress(has_more=handled < len(events) or len(events) == limit)
         reached = events[handled - 1].seq if handled else position
         CURSOR.move(position, reached if progress.has_more else newest)
         return progress

@@ -82,7 +82,7 @@ _RECORD_FIRED = Statement(
 )
 
 
-class FireOutcome(Exception):
+class SlotDecided(Exception):
     """Raised to give a slot its final status and a reason, without running the action."""
 
     def __init__(self, status: str, reason: str | None = None) -> None:
@@ -90,7 +90,7 @@ class FireOutcome(Exception):
         super().__init__(status)
 
 
-class Postponed(Exception):
+class SlotPostponed(Exception):
     """Raised to keep a slot pending for a number of seconds. `stage` states the condition for which the slot waits."""
 
     def __init__(self, stage: str, seconds: float, reason: str) -> None:
@@ -204,11 +204,11 @@ class TriggerFiring:
         began, row, trigger = time.monotonic(), fire.row, facts.triggers[fire.row.trigger_id]
         try:
             result = self._start(trigger, fire, facts)
-        except Postponed as wait:
+        except SlotPostponed as wait:
             later = {"stage": wait.stage, "due_at": clock.now(wait.seconds), "reason": wait.reason}
             Fire.update(**later, attempt=row.attempt, is_tainted=row.is_tainted).where(Fire.id == row.id).execute()
             return None
-        except FireOutcome as outcome:
+        except SlotDecided as outcome:
             _store_outcome(row, outcome.status, fire.prepared, reason=outcome.reason)
             Trigger.update(last_status=outcome.status).where(Trigger.id == trigger.id).execute()
             return outcome.status
@@ -230,7 +230,7 @@ class TriggerFiring:
     def _start(self, trigger: Trigger, fire: PendingFire, facts: BatchFacts) -> Json:
         """Run the action of a slot, and return the ids of the objects that it started.
 
-        Raise `Postponed` or `FireOutcome` if the slot does not fire now, and another error if the action fails.
+        Raise `SlotPostponed` or `SlotDecided` if the slot does not fire now, and another error if the action fails.
         """
         row, prepared = fire.row, fire.prepared
         _check_may_fire(trigger, row, is_held=facts.is_held)
@@ -240,9 +240,9 @@ class TriggerFiring:
         if prepared.error is not None:
             raise prepared.error
         if prepared.outcome is not None:
-            raise FireOutcome(prepared.outcome)
+            raise SlotDecided(prepared.outcome)
         if row.stage == "counted":
-            raise FireOutcome("filtered", "Fewer events than the threshold arrived in time.")
+            raise SlotDecided("filtered", "Fewer events than the threshold arrived in time.")
         action = self._types.require_action(trigger.action["type"])
         require_action_permission(owner, action.permission, problem=InsufficientRights)
         if not row.is_manual and row.stage == "new":
@@ -257,7 +257,7 @@ class TriggerFiring:
             taint_sources=(taint_source(row),) if row.is_tainted else (),
         )
         if facts.fires_of_hour.get(trigger.id, 0) >= trigger.max_fires_per_hour:
-            raise FireOutcome(
+            raise SlotDecided(
                 "rate_limited", f"The trigger fired {trigger.max_fires_per_hour} times within the last hour."
             )
         _apply_overlap(trigger, row, action, context, facts.live.get(trigger.id, ()))
@@ -300,11 +300,11 @@ def _store_outcome(row: Fire, status: str, prepared: PreparedFire, **fields: Any
 
 def _check_may_fire(trigger: Trigger, row: Fire, *, is_held: bool) -> None:
     if trigger.deleted_at is not None:
-        raise FireOutcome("skipped_missed", "The trigger was deleted.")
+        raise SlotDecided("skipped_missed", "The trigger was deleted.")
     if not trigger.enabled and not row.is_manual:
-        raise FireOutcome("skipped_missed", "The trigger was disabled.")
+        raise SlotDecided("skipped_missed", "The trigger was disabled.")
     if is_held:
-        raise Postponed(row.stage, HELD_SECONDS, "The kill switch is engaged.")
+        raise SlotPostponed(row.stage, HELD_SECONDS, "The kill switch is engaged.")
 
 
 def _apply_overlap(
@@ -314,14 +314,14 @@ def _apply_overlap(
     if not live:
         return
     if trigger.overlap == "skip":
-        raise FireOutcome("skipped_overlap", "The work that the trigger started before is unfinished.")
+        raise SlotDecided("skipped_overlap", "The work that the trigger started before is unfinished.")
     if trigger.overlap == "queue_one":
         older = (Fire.trigger_id == trigger.id) & PENDING & (Fire.stage == "queued") & (Fire.id < row.id)
         coalesce(older, "A newer slot waits instead.")
         newer = (Fire.trigger_id == trigger.id) & PENDING & (Fire.stage == "queued") & (Fire.id > row.id)
         if Fire.select(Fire.id).where(newer).exists():
-            raise FireOutcome("coalesced", "A newer slot waits instead.")
-        raise Postponed(
+            raise SlotDecided("coalesced", "A newer slot waits instead.")
+        raise SlotPostponed(
             "queued", QUEUED_SECONDS, "The slot waits until the work that the trigger started before has ended."
         )
     for fire in live:
@@ -348,7 +348,7 @@ def filters_of(trigger: Trigger) -> list[str]:
 
 
 def check_threshold_and_debounce(trigger: Trigger, row: Fire) -> None:
-    """Check the threshold and the debounce time of an event trigger. Raise `Postponed` if the slot must wait.
+    """Check the threshold and the debounce time of an event trigger. Raise `SlotPostponed` if the slot must wait.
 
     If the slot replaces earlier slots and one of these is tainted, the slot becomes tainted too.
     """
@@ -358,13 +358,13 @@ def check_threshold_and_debounce(trigger: Trigger, row: Fire) -> None:
         counted = mine & (Fire.stage == "counted") & (Fire.created_at > clock.now(-threshold["within_seconds"]))
         if Fire.select().where(counted).count() + 1 < threshold["count"]:
             reason = f"The slot waits for {threshold['count']} events within {threshold['within_seconds']} s."
-            raise Postponed("counted", threshold["within_seconds"], reason)
+            raise SlotPostponed("counted", threshold["within_seconds"], reason)
         row.is_tainted |= coalesce(counted, "The event was counted towards the threshold.")
     silence = trigger.config.get("debounce_seconds") if trigger.type == "event" else None
     if silence is not None:
         earlier = mine & (Fire.stage == "debounced")
         row.is_tainted |= coalesce(earlier, "Another event arrived before the silence was long enough.")
-        raise Postponed("debounced", silence, f"The slot waits for {silence} s without another event.")
+        raise SlotPostponed("debounced", silence, f"The slot waits for {silence} s without another event.")
 
 
 def coalesce(where: Any, reason: str) -> bool:

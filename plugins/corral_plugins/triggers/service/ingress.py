@@ -37,7 +37,7 @@ JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 _DELIVERY_HEADERS = ("x-github-delivery", "webhook-id", "idempotency-key")
 
 
-class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+class VerifiedDelivery(msgspec.Struct, frozen=True, kw_only=True):
     """A verified delivery. `id` is the hash of the sender's delivery id, or None if the sender provided none."""
 
     payload: Any
@@ -72,7 +72,7 @@ class TriggerIngress:
         )
         return await self._work(lambda: self._record(trigger, delivery), entry=entry)
 
-    def _record(self, trigger: Trigger, delivery: Delivery) -> DeliveryAnswer:
+    def _record(self, trigger: Trigger, delivery: VerifiedDelivery) -> DeliveryAnswer:
         """Insert a history row for a delivery.
 
         Return the row's id, or the id of an earlier row for the same delivery.
@@ -125,7 +125,7 @@ def _find_trigger(hashed: str) -> Trigger | None:
     return row
 
 
-def _read_delivery(trigger: Trigger, body: bytes, request: Request) -> Delivery:
+def _read_delivery(trigger: Trigger, body: bytes, request: Request) -> VerifiedDelivery:
     payload = parse_json(body) if _media_type(request) == JSON else _form_fields(body)
     if (schema := trigger.config.get("payload_schema")) is not None and (faults := json_schema_errors(schema, payload)):
         raise Invalid("The payload does not match the schema of the webhook.", code="schema_mismatch", errors=faults)
@@ -134,7 +134,7 @@ def _read_delivery(trigger: Trigger, body: bytes, request: Request) -> Delivery:
     given = next((value for name in names if (value := request.header(name))), None)
     facts = {"delivery_id": given, "type": request.header("x-github-event")}
     identifier = hashlib.sha256(given.encode()).hexdigest() if given else None
-    return Delivery(payload=payload, facts=facts, sha256=hashlib.sha256(body).hexdigest(), id=identifier)
+    return VerifiedDelivery(payload=payload, facts=facts, sha256=hashlib.sha256(body).hexdigest(), id=identifier)
 
 
 def _media_type(request: Request) -> str:

@@ -23,7 +23,7 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.circuit_breakers.api import Breakers
 from corral_plugins.webhooks.models import IS_OPEN, Delivery, Webhook
-from corral_plugins.webhooks.service.disabling import disable_webhooks, ended
+from corral_plugins.webhooks.service.disabling import disable_webhooks, ended_columns
 from corral_plugins.webhooks.service.fan_out import event_of
 from corral_plugins.webhooks.settings import CONCURRENCY, PROBE_SECONDS, TIMEOUT_SECONDS
 
@@ -39,7 +39,7 @@ def breaker_name(host: str) -> str:
     return f"{BREAKER}:{host}"
 
 
-class Claimed(msgspec.Struct, frozen=True, kw_only=True):
+class ClaimedDelivery(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery that this process may attempt until its lease ends.
 
     A probe is an extra attempt that tests a failing webhook. Probes do not count as attempts in the retry schedule.
@@ -87,7 +87,7 @@ class DeliveryClaims:
     def __init__(self, settings: Settings, accounts: Accounts, rights: EventRights) -> None:
         self._settings, self._accounts, self._rights = settings, accounts, rights
 
-    def next_time(self) -> str | None:
+    def next_due_time(self) -> str | None:
         """Return the time of the next attempt or probe, or None if no delivery is waiting."""
         due: Any = Delivery.select(peewee.fn.MIN(Delivery.due_at)).where(Delivery.due_at.is_null(False)).scalar()
         if due is None:
@@ -95,7 +95,7 @@ class DeliveryClaims:
         probe: Any = Webhook.select(peewee.fn.MIN(Webhook.next_probe_at)).where(Webhook.is_active).scalar()
         return str(min(due, probe) if probe and self._settings.get(PROBE_SECONDS) else due)
 
-    def claim(self) -> list[Claimed]:
+    def claim(self) -> list[ClaimedDelivery]:
         """Claim as many due deliveries as the limits allow.
 
         Deliveries about objects that the webhook's owner may no longer read are cancelled.
@@ -113,7 +113,7 @@ class DeliveryClaims:
         chosen = _take_turns(webhooks, readable, load)
         return self._lease_deliveries(chosen, webhooks)
 
-    def release(self, claimed: Claimed, due_at: str) -> None:
+    def release(self, claimed: ClaimedDelivery, due_at: str) -> None:
         """Release a delivery that was not attempted.
 
         The delivery is due again at `due_at`. If the attempt was a probe, the webhook's next probe is due at that time
@@ -175,10 +175,10 @@ class DeliveryClaims:
             row.id for row in rows if not self._rights.can_read(owners[webhooks[row.webhook_id].user_id], event_of(row))
         ]
         if hidden:
-            Delivery.update(ended("cancelled")).where(Delivery.id.in_(hidden) & IS_OPEN).execute()
+            Delivery.update(ended_columns("cancelled")).where(Delivery.id.in_(hidden) & IS_OPEN).execute()
         return [row for row in rows if row.id not in hidden]
 
-    def _lease_deliveries(self, chosen: list[Delivery], webhooks: Mapping[str, Webhook]) -> list[Claimed]:
+    def _lease_deliveries(self, chosen: list[Delivery], webhooks: Mapping[str, Webhook]) -> list[ClaimedDelivery]:
         if not chosen:
             return []
         timeout, now, lease = self._settings.get(TIMEOUT_SECONDS), clock.now(), new_id()
@@ -190,7 +190,7 @@ class DeliveryClaims:
         for row in chosen:
             row.lease = lease
         return [
-            Claimed(
+            ClaimedDelivery(
                 webhook=webhooks[row.webhook_id],
                 delivery=row,
                 is_probe=row.due_at > now,

@@ -59,7 +59,7 @@ def cancel_batch(webhook_id: str, until: str) -> int:
     """Cancel a batch of the open deliveries created up to `until`. Return the number of cancelled deliveries."""
     mine = IS_OPEN & (Delivery.webhook_id == webhook_id) & (Delivery.created_at <= until)
     some = Delivery.select(Delivery.id).where(mine).limit(AT_ONCE)
-    return int(Delivery.update(**ended("cancelled")).where(Delivery.id.in_(some) & IS_OPEN).execute())
+    return int(Delivery.update(**ended_columns("cancelled")).where(Delivery.id.in_(some) & IS_OPEN).execute())
 
 
 def cancel_stranded() -> int:
@@ -70,10 +70,12 @@ def cancel_stranded() -> int:
     """
     active = Webhook.select(Webhook.id).where(Webhook.is_active)
     some = Delivery.select(Delivery.id).where(Delivery.due_at.is_null(False) & Delivery.webhook_id.not_in(active))
-    return int(Delivery.update(**ended("cancelled")).where(Delivery.id.in_(some.limit(AT_ONCE)) & IS_OPEN).execute())
+    return int(
+        Delivery.update(**ended_columns("cancelled")).where(Delivery.id.in_(some.limit(AT_ONCE)) & IS_OPEN).execute()
+    )
 
 
-def ended(status: str) -> dict[str, Any]:
+def ended_columns(status: str) -> dict[str, Any]:
     """Return the column changes that end a delivery with this status.
 
     If an attempt is running, its lease is removed.

@@ -17,7 +17,7 @@ from corral.jobs.runner import JobRunner
 from corral_core.event_log.api import EventDispatcher
 from corral_plugins.circuit_breakers.api import CircuitOpen
 from corral_plugins.webhooks.models import Webhook
-from corral_plugins.webhooks.service.claims import Claimed, DeliveryClaims
+from corral_plugins.webhooks.service.claims import ClaimedDelivery, DeliveryClaims
 from corral_plugins.webhooks.service.fan_out import WebhookFanOut, followed_patterns
 from corral_plugins.webhooks.service.metrics import WebhookMetrics
 from corral_plugins.webhooks.service.outcomes import DeliveryOutcomes
@@ -37,10 +37,10 @@ class _DueWork(NamedTuple):
 
     patterns: frozenset[str]
     has_events: bool
-    next_time: str | None
+    next_due_time: str | None
 
 
-class WebhookDispatcher(EventDispatcher[Claimed]):
+class WebhookDispatcher(EventDispatcher[ClaimedDelivery]):
     """Runs the delivery attempts of this process."""
 
     what = "webhooks"
@@ -66,23 +66,23 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
         outlook = await self._work(self._find_due_work, entry=ENTRY, read=True)
         self._patterns = outlook.patterns
         if outlook.has_events:
-            await self._fan_out.read()
-        if outlook.has_events or (outlook.next_time is not None and outlook.next_time <= clock.now()):
+            await self._fan_out.handle_new_events()
+        if outlook.has_events or (outlook.next_due_time is not None and outlook.next_due_time <= clock.now()):
             for claimed in await self._work(self._claims.claim, entry=ENTRY):
                 self._start(claimed)
             return POLL_SECONDS
-        if outlook.next_time is None:
+        if outlook.next_due_time is None:
             return POLL_SECONDS if outlook.patterns else IDLE_SECONDS
-        return min(POLL_SECONDS, max(0.0, clock.parse_instant(outlook.next_time) - clock.time_s()))
+        return min(POLL_SECONDS, max(0.0, clock.parse_instant(outlook.next_due_time) - clock.time_s()))
 
     def _find_due_work(self) -> _DueWork:
         patterns = followed_patterns()
-        return _DueWork(patterns, self._fan_out.has_events(patterns), self._claims.next_time())
+        return _DueWork(patterns, self._fan_out.has_events(patterns), self._claims.next_due_time())
 
     def _is_relevant(self, event: LoggedEvent) -> bool:
         return event.type.startswith(OWN_EVENTS) or not self._patterns.isdisjoint(matching_patterns(event.type))
 
-    async def _attempt(self, claimed: Claimed) -> None:
+    async def _attempt(self, claimed: ClaimedDelivery) -> None:
         """Attempt a delivery and record the result. If the attempt is interrupted, release the delivery."""
         at = clock.now()
         try:
@@ -99,7 +99,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
             self._metrics.count(result.error or "success")
             await asyncio.shield(self._record(claimed, result, at))
 
-    async def _send(self, claimed: Claimed) -> AttemptResult:
+    async def _send(self, claimed: ClaimedDelivery) -> AttemptResult:
         """Send a delivery. An unexpected error counts as a failed attempt, so that retries eventually end."""
         delivery = claimed.delivery
         try:
@@ -115,7 +115,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
             log.warning("a delivery failed unexpectedly", extra={"webhook_id": claimed.webhook.id}, exc_info=True)
             return AttemptResult(error="blocked", response=f"Not sent: {type(error).__name__} in Corral; see the log.")
 
-    async def _record(self, claimed: Claimed, result: AttemptResult, at: str) -> None:
+    async def _record(self, claimed: ClaimedDelivery, result: AttemptResult, at: str) -> None:
         """Record a result. Retry while the database is unavailable."""
         while True:
             with contextlib.suppress(Unavailable):
@@ -123,7 +123,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
                 return
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _release(self, claimed: Claimed, due_at: str) -> None:
+    async def _release(self, claimed: ClaimedDelivery, due_at: str) -> None:
         with contextlib.suppress(Unavailable):  # the lease ends by itself
             await self._work(lambda: self._claims.release(claimed, due_at), entry=ENTRY)
 

@@ -62,7 +62,7 @@ class WebhookFanOut:
         if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
             await self._work(CURSOR.create, entry=ENTRY)
 
-    async def read(self) -> None:
+    async def handle_new_events(self) -> None:
         """Handle all new events. If another process reads the same events first, leave the rest to that process."""
 
         async def read(limit: int) -> bool:

@@ -12,8 +12,8 @@ from corral import clock
 from corral.database.unit import locked
 from corral.plugin import Settings
 from corral_plugins.webhooks.models import Delivery, Webhook
-from corral_plugins.webhooks.service.claims import Claimed, has_valid_claim
-from corral_plugins.webhooks.service.disabling import AT_ONCE, disable_webhook, ended
+from corral_plugins.webhooks.service.claims import ClaimedDelivery, has_valid_claim
+from corral_plugins.webhooks.service.disabling import AT_ONCE, disable_webhook, ended_columns
 from corral_plugins.webhooks.service.sender import AttemptResult
 from corral_plugins.webhooks.settings import DISABLE_AFTER_SECONDS, PROBE_SECONDS, RETRY_SCHEDULE
 
@@ -31,7 +31,7 @@ class DeliveryOutcomes:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def record(self, claimed: Claimed, result: AttemptResult, at: str) -> bool:
+    def record(self, claimed: ClaimedDelivery, result: AttemptResult, at: str) -> bool:
         """Record the result of an attempt that began at `at`. Return False if the claim is no longer valid.
 
         Rows are locked in the same order as during a claim: first the webhook's row, then the rows of deliveries.
@@ -47,7 +47,7 @@ class DeliveryOutcomes:
             self._on_failure(row, result)
         return True
 
-    def _end_attempt(self, claimed: Claimed, result: AttemptResult, at: str) -> bool:
+    def _end_attempt(self, claimed: ClaimedDelivery, result: AttemptResult, at: str) -> bool:
         delivery = claimed.delivery
         made = {
             "n": delivery.tries + 1,
@@ -66,7 +66,7 @@ class DeliveryOutcomes:
         }
         return bool(Delivery.update(changes).where(has_valid_claim(delivery)).execute())
 
-    def _next_state(self, claimed: Claimed, result: AttemptResult) -> dict[str, Any]:
+    def _next_state(self, claimed: ClaimedDelivery, result: AttemptResult) -> dict[str, Any]:
         """Return the changes to a delivery's state.
 
         A failed probe does not change the time of the next regular attempt.
@@ -74,9 +74,9 @@ class DeliveryOutcomes:
         delivery, schedule = claimed.delivery, self._settings.get(RETRY_SCHEDULE)
         attempt = delivery.attempt + (0 if claimed.is_probe and not result.is_success else 1)
         if result.is_success:
-            return {**ended("succeeded"), "attempt": attempt}
+            return {**ended_columns("succeeded"), "attempt": attempt}
         if attempt >= len(schedule) or result.status_code == GONE:
-            return {**ended("failed"), "attempt": attempt}
+            return {**ended_columns("failed"), "attempt": attempt}
         due = delivery.next_attempt_at if claimed.is_probe else _next_attempt(schedule[attempt], result.retry_after)
         waits = {"next_attempt_at": due, "due_at": due, "lease": None, "lease_until": None}
         return {"status": "retrying", "attempt": attempt, **waits}

@@ -26,7 +26,7 @@ class ScopeEnd(msgspec.Struct, kw_only=True):
     last: StepRow | None = None
 
 
-class Scopes(Protocol):
+class ScopeAdvancer(Protocol):
     """Advances scopes of steps: the body of a loop, or the branches of a parallel step."""
 
     async def advance_scope(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
@@ -44,7 +44,7 @@ class Scopes(Protocol):
 class CompositeSteps:
     """Advances the loops and the parallel steps of a run."""
 
-    def __init__(self, changes: StepChanges, rendering: Rendering, scopes: Scopes) -> None:
+    def __init__(self, changes: StepChanges, rendering: Rendering, scopes: ScopeAdvancer) -> None:
         self._changes, self._rendering, self._scopes, self._run = changes, rendering, scopes, changes.state.run
 
     async def advance(self, step: Step, row: StepRow, iteration: Iteration, *, is_ending: bool) -> None:

@@ -76,7 +76,7 @@ STEP_EVENTS: dict[str, type[api.StepEvent]] = {
 }
 
 
-class Graphs:
+class GraphCache:
     """Reads definitions and caches their graphs. A definition never changes, so a cached graph never becomes stale."""
 
     def __init__(self, types: StepTypes) -> None:
@@ -132,7 +132,7 @@ class Engine:
         work: Work,
         settings: Settings,
         types: StepTypes,
-        graphs: Graphs,
+        graphs: GraphCache,
         expressions: Expressions,
         accounts: Accounts,
         permissions: Permissions,

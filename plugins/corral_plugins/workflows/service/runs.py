@@ -19,7 +19,7 @@ from corral_plugins.admin.api import KillSwitch
 from corral_plugins.workflows.api import RunCreated, RunFacts, RunPaused, RunRequest, RunResumed, RunStatus, StepResult
 from corral_plugins.workflows.models import Run, StepRun, Workflow, fetch_tuples
 from corral_plugins.workflows.service.definitions import find_readable_workflow
-from corral_plugins.workflows.service.engine import ACTIVE, Graphs, emit_run_event, report_of
+from corral_plugins.workflows.service.engine import ACTIVE, GraphCache, emit_run_event, report_of
 from corral_plugins.workflows.service.graph import Graph
 from corral_plugins.workflows.service.run_state import FINAL, FINAL_RUN, row_key
 from corral_plugins.workflows.service.wakeups import wake
@@ -53,7 +53,7 @@ class RunsService:
 
     switch: KillSwitch | None
 
-    def __init__(self, settings: Settings, graphs: Graphs) -> None:
+    def __init__(self, settings: Settings, graphs: GraphCache) -> None:
         self._settings, self._graphs = settings, graphs
 
     # -- the service for other plugins

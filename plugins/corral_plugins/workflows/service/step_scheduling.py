@@ -140,7 +140,7 @@ class ScopePlanner:
             raw = RAW.get(step.type, frozenset())
             row.set(input={key: value for key, value in config.items() if key not in raw})
             if faults := json_schema_errors(kind.schema, config):
-                self._changes.fail(step, row, _invalid_configuration(faults), retryable=False)
+                self._changes.fail(step, row, _invalid_configuration_error(faults), retryable=False)
                 return
             if kind.dispatch is None:
                 self._changes.plan.events.append(("started", row))
@@ -242,6 +242,6 @@ def _may_run(run_if: str, needed: list[StepRow]) -> bool:
             return True
 
 
-def _invalid_configuration(faults: list[FieldError]) -> Json:
+def _invalid_configuration_error(faults: list[FieldError]) -> Json:
     detail = "; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults[:5])
     return {"type": "invalid_configuration", "message": f"The configuration of the step is not valid: {detail}"}
