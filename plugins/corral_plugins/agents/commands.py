@@ -284,7 +284,7 @@ def _model(agent: Any) -> str:
 
 
 def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
-    """Return a sentence for each warning about an agent. If the model is the problem, it names the usable providers."""
+    """Return a sentence for each warning about an agent. Sentences about its model name the available providers."""
     found = []
     for code in agent["warnings"]:
         kind, _, subject = code.partition(":")

@@ -204,7 +204,7 @@ def comment_on_approval(client: ApiClient, *, approval: str, text: str, as_json:
 
 
 def _after_rules(client: ApiClient, made: dict[str, Any]) -> dict[str, Any]:
-    """Wait until the job that applies the `approvals.auto_approve` rules could run. Return the approval after that."""
+    """Wait until the `approvals.auto_approve` rules have probably been applied. Return the updated approval."""
     for _ in range(RULE_POLLS if made["risk"] in RULE_RISKS else 0):
         if made["status"] != "pending":
             break

@@ -87,7 +87,7 @@ class Breakers(Protocol):
         ...
 
     def state(self, name: str) -> State:
-        """Return the state of a circuit breaker that this process last read."""
+        """Return the state that this process last read for a circuit breaker."""
         ...
 
     def blocked_until(self, name: str) -> str | None:

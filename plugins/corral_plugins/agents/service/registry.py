@@ -188,7 +188,7 @@ class AgentsService:
         return bool(rows)
 
     def release_slot(self, agent_id: str, *, cause: tuple[str, ...] = ()) -> None:
-        """Release a slot of the agent. After the last slot, `busy` becomes `idle`, and `draining` becomes `offline`."""
+        """Release a slot of the agent. If it was the last one, change `busy` to `idle`, or `draining` to `offline`."""
         if are_state_changes_suppressed(agent_id):
             _FREE_SLOT.run({"id": agent_id, "now": clock.now()})
             return

@@ -44,7 +44,7 @@ class ApprovalDecisions:
     # -- decisions of approvers
 
     def approve(self, approval_id: str, body: ApproveRequest, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Approve the requested payload or an edited one. Execution requires the approval of enough people."""
+        """Approve the requested payload or an edited one. It can be executed when enough people have approved it."""
         row = self._lock_to_decide(approval_id, match, body.payload_sha256, by)
         changes = self._edit(row, body.edited_payload)
         content = changes.get("edited_sha256") or rows.current_hash(row)

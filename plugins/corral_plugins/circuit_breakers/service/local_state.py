@@ -29,7 +29,7 @@ NEVER_READ = 0  # the revision of a breaker whose row is not known
 
 
 class LocalBreaker:
-    """The state of a circuit breaker that this process last read, with the calls that are not stored yet.
+    """The state that this process last read for a circuit breaker, and the calls that are not stored yet.
 
     Instances may be used only on the event loop. `probing` counts the probes of this process, including calls that are
     asking for a permit.
