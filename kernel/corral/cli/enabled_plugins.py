@@ -92,7 +92,7 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     after = start_on_empty_database(_parse_config(path, text), name)
     if not after.active:
         raise click.ClickException(
-            f"{name} was not enabled, because it would be {after.state}: {after.reason}{_hint(after)}"
+            f"{name} was not enabled, because it would be {after.state}: {after.reason}{_requirements_hint(after)}"
         )
     if changed:
         _write(path, text)
@@ -151,7 +151,7 @@ def start_on_empty_database(config: Config, name: str) -> PluginRecord:
         return find_plugin(kernel.plugins, name)
 
 
-def _hint(item: PluginRecord) -> str:
+def _requirements_hint(item: PluginRecord) -> str:
     missing = [name for name in item.requires if item.state == "blocked"]
     return f"; enable {', '.join(missing)} first" if missing else ""
 

@@ -63,12 +63,16 @@ def print_table(
 
     titles = [column.replace("_", " ") for column in columns]
     shown = computed or {}
-    cells = [[_text(shown[column](row) if column in shown else row.get(column)) for column in columns] for row in rows]
+    cells = [
+        [_cell_text(shown[column](row) if column in shown else row.get(column)) for column in columns] for row in rows
+    ]
     needs = [max(map(len, texts)) for texts in zip(titles, *cells, strict=True)]
     gaps = GAP * (len(needs) - 1)
     widths = needs
     if sys.stdout.isatty() or "COLUMNS" in os.environ:
-        floors = [_floor(name, [title, *texts]) for name, title, *texts in zip(columns, titles, *cells, strict=True)]
+        floors = [
+            _minimum_width(name, [title, *texts]) for name, title, *texts in zip(columns, titles, *cells, strict=True)
+        ]
         widths = _widths(needs, floors, Console().width - gaps)
     console = Console(width=sum(widths) + gaps, markup=False, emoji=False)
     view = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
@@ -79,7 +83,7 @@ def print_table(
     console.print(view)
 
 
-def _floor(column: str, texts: Sequence[str]) -> int:
+def _minimum_width(column: str, texts: Sequence[str]) -> int:
     """Return the minimum width of a column.
 
     The column is at least as wide as its longest word, so that only very long words are broken. Ids and states are
@@ -120,7 +124,7 @@ def print_fields(found: Any, shown: Mapping[str, Any], *, as_json: bool) -> None
     width = max(map(len, shown), default=0) + GAP
     for name, item in shown.items():
         if item not in (None, "", [], {}):
-            text = _text(item)
+            text = _cell_text(item)
             padding = "\n" + " " * width
             name = click.style(f"{name}:".ljust(width), bold=True)
             click.echo(name + click.style(padding.join(text.splitlines()), fg=COLOURS.get(text)))
@@ -153,7 +157,7 @@ def format_ms(milliseconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
-def _text(item: Any) -> str:
+def _cell_text(item: Any) -> str:
     if item is None:
         return "-"
     if isinstance(item, bool):
@@ -161,5 +165,5 @@ def _text(item: Any) -> str:
     if isinstance(item, str) and (found := _MOMENT.match(item)):
         return f"{found[1]} {found[2]}Z"
     if isinstance(item, (list, tuple)):
-        return ", ".join(map(_text, item)) or "-"
+        return ", ".join(map(_cell_text, item)) or "-"
     return str(item)

@@ -60,7 +60,7 @@ def serve_command(**options: Any) -> None:
     reads the configuration again and starts new processes on the same address. When they are ready, the old processes
     exit; if the new processes fail, the old ones keep running.
     """
-    config = _configure(options)
+    config = _read_config(options)
     logging_setup.configure(config.log_level, config.log_format)
     restrict_new_files()
     ensure_data_dir(config)
@@ -84,7 +84,7 @@ def serve_command(**options: Any) -> None:
     if recovering:
         log.error("three starts crashed in a row; starting in safe mode with protected plugins only")
         os.environ[SAFE_MODE] = "1"
-        config = _configure(options)
+        config = _read_config(options)
     environment = ProcessEnvironment.capture()
     if config.server.processes == 1:
         serve(config, options, environment=environment, recovering=recovering)
@@ -104,7 +104,7 @@ def _has_tls(config: Config) -> bool:
     return config.server.certfile is not None
 
 
-def _configure(options: Mapping[str, Any]) -> Config:
+def _read_config(options: Mapping[str, Any]) -> Config:
     """Read the configuration, with the command-line options as overrides."""
     path = options["config_path"]
     overrides = {f"server.{name}": options[name] for name in ("bind", "server", "processes")}
@@ -141,7 +141,7 @@ def _create_parent(
         if recovering and not begins:
             os.environ.pop(SAFE_MODE, None)
         begins = False
-        new = _configure(options)
+        new = _read_config(options)
         if new.server.bind != config.server.bind:
             log.warning(
                 f"server.bind is now {new.server.bind}, but the server listens on {config.server.bind} until a restart"

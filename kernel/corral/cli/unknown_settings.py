@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from corral.config.model import Config
-from corral.config.reader import VARIABLES, nearest
+from corral.config.reader import VARIABLES, spelling_hint
 from corral.settings.registry import SettingsRegistry
 
 
@@ -17,7 +17,7 @@ def unknown_setting_warnings(config: Config, settings: SettingsRegistry) -> list
     declared = {item.setting.name: item.setting.env for item in settings.all()}
     names = [*VARIABLES, *filter(None, declared.values())]
     unknown = [name for name in config.variables if name not in names]
-    found = [f"{name}: unknown variable{nearest(name, names)}" for name in unknown]
+    found = [f"{name}: unknown variable{spelling_hint(name, names)}" for name in unknown]
     for name, pinned in config.pinned.items():
         if name not in declared:
             near = difflib.get_close_matches(name, list(declared), 1)

@@ -80,7 +80,7 @@ class _Reader:
         elif name in {*SECTIONS, "settings"}:
             self.faults.append(f"{place or source}: {name} must be a table")
         else:
-            self.faults.append(f"{place or source}: unknown key {name}{nearest(name, [*TABLE, *SECTIONS])}")
+            self.faults.append(f"{place or source}: unknown key {name}{spelling_hint(name, [*TABLE, *SECTIONS])}")
 
     def read_file(self, path: Path | None) -> None:
         named = path or (Path(self.environ["CORRAL_CONFIG"]) if "CORRAL_CONFIG" in self.environ else None)
@@ -250,7 +250,7 @@ def _line_of(text: str, name: str) -> int:
     return line_found
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def spelling_hint(name: str, known: Iterable[str]) -> str:
     """Return a hint that suggests the known name most similar to `name`, or "" if no known name is similar."""
     return "".join(f"; did you mean {each}?" for each in difflib.get_close_matches(name, list(known), 1))
 

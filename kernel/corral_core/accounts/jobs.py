@@ -95,7 +95,7 @@ async def purge_sessions(work: Work, sessions: Sessions) -> None:
     await work(_delete_keys)
 
 
-async def forget_successors(work: Work, settings: Settings) -> None:
+async def erase_token_successors(work: Work, settings: Settings) -> None:
     """Erase the encrypted successors of used refresh tokens after their grace period."""
     await _repeat_in_batches(work, lambda: _erase_successors(clock.now(-settings.get(REFRESH_GRACE))))
 
@@ -107,7 +107,7 @@ JOBS = (
 )
 SCHEDULES = (
     Schedule("accounts.purge_sessions", HOUR, purge_sessions),
-    Schedule("accounts.forget_successors", 30.0, forget_successors),
+    Schedule("accounts.forget_successors", 30.0, erase_token_successors),
 )
 
 

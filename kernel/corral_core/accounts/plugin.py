@@ -163,13 +163,13 @@ class AccountsPlugin(Plugin):
         await signing_keys.register_with_redactor()
         runtime.supervise("signing_keys", signing_keys.register_new_keys)
         links = runtime.service(SingleUseLinks)
-        runtime.when_serving(lambda address: _set_address(links, address))
+        runtime.when_serving(lambda address: _set_server_address(links, address))
         admin = runtime.service(InstallationConfig).bootstrap_admin
         if admin is not None:
             await runtime.service(AccountRegistration).create_bootstrap_admin(*admin)
 
 
-async def _set_address(links: SingleUseLinks, address: str) -> None:
+async def _set_server_address(links: SingleUseLinks, address: str) -> None:
     links.set_server_address(address)
 
 

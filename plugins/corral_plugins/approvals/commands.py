@@ -98,8 +98,8 @@ def show_approval(client: ApiClient, *, approval: str, as_json: bool) -> None:
         "target": held.get("target"),
         "untrusted sources": held.get("taint_sources"),
         "description": found["description"],
-        "payload": _json(found["payload"]),
-        "edited payload": _json(found["edited_payload"]) if found["edited_payload"] is not None else None,
+        "payload": _format_json(found["payload"]),
+        "edited payload": _format_json(found["edited_payload"]) if found["edited_payload"] is not None else None,
         "payload hash": found["payload_sha256"],
         "task": f"{names.name('/tasks', found['task_id'], 'title')} ({found['task_id']})" if found["task_id"] else None,
         "workflow run": found["run_id"],
@@ -126,7 +126,7 @@ def ask_for_approval(
     """Request an approval. Set its fields with -f, for example -f risk=high -f 'payload:={"amount": 5}'."""
     made = client.post("/approvals", {**read_body(input_path, fields), "title": title})
     if as_json:
-        click.echo(_json(made))
+        click.echo(_format_json(made))
         return
     made = _after_rules(client, made)
     state = f"It expires at {made['expires_at']}."
@@ -200,7 +200,7 @@ def cancel_request(client: ApiClient, *, approval: str, reason: str | None, as_j
 def comment_on_approval(client: ApiClient, *, approval: str, text: str, as_json: bool) -> None:
     """Comment on an approval. The requester receives the comment immediately."""
     made = client.post(f"/approvals/{_find(client, approval)['id']}/comments", {"body": text})
-    click.echo(_json(made) if as_json else "The comment was sent to the requester.")
+    click.echo(_format_json(made) if as_json else "The comment was sent to the requester.")
 
 
 def _after_rules(client: ApiClient, made: dict[str, Any]) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def _find(client: ApiClient, approval: str) -> dict[str, Any]:
 def _act(client: ApiClient, approval_id: str, action: str, body: dict[str, Any], *, as_json: bool) -> None:
     changed = client.post(f"/approvals/{approval_id}/{action}", body)
     if as_json:
-        click.echo(_json(changed))
+        click.echo(_format_json(changed))
         return
     count = f" ({changed['approvals']} of {changed['required']} approvals)" if changed["status"] == "pending" else ""
     click.echo(f"{changed['title']} ({changed['id']}) is {changed['status']}{count}.")
@@ -282,5 +282,5 @@ def _comment_text(names: ObjectNames, comment: Any) -> str:
     return f"{author['type']} {name}: {comment['body']}"
 
 
-def _json(value: Any) -> str:
+def _format_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)

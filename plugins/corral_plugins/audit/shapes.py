@@ -117,7 +117,7 @@ class AuditView(msgspec.Struct, kw_only=True):
     hash: str
 
 
-class LinkView(msgspec.Struct, kw_only=True):
+class ChainLinkView(msgspec.Struct, kw_only=True):
     """A position in the hash chain."""
 
     seq: int
@@ -136,7 +136,7 @@ class VerificationResult(msgspec.Struct, kw_only=True):
     next_seq: int | None
     first_bad_seq: int | None
     reason: Reason | None
-    head: LinkView
+    head: ChainLinkView
     checkpoints_checked: int
 
 

@@ -16,7 +16,7 @@ from corral.http.routes import MIB, Routes
 from corral.plugin import Settings
 from corral_plugins.files.api import FileSource, FileVisibility
 from corral_plugins.files.service.downloads import Downloads
-from corral_plugins.files.service.links import FileLinks, complete_problem
+from corral_plugins.files.service.links import FileLinks, convert_to_forbidden
 from corral_plugins.files.service.multipart_body import OTHER_PARTS_BYTES, UploadBody
 from corral_plugins.files.service.quota import FileQuota
 from corral_plugins.files.service.registry import FileRegistry, future_instant, lease_lost_error, view_of
@@ -39,7 +39,7 @@ UPLOAD_SECONDS = 86_400.0  # an upload ends when no bytes arrive for `CORRAL_BOD
 DAMAGED = ("dependency_unavailable",)
 MACHINES = ("worker", "agent")
 
-routes = Routes("/files", tag="Files", explain=complete_problem)
+routes = Routes("/files", tag="Files", explain=convert_to_forbidden)
 
 
 @routes.get("/", needs=READ, delegable=True)

@@ -11,7 +11,7 @@ import pytest
 from corral import clock
 from corral.plugin import Settings
 from corral.testing.kit import PASSWORD, Answer, Kit
-from corral_core.accounts.jobs import forget_successors
+from corral_core.accounts.jobs import erase_token_successors
 from corral_core.accounts.models import RefreshRow
 
 MakeKit = Callable[..., Awaitable[Kit]]
@@ -89,10 +89,10 @@ async def test_successors_are_sealed_and_forgotten_after_the_grace(kit: Kit) -> 
     rows = await work(lambda: str(list(RefreshRow.select().dicts())), read=True)
     assert first not in rows
     assert second not in rows
-    await forget_successors(work, settings)
+    await erase_token_successors(work, settings)
     assert len(await work(kept, read=True)) == 1
     clock.travel(11)
-    await forget_successors(work, settings)
+    await erase_token_successors(work, settings)
     assert await work(kept, read=True) == []
 
 

@@ -116,7 +116,7 @@ def _count_redactions(redactor: Redactor) -> Series:
     return {(kind,): float(count) for kind, count in redactor.counts.copy().items()}
 
 
-def _count_values(redactor: Redactor) -> Series:
+def _count_redactable_values(redactor: Redactor) -> Series:
     return {(): float(redactor.values)}
 
 
@@ -145,6 +145,6 @@ METRICS = (
     Metric(
         name="corral_redactor_values",
         help="Number of credentials that are registered for redaction.",
-        collect=_count_values,
+        collect=_count_redactable_values,
     ),
 )

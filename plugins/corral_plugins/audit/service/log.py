@@ -153,7 +153,7 @@ class RepeatedEntry(msgspec.Struct):
     count: int = 0
 
     @property
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the one-minute counting period has ended."""
         return self.until <= clock.time_s()
 
@@ -179,7 +179,7 @@ class Deduplicator:
         repetitions has not been written yet.
         """
         repeated = self._by_key.get(_deduplication_key(entry, by))
-        return repeated is not None and (not repeated.is_over or repeated.count > 0)
+        return repeated is not None and (not repeated.has_ended or repeated.count > 0)
 
     def count(self, entry: AuditEntry, by: UnitContext) -> None:
         """Count a repetition. Runs on the event loop.
@@ -196,7 +196,7 @@ class Deduplicator:
         repeated = self._by_key.get(key)
         if repeated is None and len(self._by_key) >= MAX_KEYS:  # beyond the limit, each entry is written as its own row
             return
-        if repeated is None or (repeated.is_over and not repeated.count):
+        if repeated is None or (repeated.has_ended and not repeated.count):
             until = clock.time_s() + SECONDS
             self._by_key[key] = RepeatedEntry(entry=entry, by=by, since=clock.now(), until=until)
 
@@ -205,7 +205,7 @@ class Deduplicator:
 
         Runs on the event loop.
         """
-        ended = [key for key, repeated in self._by_key.items() if all or repeated.is_over]
+        ended = [key for key, repeated in self._by_key.items() if all or repeated.has_ended]
         return [repeated for repeated in [self._by_key.pop(key) for key in ended] if repeated.count]
 
     def put_back(self, repeated: RepeatedEntry) -> None:

@@ -29,7 +29,7 @@ from corral_plugins.audit.service.export import NUMBERS, unescape_cell
 from corral_plugins.audit.service.log import raise_alert
 from corral_plugins.audit.service.queries import ChainEnds
 from corral_plugins.audit.service.signing import ExternalCheckpoints, PublicKeys, SignedCheckpoint, decode_public_key
-from corral_plugins.audit.shapes import LinkView, VerificationResult
+from corral_plugins.audit.shapes import ChainLinkView, VerificationResult
 
 log = logging.getLogger("corral.audit")
 T = TypeVar("T")
@@ -196,7 +196,7 @@ def _verdict(checker: ChainChecker, span: _Range, *, is_over: bool) -> Verificat
         next_seq=None if is_over else last.seq + 1,
         first_bad_seq=bad.seq if bad else None,
         reason=bad.reason if bad else None,
-        head=LinkView(seq=span.ends.head.seq, hash=span.ends.head.hash),
+        head=ChainLinkView(seq=span.ends.head.seq, hash=span.ends.head.hash),
         checkpoints_checked=checker.checkpoints_checked,
     )
 
@@ -241,7 +241,7 @@ def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) ->
         checked=checker.checked,
         complete=True,
         next_seq=None,
-        head=LinkView(seq=last.seq, hash=last.hash),
+        head=ChainLinkView(seq=last.seq, hash=last.hash),
         first_bad_seq=bad.seq if bad else None,
         reason=bad.reason if bad else None,
         checkpoints_checked=checker.checkpoints_checked,

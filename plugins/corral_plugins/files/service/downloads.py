@@ -63,7 +63,7 @@ class Downloads:
             "Content-Security-Policy": SANDBOX,
         }
         media_type = served_type(str(row.detected_type))
-        if _has_tag(request.header("if-none-match"), tag):
+        if _matches_etag(request.header("if-none-match"), tag):
             return Stream(_no_chunks(), media_type, headers, 304)
         wanted = None
         if request.header("if-range") in (None, tag):
@@ -206,7 +206,7 @@ def parse_range(header: str | None, size: int) -> ByteRange | None:
     return ByteRange(start, stop)
 
 
-def _has_tag(header: str | None, tag: str) -> bool:
+def _matches_etag(header: str | None, tag: str) -> bool:
     tags = [each.strip().removeprefix("W/") for each in (header or "").split(",")]
     return tag in tags or tags == ["*"]
 

@@ -60,7 +60,7 @@ class FileLinks:
         return row
 
 
-def complete_problem(problem: Problem, request: Request | None) -> None:
+def convert_to_forbidden(problem: Problem, request: Request | None) -> None:
     """Change the status of `invalid_signature` from 401 to 403, because a link does not authenticate a caller."""
     if problem.code == "invalid_signature":
         problem.status = 403

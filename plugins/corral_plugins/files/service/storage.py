@@ -67,25 +67,25 @@ class FileStorage:
             until = self.breakers.blocked_until(BREAKER)
         if until is not None:
             raise _store_unavailable(CircuitOpen(BREAKER, retry_at=until))
-        return await self._measured("put", self._blobs.put(key, stream))
+        return await self._timed("put", self._blobs.put(key, stream))
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """Open a blob and return its chunks.
 
         Raise `BlobMissing` if the blob does not exist, and `Unavailable` if the store fails.
         """
-        return await self._measured("get", self._blobs.read(key, start, stop))
+        return await self._timed("get", self._blobs.read(key, start, stop))
 
     async def delete(self, key: str) -> None:
         """Delete a blob if it exists."""
-        await self._measured("delete", self._blobs.delete(key))
+        await self._timed("delete", self._blobs.delete(key))
 
     async def discard(self, key: str) -> None:
         """Delete the bytes of a file whose row was deleted. If the store is down, a later sweep deletes the bytes."""
         with contextlib.suppress(Problem):
             await self.delete(key)
 
-    async def _measured(self, op: str, call: Awaitable[T]) -> T:
+    async def _timed(self, op: str, call: Awaitable[T]) -> T:
         began = time.perf_counter()
         try:
             return await call

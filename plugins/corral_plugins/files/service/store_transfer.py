@@ -79,7 +79,7 @@ class StoreTransfer:
         compared with those in the source store.
         """
         try:
-            return await _measured(target, key) == (self._expected(key) or await _measured(self._source, key))
+            return await _size_and_hash(target, key) == (self._expected(key) or await _size_and_hash(self._source, key))
         except (BlobMissing, Unavailable):
             return False
 
@@ -89,7 +89,7 @@ class StoreTransfer:
         return None if row is None else Blob(row.size_bytes, row.sha256)
 
 
-async def _measured(store: BlobStore, key: str) -> Blob:
+async def _size_and_hash(store: BlobStore, key: str) -> Blob:
     digest, size = hashlib.sha256(), 0
     async for chunk in await store.read(key):
         await asyncio.to_thread(digest.update, chunk)
