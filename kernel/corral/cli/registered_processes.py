@@ -63,7 +63,7 @@ def record_load(error: str | None, plugins: Sequence[str] = ()) -> None:
     The command that requested the reload reads this record, and so does `corral status`.
     """
     for data_dir in _registered:
-        path = _load_path(data_dir, os.getpid())
+        path = _load_result_path(data_dir, os.getpid())
         with contextlib.suppress(OSError):  # on a full disk the server reloads too, and the command does not learn it
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             new = path.with_suffix(".new")
@@ -74,7 +74,7 @@ def record_load(error: str | None, plugins: Sequence[str] = ()) -> None:
 def last_load(data_dir: Path, process: int) -> LoadResult | None:
     """Return the recorded result of the start or the last reload of a process, or None if there is no record."""
     try:
-        return LoadResult(*json.loads(_load_path(data_dir, process).read_text("utf-8")))
+        return LoadResult(*json.loads(_load_result_path(data_dir, process).read_text("utf-8")))
     except (OSError, ValueError):
         return None
 
@@ -149,12 +149,12 @@ def _running_processes(data_dir: Path) -> Iterator[int]:
                 yield int(path.name)
             else:
                 path.unlink(missing_ok=True)
-                _load_path(data_dir, int(path.name)).unlink(missing_ok=True)
+                _load_result_path(data_dir, int(path.name)).unlink(missing_ok=True)
 
 
 def _registration_folder(data_dir: Path) -> Path:
     return data_dir / "run" / "servers"
 
 
-def _load_path(data_dir: Path, process: int) -> Path:
+def _load_result_path(data_dir: Path, process: int) -> Path:
     return data_dir / "run" / "loads" / f"{process}.json"
