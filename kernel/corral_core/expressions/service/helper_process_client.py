@@ -21,7 +21,7 @@ STOP_SECONDS = 2.0
 
 
 class HelperProcess:
-    """Starts the helper process of the current process, and sends it one request at a time."""
+    """Starts the helper process when it is needed, and sends it one request at a time."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
