@@ -70,7 +70,7 @@ class IncomingRequest(Request):
         self.has_credential = bool(self.headers.get(b"authorization") or self.headers.get(b"x-api-key"))  # valid or not
         given = self.headers.get(b"x-request-id")
         self.request_id = given.decode() if given and _REQUEST_ID.fullmatch(given) else new_id()
-        self._body_timeout = body_timeout
+        self._body_timeout, self._size = body_timeout, 0
         self._is_received: Callable[[], bool] = (scope.get("extensions") or {}).get(RECEIVED, bool)
         silent = b"1" if scope["http_version"] >= "2" else b"0"  # HTTP/2 does not announce a body
         self.may_have_body = b"transfer-encoding" in self.headers or self.headers.get(b"content-length", silent) != b"0"
@@ -103,7 +103,8 @@ class IncomingRequest(Request):
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body. Raises the same problems as `chunks`."""
-        return b"".join([chunk async for chunk in self.chunks(limit)])
+        body = await self._next_chunk(limit) if self.unread else b""  # most bodies are a single chunk
+        return body + b"".join([chunk async for chunk in self.chunks(limit)]) if self.unread else body
 
     async def chunks(self, limit: int) -> AsyncIterator[bytes]:
         """Iterate over the chunks of the body as they arrive.
@@ -111,23 +112,25 @@ class IncomingRequest(Request):
         Raise `payload_too_large` if the body exceeds `limit` bytes, `request_timeout` if no bytes arrive in time, and
         `ClientLeft` if the client disconnects before the end of the body.
         """
-        header, declared, size = self.headers.get(b"content-length"), None, 0
-        if header is not None:
-            if not header.isdigit() or len(header) > 18:
-                raise Malformed("The Content-Length header is not a valid number of bytes.")
-            if (declared := int(header)) > limit:
-                raise TooLarge(f"The body is {declared} bytes long; this operation accepts at most {limit} bytes.")
         while self.unread:
-            message = await self.receive() if self._is_received() else await self._receive_in_time()
-            if message["type"] != "http.request":
-                self.unread = False
-                raise ClientLeft
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise TooLarge(f"The body is larger than the {limit} bytes that this operation accepts.")
-            self.unread = size != declared and message.get("more_body", False)
-            yield part
+            yield await self._next_chunk(limit)
+
+    async def _next_chunk(self, limit: int) -> bytes:
+        declared = self.headers.get(b"content-length")
+        if declared is not None and not (declared.isdigit() and len(declared) <= 18):
+            raise Malformed("The Content-Length header is not a valid number of bytes.")
+        if declared is not None and int(declared) > limit:
+            raise TooLarge(f"The body is {int(declared)} bytes long; this operation accepts at most {limit} bytes.")
+        message = await self.receive() if self._is_received() else await self._receive_in_time()
+        if message["type"] != "http.request":
+            self.unread = False
+            raise ClientLeft
+        part: bytes = message.get("body", b"")
+        self._size += len(part)
+        if self._size > limit:
+            raise TooLarge(f"The body is larger than the {limit} bytes that this operation accepts.")
+        self.unread = message.get("more_body", False) and (declared is None or self._size != int(declared))
+        return part
 
     async def _receive_in_time(self) -> Any:
         try:

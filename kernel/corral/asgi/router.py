@@ -10,6 +10,7 @@ from corral.http.routes import Route
 from corral.ids import parse_id
 
 MAX_SEGMENT, MAX_REST = 200, 300
+REFUSED = (b"%2e", b"%5c", b"%00")  # encoded dots, backslashes and U+0000
 Match = tuple[dict[str, Any], dict[str, str]]
 """The result of looking up a path: its endpoints, keyed by method, and the values of its parameters, keyed by name."""
 
@@ -60,15 +61,12 @@ class Router:
 
         Paths with empty segments, dot segments or encoded separators are never found.
         """
-        if "//" in path or "\\" in path or "/./" in path or "/../" in path:
+        encoded = raw_path.lower()
+        if any(part in path for part in ("//", "\\", "/./", "/../")) or any(code in encoded for code in REFUSED):
             return None
         found = self._walk(self._root, path[1:].removesuffix("/").split("/"), 0, {})
-        if found is None or b"%" not in raw_path:
-            return found
-        raw_path = raw_path.lower()
-        if b"%2e" in raw_path or b"%5c" in raw_path or b"%00" in raw_path:
-            return None
-        return None if b"%2f" in raw_path and not any(item.route.rest for item in found[0].values()) else found
+        is_rest = found is not None and any(item.route.rest for item in found[0].values())
+        return found if is_rest or b"%2f" not in encoded else None
 
     def _walk(self, node: _Node, segments: list[str], at: int, values: dict[str, str]) -> Match | None:
         """Match the path segments from index `at` against this node. A fixed segment is tried before a parameter."""

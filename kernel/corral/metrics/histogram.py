@@ -6,7 +6,7 @@ import bisect
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 OTHER = "other"
@@ -34,24 +34,19 @@ class Histogram:
     def __init__(self, bounds: Sequence[float] = SECONDS, limit: int = 1000) -> None:
         self._bounds, self._limit = tuple(bounds), limit
         self._lock = threading.Lock()
-        self._counts: dict[tuple[str, ...], list[int]] = {}
-        self._totals: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        self._sums: defaultdict[tuple[str, ...], list[Any]] = defaultdict(lambda: [0] * (len(bounds) + 2))
 
     def observe(self, value: float, labels: tuple[str, ...] = ()) -> None:
         """Add one value to the histogram."""
         at = bisect.bisect_left(self._bounds, value)
         with self._lock:
-            if labels not in self._counts:
-                if len(self._counts) >= self._limit:
-                    labels = (OTHER,) * len(labels)
-                self._counts.setdefault(labels, [0] * (len(self._bounds) + 1))
-            self._counts[labels][at] += 1
-            self._totals[labels] += value
+            if labels not in self._sums and len(self._sums) >= self._limit:
+                labels = (OTHER,) * len(labels)
+            sums = self._sums[labels]  # the count for each bucket, and the total
+            sums[at] += 1
+            sums[-1] += value
 
     def read(self) -> dict[tuple[str, ...], Observed]:
         """Return the observations so far, keyed by label values."""
         with self._lock:
-            return {
-                labels: Observed(self._bounds, tuple(counts), self._totals[labels])
-                for labels, counts in self._counts.items()
-            }
+            return {labels: Observed(self._bounds, tuple(sums[:-1]), sums[-1]) for labels, sums in self._sums.items()}

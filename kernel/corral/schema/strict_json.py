@@ -78,10 +78,11 @@ def parse_json(data: bytes, *, lenient: bool = False) -> Any:
         if text.startswith("\ufeff"):
             raise Malformed("The JSON must not begin with a byte order mark.", code="malformed_json")
         try:
-            value = _fast.decode(text)
-            if data.isascii() and b"\\u" not in data:
-                return value
-            return map_strings(value, _replace_unstorable_nfc if lenient else strict_nfc)
+            value, end = _fast.raw_decode(text, len(text) - len(text.lstrip(" \t\n\r")))
+            if end < len(text):  # white space, or an error. `decode` is slower, because it searches for white space
+                value = _fast.decode(text)
+            fix = _replace_unstorable_nfc if lenient else strict_nfc
+            return value if data.isascii() and b"\\u" not in data else map_strings(value, fix)
         except RefusedText:
             value = _lenient.decode(text)
             raise invalid_problem(unstorable_faults(replace_bad_characters(value) if lenient else value, "")) from None
