@@ -80,7 +80,8 @@ def counted_total(query: TaskQuery) -> int | None:
 
 
 def _has_only(query: TaskQuery, names: set[str]) -> bool:
-    return all(getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in _FREE | names)
+    ignored = _FREE | names
+    return all(getattr(query, name) is UNSET for name in query.__struct_fields__ if name not in ignored)
 
 
 def _statuses(query: TaskQuery) -> list[set[str]]:

@@ -354,7 +354,7 @@ class TaskQueries:
     # -- the plain list
 
     def _unfiltered_page(self, query: TaskQuery, caller: Principal) -> Page[Any]:
-        total = sum(statistics.status_counts().values())
+        total = statistics.count_all_tasks()
         if not can_read(caller, SHARED, None):
             return Page(items=[], total=0, limit=query.limit, offset=query.offset or 0, next=None)
         offset: int | None = None

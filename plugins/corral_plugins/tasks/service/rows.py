@@ -390,6 +390,14 @@ class EncodingCache:
         found = self._entries.get(task_id)
         return found[1] if found is not None and found[0] == version else None
 
+    def get_all(self, keys: Iterable[tuple[str, int]]) -> dict[str, bytes | None]:
+        """Return what `get` returns for each `(id, version)` pair, keyed by id."""
+        find = self._entries.get
+        return {
+            task_id: found[1] if (found := find(task_id)) is not None and found[0] == version else None
+            for task_id, version in keys
+        }
+
     def store(self, task_id: str, version: int, body: bytes) -> None:
         """Cache the encoding if it is small. The oldest entries are evicted when the cache is full."""
         if len(body) > LARGEST_CACHED or not current().read_only:
@@ -464,14 +472,10 @@ class TaskViews:
 
         Deleted tasks are omitted.
         """
-        wanted = list(keys)
-        cache = self._items
-        bodies = {task_id: cache.get(task_id, version) for task_id, version in wanted}
-        missing = [task_id for task_id, body in bodies.items() if body is None]
-        for values in self._rows(missing):
-            body = _encode_row(values, full=False)
-            bodies[values[0]] = body
-            cache.store(values[0], values[1], body)
+        bodies = self._items.get_all(keys)
+        for values in self._rows([task_id for task_id, body in bodies.items() if body is None]):
+            bodies[values[0]] = body = _encode_row(values, full=False)
+            self._items.store(values[0], values[1], body)
         return [Raw(body) for body in bodies.values() if body is not None]
 
     @staticmethod

@@ -49,13 +49,9 @@ _HOUR = Statement(
         update={getattr(HourlyRollup, name): getattr(HourlyRollup, name) + p(name) for name in HOUR_FIELDS},
     )
 )
-_STATUS_COUNTS = Statement(
-    lambda p: (
-        TaskCounter.select(TaskCounter.name, TaskCounter.n)
-        .where((TaskCounter.name > "status:") & (TaskCounter.name < "status;"))
-        .tuples()
-    )
-)
+_COUNTS_STATUS = (TaskCounter.name > "status:") & (TaskCounter.name < "status;")
+_STATUS_COUNTS = Statement(lambda p: TaskCounter.select(TaskCounter.name, TaskCounter.n).where(_COUNTS_STATUS).tuples())
+_ALL_TASKS = Statement(lambda p: TaskCounter.select(peewee.fn.SUM(TaskCounter.n)).where(_COUNTS_STATUS).tuples())
 _COUNTER = Statement(lambda p: TaskCounter.select(TaskCounter.n).where(TaskCounter.name == p("name")).tuples())
 _HOURS = Statement(
     lambda p: (
@@ -143,6 +139,12 @@ def status_counts() -> Counter[tuple[str, int]]:
         _, status, priority = name.split(":")
         counts[(status, int(priority))] += n
     return counts
+
+
+def count_all_tasks() -> int:
+    """Return the number of tasks. Uncommitted changes are not counted."""
+    row = _ALL_TASKS.one({})
+    return 0 if row is None else int(row[0] or 0)
 
 
 def count_pending_tasks() -> int:
