@@ -87,8 +87,9 @@ def get_approval(id: str, query: ApprovalWaitQuery, listing: ApprovalListing, ca
     seconds.
     """
     found = listing.get(id, caller)
-    if query.wait and found.status in OPEN and query.is_unchanged(found.status) and query.until > clock.time_s():
-        return Wait((id.lower(),), query.until)
+    is_waiting = query.wait and found.status in OPEN and query.is_unchanged(found.status)
+    if is_waiting and query.poll_deadline > clock.time_s():
+        return Wait((id.lower(),), query.poll_deadline)
     return found
 
 

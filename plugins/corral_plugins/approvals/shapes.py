@@ -184,7 +184,7 @@ class ApprovalWaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 
     @cached_property
-    def until(self) -> float:
+    def poll_deadline(self) -> float:
         """The time at which the wait ends, in epoch seconds.
 
         The value is computed only once, because the handler runs repeatedly.

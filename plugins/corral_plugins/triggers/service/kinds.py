@@ -69,7 +69,7 @@ EVENT_KINDS = (
         ),
         example={"expect": "worker.online", "after": "worker.offline", "within_seconds": 600, "for_each": "worker_id"},
     ),
-    TriggerKind(type="manual", title="By hand only", schema=_object_schema((), {}), example={}),
+    TriggerKind(type="manual", title="Only when fired manually", schema=_object_schema((), {}), example={}),
 )
 
 
