@@ -526,7 +526,10 @@ def test_status_tells_of_open_breakers_and_used_up_budgets(terminal: Terminal) -
 
 def test_approvals_name_who_asks(terminal: Terminal) -> None:
     assert "corral approvals list --status all" in terminal("approvals", "list")
-    assert terminal("approvals", "list", "--status", "all", "--risk", "critical") == "There are no such approvals.\n"
+    assert (
+        terminal("approvals", "list", "--status", "all", "--risk", "critical")
+        == "There are no such approval requests.\n"
+    )
     steps = terminal.folder / "publish.json"
     steps.write_text(
         json.dumps({"steps": [{"name": "check", "step_type": "approval", "config": {"title": "Publish it?"}}]})

@@ -121,7 +121,7 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     letter = terminal.json("dead-letter", "show", "Cost too much")["id"]
     remedy = f"corral dead-letter retry {letter} -f max_cost_usd:=USD"
     for told in (terminal("tasks", "explain", "Cost too much"), terminal("tasks", "show", "Cost too much")):
-        assert "The task has cost $0.00, and its cost limit of $0.01 did not admit another model call." in told
+        assert "The task has cost $0.00, and its cost limit of $0.01 did not allow another model call." in told
         assert remedy in told
     refused = terminal.run("tasks", "retry", "Cost too much")
     assert (refused.returncode, "a retry keeps the limit" in refused.stderr, remedy in refused.stderr) == (

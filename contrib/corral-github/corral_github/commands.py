@@ -52,7 +52,7 @@ def show_repository(client: ApiClient, *, repository: str, as_json: bool) -> Non
 @click.option(
     "--agent",
     required=True,
-    help="name or id of the agent that works on issues and is named as the author of pull requests",
+    help="name or id of the agent that works on issues and counts as the author of the changes in pull requests",
 )
 @click.option("--reviewer", help="name or id of the agent that comments on pull requests")
 @click.option(

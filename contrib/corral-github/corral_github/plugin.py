@@ -74,7 +74,7 @@ class GitHubPlugin(Plugin):
         return [
             Metric(
                 name="corral_github_waiting",
-                help="Number of pull requests and issues that are waiting to be processed",
+                help="Number of pull requests and issues that are waiting to be processed.",
                 collect=_count_waiting,
             )
         ]

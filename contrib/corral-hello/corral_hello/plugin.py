@@ -92,4 +92,4 @@ class HelloPlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        return [Metric(name="corral_hello_names", help="Number of names that have been greeted", collect=count_names)]
+        return [Metric(name="corral_hello_names", help="Number of names that have been greeted.", collect=count_names)]

@@ -104,7 +104,7 @@ class IfMatch(msgspec.Struct, frozen=True):
     def check(self, version: int) -> None:
         """Raise `PreconditionFailed` if the header specifies a version other than the current one."""
         if self.stale or (self.version is not None and self.version != version):
-            detail = f"The current version is {version}; read the object again and repeat the change."
+            detail = f"The current version is {version}; fetch the object again and repeat the change."
             raise PreconditionFailed(detail, current_version=version)
 
 

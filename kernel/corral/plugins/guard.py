@@ -165,7 +165,7 @@ class Guard:
             error._corral_plugin = self.plugin  # type: ignore[attr-defined]  # so that no other plugin is blamed
             self.quarantine.count_error(self.record, self.where, error)
         if self.default is REFUSE:
-            detail = f"The plugin {self.plugin} could not check this; its errors are at /plugins/{self.plugin}/errors."
+            detail = f"A check of the plugin {self.plugin} failed; its errors are at /plugins/{self.plugin}/errors."
             raise Unavailable(detail, code="plugin_failed") from error
         if self.default is not RAISE:
             return self.default

@@ -14,7 +14,7 @@ declare_codes(
     {
         "agent_busy": (
             409,
-            "The agent holds active leases",
+            "Workers hold leases for tasks of the agent",
             "Wait until the agent's running tasks have ended, cancel them, or pause the agent.",
         ),
         "budget_exhausted": (

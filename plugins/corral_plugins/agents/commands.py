@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 STATUSES = ("offline", "idle", "busy", "draining", "paused", "error")
 COLUMNS = ("name", "status", "model", "tools", "tasks", "last_active_at", "id")
 WARNINGS = {
-    "worker_offline": "its worker is offline; start corral worker there",
+    "worker_offline": "its worker is offline; start `corral worker` on the machine of the worker",
     "worker_not_approved": "its worker is not approved; run `corral workers approve NAME`",
     "provider_not_configured": "the provider of its model {model} is not configured; configured: {providers}. "
     "Configure it (corral api POST /llm/providers -f name={provider} -f api_key=@FILE), or choose another model "

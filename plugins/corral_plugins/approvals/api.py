@@ -18,12 +18,12 @@ declare_codes(
     {
         "already_decided": (
             409,
-            "The approval has already been decided",
-            "Read the object again. The first decision counts.",
+            "The request has already been decided",
+            "Fetch the object again. The first decision counts.",
         ),
         "approval_expired": (
             410,
-            "The approval has expired",
+            "The approval request has expired",
             "Nobody decided the request in time. The requester was notified and may submit a new request.",
         ),
         "self_approval": (

@@ -75,7 +75,7 @@ def list_approvals(
         found["items"],
         COLUMNS,
         as_json=as_json,
-        empty=f"There are no such approvals.{hint}",
+        empty=f"There are no such approval requests.{hint}",
         colour_of="status",
         computed={"asked_by": functools.partial(_requester, ObjectNames(client))},
     )

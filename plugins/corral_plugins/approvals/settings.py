@@ -47,8 +47,8 @@ REQUIRE_MFA_FOR_HIGH = Setting(
     kind=bool,
     default=False,
     own_session=True,
-    title="Whether deciding approvals of high and critical risk requires a recent confirmation of the password or a "
-    "code",
+    title="Whether deciding approval requests of high and critical risk requires a recent confirmation of the password "
+    "or a code",
 )
 REJECT_COOLDOWN = Setting(
     name="approvals.reject_cooldown_seconds",
@@ -72,7 +72,7 @@ MAX_OPEN = Setting(
     default=10,
     minimum=1,
     maximum=100,
-    title="Maximum number of open approvals of a task",
+    title="Maximum number of open approval requests of a task",
 )
 AUTO_APPROVE = Setting[list[AutoApproveRule]](
     name="approvals.auto_approve",

@@ -17,8 +17,8 @@ declare_codes(
     {
         "already_decided": (
             409,
-            "The approval has already been decided",
-            "Read the object again. The first decision counts.",
+            "The request has already been decided",
+            "Fetch the object again. The first decision counts.",
         ),
         "self_approval": (
             403,

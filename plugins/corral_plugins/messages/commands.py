@@ -25,7 +25,7 @@ WARNINGS = {
 
 for_agent = click.option(
     "--agent",
-    help="agent for which the command acts; needed if you own several recipients of the message",
+    help="agent for which the command acts; needed if you can act for several recipients of the message",
     shell_complete=complete_names("/agents"),
 )
 

@@ -105,7 +105,8 @@ async def test_only_admins_write_rules(desk: Desk) -> None:
 
 @pytest.mark.one_engine
 @pytest.mark.parametrize(
-    ("condition", "told"), [("payload.price <", "(at character 16)"), ("price < 3", "'price' here; known are: agent")]
+    ("condition", "told"),
+    [("payload.price <", "(at character 16)"), ("price < 3", "'price' here; the known names are: agent")],
 )
 async def test_a_rule_whose_condition_is_invalid_is_refused(desk: Desk, condition: str, told: str) -> None:
     rules = [{"id": "all"}, {"id": "small", "when": condition}]

@@ -512,7 +512,7 @@ async def test_the_refused_call_and_the_remedy_are_told_in_figures(world: World)
     )
     assert condition["unblock"] == "Ask an admin to raise it: corral cost budget set --limit 0.06"
     assert told["summary"] == condition["detail"]
-    why = "The budget of the installation did not admit a model call, which may cost $0.06: $0.05 was left."
+    why = "The budget of the installation did not allow a model call, which may cost $0.06: $0.05 was left."
     (kept,) = told["attempts"]
     assert (kept["status"], kept["error"]["type"], kept["error"]["message"]) == ("released", "budget_exceeded", why)
     events = (await world.member.get(f"/tasks/{task}/events")).json()["items"]

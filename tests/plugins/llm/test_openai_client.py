@@ -86,7 +86,7 @@ async def test_llm_1_errors_are_shown(client: Any, openai: Any) -> None:
     patient = client.with_options(max_retries=5)  # each repetition would take a minute
     with pytest.raises(openai.UnprocessableEntityError, match="not configured"):
         await patient.chat.completions.create(model="openai/gpt-5", messages=ASK)
-    with pytest.raises(openai.InternalServerError, match="The script demands this error"):
+    with pytest.raises(openai.InternalServerError, match="The script specifies this error"):
         await client.chat.completions.create(model="scripted/broken", messages=ASK)
     with pytest.raises(openai.AuthenticationError):
         await client.with_options(api_key="nonsense").models.list()

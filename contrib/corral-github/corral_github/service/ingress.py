@@ -176,7 +176,7 @@ def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
         if receipt is not None:
             return receipt
     raise Unavailable(
-        "Old deliveries from this repository are being deleted; send this delivery again.", code="overloaded"
+        "Deliveries from this repository are being deleted at the moment; send this delivery again.", code="overloaded"
     )
 
 

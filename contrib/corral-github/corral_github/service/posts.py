@@ -133,7 +133,7 @@ def result_text(task: Any) -> str:
     if isinstance(result, dict) and isinstance(result.get("text"), str) and result["text"].strip():
         return str(result["text"])
     if result in (None, {}, ""):
-        return "The agent completed the task, without a text."
+        return "The agent completed the task, but returned no text."
     return f"```json\n{msgspec.json.format(msgspec.json.encode(result), indent=2).decode()}\n```"
 
 

@@ -99,7 +99,7 @@ TOKEN = FormInput(
     "token",
     "Link",
     'autocomplete="off" spellcheck="false"',
-    "Paste the link that you opened. With scripts, the browser fills it in.",
+    "Paste the link that you opened. If JavaScript is enabled, the browser fills it in.",
 )
 NEW_PASSWORD = FormInput("new_password", "New password", 'type="password" autocomplete="new-password" maxlength="128"')
 SET_PASSWORD = Page(

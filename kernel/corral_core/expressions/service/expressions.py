@@ -70,7 +70,7 @@ class ExpressionsService(Expressions):
     async def evaluate(self, text: str, data: Mapping[str, Any], *, boolean: bool = False) -> Any:
         value = await self._evaluate(text, data, clock.time_s())
         if boolean and not isinstance(value, bool):
-            raise TemplateError(text, 1, "The expression must give true or false.")
+            raise TemplateError(text, 1, "The expression must evaluate to true or false.")
         return value
 
     async def render(self, value: Any, data: Mapping[str, Any], *, secrets: Mapping[str, str] | None = None) -> Any:
@@ -167,7 +167,7 @@ def _as_text(value: Any) -> str:
 
 
 def _unknown_root_message(name: str, roots: Collection[str]) -> str:
-    return f"There is no name {name!r} here; known are: {', '.join(sorted(roots)) or 'none'}."
+    return f"There is no name {name!r} here; the known names are: {', '.join(sorted(roots)) or 'none'}."
 
 
 def _with_position(message: str, offset: int) -> str:

@@ -114,7 +114,7 @@ class ApprovalDecisions:
         if any(each["user_id"] == by.user_id for each in rows.approvals_of(row)):
             raise Conflict("You have already approved this request.", code="already_decided", current_status=row.status)
         if sha256 is not None and sha256 != rows.current_hash(row):
-            detail = "The payload has changed since you read it; read the approval again before you decide."
+            detail = "The payload has changed since you read it; read it again before you decide."
             raise PreconditionFailed(detail, current_version=row.version)
         match.check(row.version)
         return row

@@ -196,7 +196,7 @@ class ApprovalsService:
                     self._outcomes.resolve(row, "cancelled", by=None, note="The tool was called again.")
         limit = self._settings.get(MAX_OPEN)
         if len([row for row in waiting if row.status in OPEN]) >= limit:
-            detail = f"The task has {limit} open approvals (approvals.max_open_per_task); wait until some are decided."
+            detail = f"The task has {limit} open approval requests (approvals.max_open_per_task); wait for decisions."
             raise Problem(detail, code="quota_exceeded")
 
     def _insert(self, request: ApprovalRequest, sha256: str) -> Approval:

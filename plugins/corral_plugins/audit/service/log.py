@@ -332,7 +332,7 @@ class AuditLog:
         if failures == self._reported_failures:
             return
         count = failures - self._reported_failures
-        detail = f"One process could not write {count} rows of the audit log and refused the recorded operations."
+        detail = f"One process could not write {count} rows of the audit log, so it refused the operations."
         alert = SystemAlert(
             kind="audit_write_failed", severity="critical", title="The audit log cannot be written", detail=detail
         )

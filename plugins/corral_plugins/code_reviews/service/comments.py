@@ -172,7 +172,7 @@ def _check_limits(review_id: str, characters: int, added: int = 1) -> None:
     if count + added > rows.MAX_COMMENTS:
         raise TooMany(f"A review can have at most {rows.MAX_COMMENTS} comments.", code="quota_exceeded")
     if present + characters > rows.MAX_CHARACTERS:
-        detail = f"All comments on a review can have at most {rows.MAX_CHARACTERS} characters together."
+        detail = f"The comments on a review can have at most {rows.MAX_CHARACTERS} characters in total."
         raise TooMany(detail, code="quota_exceeded")
 
 

@@ -226,7 +226,7 @@ class Reservations:
 
     def _shortage_refusal(self, scope: BudgetScope, *, needed: int, left: int) -> BudgetRefused:
         detail = (
-            f"{_BUDGETS[scope]} does not admit this call, which may cost {format_micro_usd(needed)}: "
+            f"{_BUDGETS[scope]} does not allow this call, which may cost {format_micro_usd(needed)}: "
             f"{format_micro_usd(left)} is left."
         )
         return self.record_refusal(scope, detail, BudgetShortage(needed=needed, left=left))

@@ -32,7 +32,7 @@ from corral_plugins.dead_letter.shapes import (
 from corral_plugins.tasks.api import Tasks
 
 MESSAGE_BYTES = 4096
-MANUAL = "The task was given up manually."
+MANUAL = "The task was added to the dead letters manually."
 DISCARD_BATCH_SIZE = 500
 _ITEM_FIELDS = DeadLetterItem.__struct_fields__
 

@@ -42,7 +42,7 @@ class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An error that the scripted provider returns. The status 504 simulates a provider that does not respond."""
 
     status: Annotated[int, Meta(ge=400, le=599)] = 500
-    message: Annotated[str, Meta(max_length=1000)] = "The script demands this error."
+    message: Annotated[str, Meta(max_length=1000)] = "The script specifies this error."
     retry_after: Annotated[int, Meta(ge=0, le=3600)] | None = None
 
 

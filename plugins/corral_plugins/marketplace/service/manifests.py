@@ -155,7 +155,10 @@ def _order(resources: list[Json]) -> tuple[tuple[int, ...], list[FieldError]]:
         return tuple(TopologicalSorter(needs).static_order()), faults
     except CycleError as error:
         names = " -> ".join(resources[index]["key"] for index in error.args[1])
-        return (), [*faults, FieldError("/resources", "cycle", f"The resources refer to each other: {names}.")]
+        return (), [
+            *faults,
+            FieldError("/resources", "cycle", f"The resources refer to each other in a cycle: {names}."),
+        ]
 
 
 def _parameter_faults(data: Json) -> Iterator[FieldError]:
@@ -186,17 +189,17 @@ def permission_faults(data: Json, uses: Uses) -> Iterator[FieldError]:
         if place.value not in secrets:
             yield _unlisted_permission(place, "secret", "secrets")
         elif place.value not in declared:
-            detail = f"The secret {place.value} is missing in /secrets."
+            detail = f"The secret {place.value} is missing from /secrets."
             yield FieldError(place.pointer, "unknown_reference", detail)
     for place in uses.hosts:
         if place.value not in hosts and ANY_HOST not in hosts:
             yield _unlisted_permission(place, "host", "egress")
     for index, name in enumerate(secrets):
         if name not in declared:
-            detail = f"The secret {name} is missing in /secrets."
+            detail = f"The secret {name} is missing from /secrets."
             yield FieldError(f"/permissions/secrets/{index}", "unknown_reference", detail)
 
 
 def _unlisted_permission(place: LocatedValue, what: str, where: str) -> FieldError:
-    detail = f"The {what} {place.value} is missing in /permissions/{where}."
+    detail = f"The {what} {place.value} is missing from /permissions/{where}."
     return FieldError(place.pointer, "not_allowed", detail)

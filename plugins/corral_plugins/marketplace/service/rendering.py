@@ -52,7 +52,7 @@ def parameter_faults(value: Any, known: set[str], pointer: str) -> Iterator[Fiel
             if exact is not None and exact[1] not in known:
                 yield FieldError(place.pointer, "unknown_reference", f"The template has no parameter {exact[1]}.")
             elif exact is None and _MENTIONS.search(match[1]):
-                detail = "A parameter stands alone in its braces, such as {{ params.name }}."
+                detail = "A parameter must stand alone in its braces, such as {{ params.name }}."
                 yield FieldError(place.pointer, "not_allowed", detail)
 
 

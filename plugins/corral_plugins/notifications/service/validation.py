@@ -112,7 +112,10 @@ class RuleChecks:
     def _check_events(self, patterns: list[str], pointer: str, *, besides: tuple[str, ...] = ()) -> None:
         for index, pattern in enumerate(patterns):
             if pattern == OWN_EVENT or not (pattern in besides or self._types.is_known(pattern)):
-                detail = f"No notifiable event has the name {pattern}; `corral webhooks event-types` lists all events."
+                detail = (
+                    f"No event that can cause notifications has the name {pattern}; `corral webhooks event-types` "
+                    "lists all events."
+                )
                 raise Invalid.at(f"{pointer}/{index}", "not_in_enum", detail, problem="unknown_event")
 
 

@@ -245,7 +245,7 @@ def _check_expiry(expires_at: str | None) -> None:
 def _check_cas(patch: SecretPatch, row: SecretRow) -> None:
     if patch.cas is not UNSET and patch.cas != row.version:
         raise PreconditionFailed(
-            f"The current version is {row.version}; read the secret again and repeat the change.",
+            f"The current version is {row.version}; fetch the secret again and repeat the change.",
             current_version=row.version,
         )
 

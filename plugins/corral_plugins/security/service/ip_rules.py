@@ -170,7 +170,7 @@ class IpRules:
         update = IpModeRow.update(mode=new.mode, version=IpModeRow.version + 1, updated_at=now)
         if not update.where(here).execute():
             raise PreconditionFailed(
-                "The rules were replaced in the meantime; read them again and repeat the change.",
+                "The rules were replaced in the meantime; fetch them again and repeat the change.",
                 current_version=self.version(),
             )
         existing: dict[tuple[str, str], RuleView] = {(rule.cidr, rule.action): rule for rule in before.rules}

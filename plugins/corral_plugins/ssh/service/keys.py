@@ -30,7 +30,7 @@ def _check_private_key(private_key: str, passphrase: str | None) -> None:
     except (asyncssh.KeyImportError, ValueError) as error:
         if passphrase is None and "assphrase" in str(error):
             raise Invalid.at("/passphrase", "required", "The private key is encrypted; send its passphrase.") from None
-        detail = "This is not a private key that OpenSSH or PEM files contain."
+        detail = "This is not a private key in OpenSSH or PEM format."
         raise Invalid.at("/private_key", "invalid_value", detail) from None
     _refuse_weak(key, "/private_key")
 
@@ -41,7 +41,9 @@ def _normalize_host_key(key_line: str) -> str:
     try:
         key = asyncssh.import_public_key(key_line)
     except (asyncssh.KeyImportError, ValueError):
-        detail = "This is not an OpenSSH public key line; `ssh-keyscan` and /etc/ssh/ssh_host_*_key.pub show some."
+        detail = (
+            "This is not an OpenSSH public key line; `ssh-keyscan` and /etc/ssh/ssh_host_*_key.pub show such lines."
+        )
         raise Invalid.at("/host_key", "invalid_value", detail) from None
     _refuse_weak(key, "/host_key")
     return " ".join(key.export_public_key().decode().split()[:2])

@@ -105,7 +105,7 @@ class DemoOutput:
 @click.option(
     "--keep",
     type=click.Path(path_type=Path),
-    help="new folder for the data of the demo, which is kept afterwards (default: a temporary folder)",
+    help="new folder for the data of the demo; the folder is kept afterwards (default: a temporary folder)",
 )
 @click.option(
     "--template", metavar="SLUG", help="also install this template, such as hello-fleet, and run its workflow"

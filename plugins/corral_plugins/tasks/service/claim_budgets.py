@@ -78,7 +78,7 @@ class RefusedCall(NamedTuple):
         """Return a sentence that describes the refused call."""
         whose = "the installation" if self.scope == "global" else "the agent"
         return (
-            f"The budget of {whose} did not admit a model call, which may cost {format_micro_usd(self.needed_micro)}: "
+            f"The budget of {whose} did not allow a model call, which may cost {format_micro_usd(self.needed_micro)}: "
             f"{format_micro_usd(self.left_micro)} was left."
         )
 

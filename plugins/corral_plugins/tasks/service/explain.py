@@ -188,7 +188,7 @@ class TaskExplanations:
         if agent is None or limit is None:
             return []
         cost, most = format_micro_usd(row.cost_micro), format_micro_usd(limit.limit_micro)
-        detail = f"The task has cost {cost}, and its cost limit of {most} did not admit another model call."
+        detail = f"The task has cost {cost}, and its cost limit of {most} did not allow another model call."
         letter_id = row.get("dead_letter_id")
         if row.get("max_cost_usd") is None:
             how = f"Raise it: corral agents edit {shlex.quote(agent.name)} -f max_cost_per_task_usd:=USD, then"
@@ -306,7 +306,7 @@ class TaskExplanations:
         found = [(agent, self._budgets.plan().find_obstacle(row, agent)) for agent in candidates[:MAX_CANDIDATES]]
         refused = [(agent, obstacle) for agent, obstacle in found if obstacle is not None]
         if not refused or len(refused) < len(found):
-            return [_met(f"budget_{scope}", f"The budget of the {what} admits a run.") for scope, what in BUDGETS]
+            return [_met(f"budget_{scope}", f"The budget of the {what} allows a run.") for scope, what in BUDGETS]
         return [_budget_unmet(row, *refused[0])]
 
     # -- workers

@@ -183,7 +183,7 @@ def _refuse_large_patches(diffs: Sequence[tuple[int, Artifact]]) -> None:
 
     Called if the task is not reviewed. A review would store the patch itself.
     """
-    detail = "No review is due for this diff, so it may have at most 64 Ki characters; upload it as a file."
+    detail = "This diff is not reviewed, so it may have at most 64 Ki characters; upload it as a file."
     large = [index for index, diff in diffs if len(_text_of(diff)) > INLINE_CHARACTERS]
     if large:
         raise Invalid(detail, errors=[FieldError(f"/artifacts/{index}/patch", "too_long", detail) for index in large])

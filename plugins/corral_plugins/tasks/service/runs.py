@@ -437,7 +437,7 @@ class TaskRuns:
         message, columns = "", {}
         if reason == BUDGET_EXCEEDED:
             shortage = None if agent is None else find_refused_call(row, agent, self._models.model_name(agent))
-            message = "A budget did not admit a call." if shortage is None else shortage.describe()
+            message = "A budget did not allow a call." if shortage is None else shortage.describe()
             columns = requeue_columns(row, delay_seconds=BUDGET_DELAY_SECONDS)
         elif reason == CIRCUIT_OPEN:
             blocked = None if agent is None else self._models.blocked_model(agent)

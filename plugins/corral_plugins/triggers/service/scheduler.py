@@ -220,7 +220,7 @@ class TriggerScheduler:
     def _record_missed(self, row: Trigger, slot: float, missed: int) -> None:
         at = clock.format_instant(slot)
         number = f"at least {missed}" if missed >= MAX_COUNTED - RUN_ALL else str(missed)
-        reason = f"{number} slots were missed while the scheduler was down or held."
+        reason = f"{number} slots were missed while no scheduler ran or the kill switch was engaged."
         self._slots.record(row, at, scheduled_for=at, status="skipped_missed", reason=reason)
 
     def _record_absences(self) -> int:

@@ -71,7 +71,7 @@ def _check_cron(config: Mapping[str, Any]) -> list[FieldError]:
             raise CronSimError("the expression must have five fields")
         next(CronSim(expression, datetime.now(UTC)))
     except (CronSimError, StopIteration) as error:
-        reason = "the expression names no existing day" if isinstance(error, StopIteration) else str(error)
+        reason = "the expression matches no existing date" if isinstance(error, StopIteration) else str(error)
         detail = f"The cron expression is not valid or never matches: {reason}."
         faults.append(FieldError("/expression", "bad_format", detail))
     if config.get("timezone") is not None:

@@ -271,7 +271,7 @@ class Engine:
             "step": "",
             "kind": "error",
             "type": "internal",
-            "message": "The run met an internal error; see the log.",
+            "message": "The run failed with an internal error; see the log.",
         }
         state.changes.clear()
         state.set(status="failed", error=error, finished_at=clock.now(), queued_at="", due_at=clock.LAST)

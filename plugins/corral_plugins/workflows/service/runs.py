@@ -103,7 +103,7 @@ class RunsService:
         elif workflow.status == "archived":
             detail = "An archived workflow cannot run."
         elif workflow.status == "draft" and request.trigger_type not in ("manual", "retry"):
-            detail = "A draft can be run only by hand."
+            detail = "A draft can be run only manually."
         elif not workflow.steps:
             detail = "The workflow has no steps."
         elif request.depth > self._settings.get(MAX_DEPTH):
