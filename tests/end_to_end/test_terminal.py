@@ -137,7 +137,11 @@ def test_the_server_of_this_folder_is_found(terminal: Terminal, tmp_path: Path) 
     (tmp_path / "wrong").write_text("not the password")
     refused = terminal.run("login", "--password-file", str(tmp_path / "wrong"), stdin=f"{EMAIL}\n", environ=environ)
     assert refused.stderr.startswith(f"Signing in to {terminal.address}.\nEmail")
-    assert refused.stderr.splitlines()[-1].removeprefix("Email: ").startswith(f"corral: {terminal.address}: ")
+    assert (
+        refused.stderr.splitlines()[-1]
+        .removeprefix("Email: ")
+        .startswith(f"corral: cannot sign in to {terminal.address}: ")
+    )
     signed_in = terminal("login", "--email", EMAIL, "--password-file", "password", **environ)
     assert signed_in == f"Signed in to {terminal.address} as {EMAIL}.\n"
     invited = terminal("user", "invite", "neighbour@example.org", **environ)
@@ -564,7 +568,7 @@ def test_a_run_is_followed_across_a_restart_of_the_server(terminal: Terminal) ->
     until(lambda: err.exists() and "check waiting" in err.read_text())
     left.send_signal(signal.SIGINT)
     assert left.wait(90) == 130
-    command = err.read_text().rpartition("The run continues: corral ")[2].split()
+    command = err.read_text().rpartition("The run continues. Follow it again: corral ")[2].split()
     assert command[:2] == ["workflows", "watch"]
     terminal("workflows", "cancel", command[2])
 

@@ -23,7 +23,7 @@ def follow_run(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[s
         with client.waiting_out_outages(lambda reason: click.echo(f"  {reason}", err=True)):
             return _print_events(client, run, quiet=quiet)
     except KeyboardInterrupt:
-        click.echo(f"\nThe run continues; follow it with {command}", err=True)
+        click.echo(f"\nThe run continues. Follow it again: {command}", err=True)
         sys.exit(130)
     except ApiClientError as error:
         if error.status == 404:
