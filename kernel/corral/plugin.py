@@ -89,7 +89,8 @@ class Plugin:
     async def start(self, runtime: Runtime) -> None:
         """Start the plugin.
 
-        Called after boot, before the first request. Raise an exception to mark the plugin as `failed`.
+        Called after boot, before the first request. If this method raises an exception, the plugin is marked as
+        `failed`.
         """
 
     async def stop(self) -> None:

@@ -44,8 +44,8 @@ class Thread(Model):
 
     Deliveries and posts of one thread are processed in order, by the process that holds the `lease`, which expires at
     `lease_until`. `run_at` is the time at which the next delivery or post is due, or null if none is pending. `heads`
-    maps revision numbers of the review to commit hashes. `seen_at` is the time of the issue's last change, according to
-    the code host's clock.
+    maps revision numbers of the review to commit hashes. `seen_at` is the time of the change to the issue for which
+    Corral created its last task, according to the code host's clock.
     """
 
     visibility = SHARED

@@ -20,7 +20,7 @@ OPERATIONS = {
 }
 """The ids of the operations that Corral offers to MCP clients, grouped by plugin.
 
-Operations that this installation does not serve are omitted.
+An operation that this installation does not serve is not offered.
 """
 _COMPONENT = "#/components/schemas/"
 _NAME = re.compile(r"\{([a-z_]+)\}")

@@ -249,17 +249,18 @@ def _parse_empty_query(query: Any) -> Any:
 
 @functools.lru_cache(maxsize=2048)  # reading the fields of all shapes at boot takes a tenth of a start
 def _marked_fields(shape: Any, mark: Any) -> frozenset[str]:
-    """Return the names of the fields whose type carries `mark`: a generic origin such as `list`, or an annotation.
+    """Return the names of the fields whose type has the given mark (see `_marks`).
 
-    A union type carries the marks of all its members.
+    A union type has the marks of all its members.
     """
     kinds = hints(shape) if isinstance(shape, type) else {}
     return frozenset(name for name, kind in kinds.items() if any(mark in _marks(part) for part in union_parts(kind)))
 
 
 def _marks(kind: Any) -> tuple[Any, ...]:
-    """Return the marks that the type `kind` carries.
+    """Return the marks of the type `kind`.
 
-    Marks are the generic origin of the type, the generic origin of the type inside `Annotated`, and the annotations.
+    Marks are the generic origin of the type, such as `list`, the generic origin of the type inside `Annotated`, and the
+    annotations.
     """
     return *map(typing.get_origin, (kind, getattr(kind, "__origin__", None))), *getattr(kind, "__metadata__", ())

@@ -140,7 +140,7 @@ class Delegation(Protocol):
     delegation_header: str
 
     def act_as(self, caller: Principal, named: str) -> Principal:
-        """Return the principal that the header names, or `caller` itself if this kind of caller cannot delegate.
+        """Return the principal that the header names, or `caller` itself if this kind of caller cannot use the header.
 
         `named` is the value of the delegation header. Runs in a read-only unit of work. Raises a `Problem` when the
         caller may not act as that principal.

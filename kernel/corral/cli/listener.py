@@ -74,10 +74,10 @@ async def refuse_connections(listener: socket.socket, stop_accepting: Callable[[
 
 
 def _ignore_new_connections(listener: socket.socket) -> None:
-    """Accept only connections that are already pending. Clients that try to connect now will retry.
+    """Make the operating system ignore new connections. Pending connections can still be accepted.
 
-    On Linux, a packet filter drops the packets of new connections. On other systems, one connection at a time may still
-    be accepted.
+    Clients that try to connect now will retry. On Linux, a packet filter drops the packets of new connections. On other
+    systems, one connection at a time may still be accepted.
     """
     if sys.platform == "linux":
         program = ctypes.create_string_buffer(DROP_ALL)

@@ -17,7 +17,7 @@ def masked_rows(config: Config) -> list[Row]:
 def masked(value: Any, *, secret: bool = False) -> Any:
     """Return a configuration value as JSON, with the credentials in it masked.
 
-    If `secret` is true, all values in it are masked.
+    If `secret` is true, the whole value is masked; in a table or list, every item is masked.
     """
     if isinstance(value, Mapping):
         return {name: masked(item, secret=secret or bool(SECRET_NAME.search(name))) for name, item in value.items()}

@@ -140,7 +140,10 @@ def running_server_url(data_dir: Path) -> str | None:
 
 
 def _running_processes(data_dir: Path) -> Iterator[int]:
-    """Yield the pids of registered processes that are running. Remove the files of ended processes."""
+    """Yield the pids of registered processes that are running.
+
+    The registrations and load results of processes that have ended are deleted.
+    """
     for path in _registration_folder(data_dir).glob("*"):
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             try:

@@ -2,9 +2,9 @@
 
 After three crashed starts within 15 minutes, the next start enters safe mode.
 
-Each start creates a record file and locks it. An unlocked record file belongs to a start that crashed. A start that
-exits cleanly (after a refusal or Ctrl-C) removes its file, and a start that becomes ready removes the files of earlier
-crashes.
+At each start, the process creates a record file and locks it. An unlocked record file belongs to a start that crashed.
+If the start ends cleanly, for example because the server refuses to start or the user presses Ctrl-C, the process
+removes its file. When the process is ready, it removes its file and the files of earlier crashes.
 """
 
 from __future__ import annotations

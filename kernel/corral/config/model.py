@@ -1,9 +1,9 @@
 """The configuration: `corral.toml` and `CORRAL_*` variables, read at startup into one frozen `Config`.
 
 `config_keys.json` lists everything that can be configured, with descriptions and variables. The fields of `Config` and
-its sections define the types and defaults. Loading, validation, `rows()` and `corral config init` are derived from
-both. Run-time settings that the file or the command line pins (`Config.pinned`) and the remaining `CORRAL_*` variables
-(`Config.variables`) are not validated here; the settings registry validates both.
+its sections define the types and defaults. Loading, validation, `rows()` and `corral config init` use both. Run-time
+settings that the file or the command line pins (`Config.pinned`) and the remaining `CORRAL_*` variables
+(`Config.variables`) are not validated here; the settings registry validates them.
 """
 
 from __future__ import annotations

@@ -81,10 +81,10 @@ class FullTextIndex:
         return " ".join(word if self.count(word, limit=enough) >= enough else f"{word}*" for word in whole)
 
     def match_sql(self, *, up_to: bool = False) -> str:
-        """Return SQL that selects the numbers of the matching documents as `n`, highest first.
+        """Return SQL that selects the document number of each matching document as `n`, highest first.
 
-        The parameters of the SQL are the query, the highest number to return (only if `up_to` is set), and the limit.
-        The caller may append `OFFSET ?`.
+        The parameters of the SQL are the query, the highest document number to include (only if `up_to` is set), and
+        the maximum number of rows. The caller may append `OFFSET ?`.
         """
         number = "rowid" if on_sqlite() else "n"
         condition = f"{self._table} MATCH ?" if on_sqlite() else "words @@ to_tsquery('simple', ?)"

@@ -1,9 +1,9 @@
 """The connection pool: threads that each own one connection and run units of work from a shared bounded queue.
 
 If a unit runs longer than `LOST_AFTER` seconds, its thread is abandoned: the connection is closed, and
-`corral.watchdog` raises an exception in the thread. A new thread replaces the abandoned one, and the other units of the
-same transaction run again. If two units of the same route are abandoned, the route is quarantined for a while, unless
-the database itself does not answer.
+`corral.watchdog` raises an exception in the thread. A new thread replaces the abandoned one. On SQLite, where several
+units share a transaction, the other units of the transaction run again. If two units of the same route are abandoned,
+the route is quarantined for a while, unless the database itself does not answer.
 """
 
 from __future__ import annotations
@@ -168,7 +168,10 @@ class Timings:
 
 
 class RouteQuarantine:
-    """Refuses a route's units of work for `QUARANTINE_SECONDS` after two of them ran too long within that time."""
+    """Refuses a route's units of work for `QUARANTINE_SECONDS` after two of them ran too long.
+
+    The second one counts only if it began after the first one was abandoned, and less than `QUARANTINE_SECONDS` later.
+    """
 
     def __init__(self) -> None:
         self.last_loss: dict[str, float] = {}

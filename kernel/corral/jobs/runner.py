@@ -146,8 +146,8 @@ class JobRunner:
     def claim_schedules(self, names: Sequence[str], *, due: bool = False) -> list[tuple[ScheduleRow, bool]]:
         """Claim the named schedules that are due and not running.
 
-        If `due` is true, schedules that are not due are claimed as well. Return the row of each schedule, and whether
-        this call claimed the schedule. Runs in the caller's unit of work.
+        If `due` is true, all of them count as due. Return the row of each named schedule, and whether this call claimed
+        the schedule. Runs in the caller's unit of work.
         """
         now, lease, is_named = clock.time_s(), new_id(), ScheduleRow.name.in_(names)
         following = {name: self.schedules[name].next_after(now) for name in names}

@@ -91,7 +91,7 @@ class Redactor:
         return RedactorStream(self, patterns)
 
     def set_values(self, source: str, values: Mapping[str, str]) -> list[str]:
-        """Replace all credentials of a source with `values`. Return the names of the values that cannot be redacted.
+        """Set the known credentials of a source to `values`. Return the names of the values that cannot be redacted.
 
         Short values, repetitive values and single words cannot be redacted, because replacing them would damage
         ordinary text. With thousands of values, this method takes up to a second, so call it in a thread.
@@ -166,8 +166,8 @@ class RedactorStream:
     def _settle(self, text: str, *, final: bool) -> str:
         """Return the part of the redacted text that later text cannot change, and keep the rest.
 
-        If a credential begins in this part and ends after it, it is replaced by `[redacted]` in this part, and the rest
-        of the credential is removed later.
+        A credential that begins in this part and ends after it is replaced by `[redacted]` in this part. The rest of
+        the credential is removed later.
         """
         spans, cut = self._redactor._matcher.scan(text, patterns=self._patterns, final=final)
         while open_spans := [span.since for span in spans if span.since < cut <= span.start]:

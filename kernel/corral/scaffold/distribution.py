@@ -1,6 +1,6 @@
 """Writes the distribution package of a new plugin.
 
-It passes linting, type checks, tests and conformance checks without changes.
+The package passes linting, type checks, tests and conformance checks without changes.
 """
 
 from __future__ import annotations

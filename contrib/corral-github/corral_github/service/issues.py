@@ -24,7 +24,7 @@ class Issues:
     async def handle(self, item: WorkItem) -> None:
         """Create a task, unless the issue is closed or already has an unfinished task, or the delivery is outdated.
 
-        A delivery is outdated if a later delivery about the issue was handled before.
+        A delivery is outdated if the issue's last task was created for the same change to the issue or a later one.
         """
         await self._work(lambda: self._create_task(item))
 

@@ -59,13 +59,14 @@ class WorkItem(msgspec.Struct, frozen=True):
 
 
 def wake(thread_id: str) -> bool:
-    """Queue a job for a thread (a pull request or an issue), and make it due unless its due time is set.
+    """Queue a job for a thread (a pull request or an issue). If the thread has no due time, set it to now.
 
     Runs in the caller's unit of work. Return False if the thread was deleted. Otherwise, the thread cannot be deleted
     before the unit of work ends.
 
     The row is locked even if it does not change, so that the holder's last check for work runs either before or after
-    this unit of work. A condition on `run_at` would not wait for a holder that is about to release the thread.
+    this unit of work. An UPDATE with a condition on `run_at` would not wait for a holder that is about to release the
+    thread.
     """
     due = Thread.update(run_at=fn.COALESCE(Thread.run_at, clock.now()))
     if not due.where(Thread.id == thread_id).execute():

@@ -91,7 +91,7 @@ class ThreadWorker:
         return True
 
     def _check_rights(self, item: WorkItem) -> None:
-        """Raise `InsufficientRights` if the admin who owns the repository is no longer allowed to manage them."""
+        """Raise `InsufficientRights` unless the admin who owns the repository may still manage repositories."""
         self._accounts.principal_of(item.repository.owner_id, "github.manage")
 
     def _handler(self, item: WorkItem) -> Callable[[WorkItem], Awaitable[None]]:

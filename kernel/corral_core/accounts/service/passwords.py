@@ -140,7 +140,7 @@ _CLASSES = (
 
 
 class PasswordPolicy:
-    """Checks new passwords. Policy changes do not affect existing passwords."""
+    """Checks new passwords against the rules of the policy. Changes to the rules do not affect existing passwords."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -240,7 +240,8 @@ class PasswordHistory:
     async def refuse_former(self, user_id: str, password: str, *, pointer: str) -> None:
         """Raise `Invalid` (`weak_password`) for the current or a previous password, if the policy forbids reuse.
 
-        Authenticate the caller first, because the result reveals previous passwords. Runs outside a unit of work.
+        The caller must already be authenticated as this user, because the result reveals previous passwords. Runs
+        outside a unit of work.
         """
         kept = self._settings.get(HISTORY)
         if not kept:
