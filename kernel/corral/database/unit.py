@@ -40,8 +40,8 @@ ANONYMOUS = Actor("anonymous")
 class UnitContext(msgspec.Struct, frozen=True):
     """The context in which a unit was started.
 
-    `label` names the route, job or command in logs. `actor` is the caller, and `cause` lists the ids of the events that
-    led to this unit.
+    `label` names the route, job or command in logs. `actor` is the caller, and `cause` lists the ids of the objects,
+    such as triggers and tasks, that led to this unit.
 
     On SQLite, a unit with `durable=False` does not wait until its rows are on the disk. The rows survive a crash of the
     process, but possibly not a power failure (docs/adr/0025). Use `durable=False` only for changes whose success is not

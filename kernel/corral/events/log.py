@@ -60,7 +60,10 @@ class EventView(msgspec.Struct, kw_only=True):
 
 
 class LoggedEvent(msgspec.Struct, frozen=True):
-    """An event as read from the log. `data` is JSON text, and `cause` is a JSON list of event ids."""
+    """An event as read from the log. `data` is JSON text.
+
+    `cause` is a JSON list with the ids of the objects, such as triggers and tasks, that led to the event.
+    """
 
     seq: int
     id: str

@@ -98,9 +98,10 @@ class TaskStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Selects the log lines of one attempt, by default the latest, whose `seq` is greater than `after`.
+    """Selects the log lines of one attempt of a task, by default the latest attempt.
 
-    `wait` is the maximum number of seconds to wait for more lines.
+    Only lines whose `seq` is greater than `after` are returned. `wait` is the maximum number of seconds to wait for
+    more lines.
     """
 
     fence: Annotated[int, Meta(ge=1)] | UnsetType = UNSET

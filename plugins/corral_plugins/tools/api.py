@@ -50,9 +50,9 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
     """The context in which a tool runs.
 
     `caller` is the agent, with the current permissions of the person who requested the task. `config` is the
-    configuration of the tool. `work` opens units of work for `async def` tools. `cause_chain` lists the causes of the
-    task. To record these causes for the events of a unit of work, pass them in the `UnitContext` with which `work`
-    opens the unit.
+    configuration of the tool. `work` opens units of work for `async def` tools. `cause_chain` lists the ids of
+    the triggers and tasks that led to the task. To record these causes for the events of a unit of work, pass them in
+    the `UnitContext` with which `work` opens the unit.
     """
 
     caller: Principal
@@ -74,7 +74,7 @@ class CallTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a tool, with the names of the untrusted sources in the result.
+    """The result of a tool, with the names of the untrusted sources of the result.
 
     A tool returns an instance of this class if only some of its results are untrusted.
     """

@@ -16,7 +16,8 @@ def corral_tools() -> Iterable[Tool]:  # type: ignore[empty-body]
     """Contribute tools for agents.
 
     The name of a tool must contain a dot and begin with a lower-case letter. A plugin that contributes a tool with any
-    other name gets the state `failed`. If another tool already has the same name, the tool is ignored.
+    other name gets the state `failed`. If several plugins contribute tools with the same name, only one of these tools
+    is used: that of the `tools` plugin, or else that of the plugin whose name comes first in alphabetical order.
     """
 
 

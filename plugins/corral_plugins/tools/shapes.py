@@ -250,7 +250,7 @@ class AcceptedDefinitions(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
 
 
 class McpToolItem(msgspec.Struct, kw_only=True):
-    """A tool of an MCP server in a list. Agents cannot use a tool whose `status` is `changed`."""
+    """A tool of an MCP server, as listed with the server. Agents cannot use a tool whose `status` is `changed`."""
 
     name: str
     status: Literal["ok", "changed"]

@@ -29,9 +29,10 @@ Json = dict[str, Any]
 class FireContext(msgspec.Struct, frozen=True, kw_only=True):
     """The circumstances under which a trigger's action runs.
 
-    `owner` is the trigger's owner, with the permissions that the owner has now. `cause_chain` lists the causes of this
-    run. It is passed on to everything that the action starts, so that a trigger can detect events that it caused
-    itself. `tainted` means that the input is untrusted, and `taint_sources` says where it comes from.
+    `owner` is the trigger's owner, with the permissions that the owner has now. `cause_chain` lists the ids of
+    the triggers (including this one) and tasks that led to this run of the action. It is passed on to everything that
+    the action starts, so that a trigger can detect events that it caused itself. `tainted` means that the input is
+    untrusted, and `taint_sources` says where it comes from.
     """
 
     trigger_id: str

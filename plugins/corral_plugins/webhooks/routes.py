@@ -157,6 +157,6 @@ def redeliver_webhook_delivery(
 def recover_webhook_deliveries(
     id: str, body: RecoverDeliveries, deliveries: WebhookDeliveries, caller: Principal
 ) -> Answer[RecoveredDeliveries]:
-    """Resend the deliveries that have failed or been cancelled since the given time."""
+    """Resend the failed and cancelled deliveries that were created since the given time."""
     found = deliveries.recover(id, body, by=caller)
     return Answer(body=found, headers={"Location": f"/api/v1/webhooks/{id}/deliveries"})

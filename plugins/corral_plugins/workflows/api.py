@@ -176,8 +176,8 @@ class StepTasks(Protocol):
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The data needed to start a run.
 
-    `tainted` means that the input comes from an untrusted source. `cause_chain` lists the causes of the run, and is
-    passed on to everything that the run starts.
+    `tainted` means that the input comes from an untrusted source. `cause_chain` lists the ids of
+    the triggers and tasks that led to the run. It is passed on to everything that the run starts.
     """
 
     workflow_id: str
@@ -195,8 +195,8 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a run. `output` is null until the run is completed.
 
-    `tainted` means that the output may contain content from an untrusted source. `cause_chain` lists the causes of the
-    run.
+    `tainted` means that the output may contain content from an untrusted source. `cause_chain` lists the
+    ids of the triggers and tasks that led to the run.
     """
 
     id: str
@@ -258,7 +258,7 @@ class WorkflowCreated(WorkflowEvent, kw_only=True):
 
 
 class WorkflowUpdated(WorkflowEvent, kw_only=True):
-    """A workflow was changed. `workflow_version` is the number of its newest definition."""
+    """A workflow was changed. `workflow_version` is the version number of its newest definition."""
 
     event = "workflow.updated"
 

@@ -11,7 +11,7 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 
 
 class Workflow(Model):
-    """A workflow. `n` is the number of its newest definition, which is also stored as a `WorkflowVersion`."""
+    """A workflow. `n` is the version number of its newest definition, which is also stored as a `WorkflowVersion`."""
 
     visibility = SHARED
     owner_field = "created_by"

@@ -143,7 +143,7 @@ class LastRun(msgspec.Struct, kw_only=True):
 
 
 class WorkflowItem(msgspec.Struct, kw_only=True):
-    """A workflow in a list. `workflow_version` is the number of its newest definition."""
+    """A workflow in a list. `workflow_version` is the version number of its newest definition."""
 
     id: str
     version: int
@@ -194,7 +194,7 @@ class VersionQuery(PageQuery, kw_only=True):
 
 
 class WorkflowVersionItem(msgspec.Struct, kw_only=True):
-    """A version of a workflow in a list."""
+    """A version of a workflow, as shown in the list of versions."""
 
     n: int
     name: str

@@ -77,7 +77,10 @@ class TaskDeadLetters:
         return new_id() if self.dead_letters is not None and error["kind"] in FAILURES else None
 
     def add(self, row: TaskRow, letter_id: str | None, *, previous: str, reason: Reason | None = None) -> None:
-        """Add the dead letter for a task that has just failed, unless `letter_id` is None."""
+        """Add the dead letter for a task that has just failed, unless `letter_id` is None.
+
+        `previous` is the task's status before the failure.
+        """
         if letter_id is None or self.dead_letters is None:
             return
         error: dict[str, Any] = row.get("error")

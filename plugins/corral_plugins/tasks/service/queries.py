@@ -112,7 +112,7 @@ def matches_subselect(query: str) -> peewee.SQL:
 
 
 def _index_number_before(before: tuple[str, str]) -> int:
-    """Return the index number of the newest indexed task that is older than the sort key `before`.
+    """Return the index key (`SearchDocument.n`) of the newest indexed task that is older than the sort key `before`.
 
     Return 0 if there is no such task.
     """
@@ -172,7 +172,7 @@ IndexedText = tuple[int, str, str]
 
 
 def indexed_text(row: TaskRow) -> IndexedText | None:
-    """Return the index number and the indexed text of a task, or None if the task is not in the search index.
+    """Return the index key and the indexed text of a task, or None if the task is not in the search index.
 
     Call this function before you change the text, because `reindex` needs the old text.
     """
@@ -288,7 +288,7 @@ def next_anchor() -> tuple[str, str] | None:
 
 
 def decrement_anchor(created_at: str, task_id: str) -> None:
-    """Decrement the count of the page anchor that covers the position of a deleted task."""
+    """Decrement the task count of the page anchor that covers the position of a deleted task."""
     anchor = _COVERING.one({"created_at": created_at, "id": task_id})
     if anchor is not None:
         _LESS.run({"anchor_at": anchor[0], "anchor_id": anchor[1]})

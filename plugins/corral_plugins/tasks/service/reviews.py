@@ -181,7 +181,7 @@ def _text_of(diff: Artifact) -> str:
 def _refuse_large_patches(diffs: Sequence[tuple[int, Artifact]]) -> None:
     """Raise `Invalid` if a patch is too large to be stored in an artifact.
 
-    Called if the task is not reviewed. A review would store the patch itself.
+    Called if the task is not reviewed. The patch of a reviewed task is stored with the review, not in an artifact.
     """
     detail = "This diff is not reviewed, so it may have at most 64 Ki characters; upload it as a file."
     large = [index for index, diff in diffs if len(_text_of(diff)) > INLINE_CHARACTERS]

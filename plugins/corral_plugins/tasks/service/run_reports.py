@@ -136,7 +136,7 @@ class UsageReports:
     cost: Costs | None
 
     def record_usage(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> None:
-        """Add the usage that a worker reports to both the task and the attempt.
+        """Add the usage from a worker's report to both the task and the attempt.
 
         The usage is recorded even if the attempt has ended.
         """

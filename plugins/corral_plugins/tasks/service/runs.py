@@ -323,7 +323,7 @@ class TaskRuns:
     def fail(self, task_id: str, lease_id: str | None, report: FailureReport, by: Principal) -> Encoded:
         """Fail a run. The retry policy decides whether the task is retried.
 
-        If the run has not started, return the task to its queue without consuming an attempt instead. If the task is
+        If the run has not started, instead return the task to its queue without consuming an attempt. If the task is
         being cancelled, end it as the cancellation requires.
         """
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "fail")

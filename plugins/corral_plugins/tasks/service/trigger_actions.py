@@ -1,4 +1,4 @@
-"""The action `create_task`, which lets triggers create tasks, and the taint check for the tasks that events name."""
+"""The action `create_task`, which lets triggers create tasks, and the taint check for tasks named in events."""
 
 from __future__ import annotations
 

@@ -139,9 +139,9 @@ def end_call(
 ) -> bool:
     """End a call and publish the `tool.called` event.
 
-    `reason` is the reason why a call that needed an approval did not run. `causes` is the task's chain of causes; by
-    default, the event has the causes of the unit of work. Return False if the call has already ended or another process
-    has taken over the call.
+    `reason` is the reason why a call that needed an approval did not run. `causes` lists the ids of
+    the triggers and tasks that led to the task; by default, the event has the causes of the unit of work. Return False
+    if the call has already ended or another process has taken over the call.
     """
     now = clock.now()
     duration = duration_ms if duration_ms is not None else clock.elapsed_ms(row.created_at, now)

@@ -66,7 +66,7 @@ class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The redacted outcome of a tool call. `untrusted` lists the untrusted sources in the result."""
+    """The redacted outcome of a tool call. `untrusted` lists the untrusted sources of the result."""
 
     result: Any = None
     error: dict[str, Any] | None = None

@@ -78,7 +78,7 @@ NO_OVERRIDES = ToolOverrides()
 
 
 class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool definition with the values that admins have overridden.
+    """A tool definition, with the values with which admins override it.
 
     `workers` lists the online workers that offer the tool. `accepted` is false if an admin still has to accept an MCP
     server's definition of the tool.

@@ -46,7 +46,7 @@ The value is None if the account was deleted or deactivated.
 class LogReadProgress(msgspec.Struct, frozen=True, kw_only=True):
     """The progress of reading the log. `has_more` is true if there may be more events.
 
-    `seq` is the number of an event that has not yet been recorded for all triggers that listen for it, or 0.
+    `seq` is the sequence number of an event that has not yet been recorded for all triggers that listen for it, or 0.
     `trigger_id` is the id of the last trigger for which this event has been recorded.
     """
 
@@ -177,8 +177,8 @@ class TriggerEvents:
     def is_readable(self, trigger: Trigger, event: LoggedEvent, owners: Owners) -> bool:
         """Return whether the owner of a trigger may read an event.
 
-        If the owner's account is deactivated or deleted, only shared events count as readable. The trigger then fires
-        and fails, so that the history shows the failure.
+        If the owner's account is deactivated or deleted, only events with the visibility `shared` count as readable.
+        The trigger then fires and fails, so that the history shows the failure.
         """
         if trigger.created_by not in owners:
             owners[trigger.created_by] = self._owner(trigger.created_by)

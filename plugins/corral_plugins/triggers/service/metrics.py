@@ -34,7 +34,10 @@ class TriggerMetrics:
         self._lag = Histogram(LONG_SECONDS)
 
     def observe(self, type: str, status: str, lag_seconds: float) -> None:
-        """Record the final status of a slot. Call this method after the unit of work that set it has committed."""
+        """Record the final status of a slot.
+
+        Call this method after the commit of the unit of work that sets the status.
+        """
         self._decided[type, status] += 1
         if status == "fired":
             self._lag.observe(max(0.0, lag_seconds))

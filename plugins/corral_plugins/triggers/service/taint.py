@@ -32,8 +32,8 @@ class EventTaintService:
 def mark_tainted(rows: Sequence[Fire], checks: Sequence[TaintCheck]) -> None:
     """Set `is_tainted` on each slot whose event, payload or cause chain names a tainted object.
 
-    Call this function only with slots that are about to fire, because each check reads the database once. A person who
-    fires a trigger vouches for the payload.
+    Call this function only with slots that are about to fire, because each check reads the database once. Slots that a
+    person fired manually are not marked, because that person vouches for the payload.
     """
     named = {row.id: set(_object_ids(row)) for row in rows if not row.is_manual and not row.is_tainted}
     ids = {each for names in named.values() for _, each in names}

@@ -56,7 +56,7 @@ class WebhookDeliveries:
         return delivery_view(Delivery.get_by_id(delivery.id))
 
     def recover(self, webhook_id: str, body: RecoverDeliveries, *, by: Principal) -> RecoveredDeliveries:
-        """Resend the deliveries that have failed or been cancelled since the requested time.
+        """Resend the failed and cancelled deliveries that were created since the requested time.
 
         The caller's unit of work queues the first batch of deliveries, and a job queues the rest.
         """

@@ -125,7 +125,7 @@ class WebhookSender:
     async def _connection_error(self, url: str, error: BaseException) -> AttemptError:
         """Return the reason why a connection failed.
 
-        The host name is looked up again, because a failed lookup is reported as `dns`.
+        The host name is looked up again, so that a failed lookup can be reported as `dns`.
         """
         cause: BaseException | None = error
         while cause is not None:

@@ -50,7 +50,10 @@ class ToolRun(Attempt):
             await self._fail_attempt(reason, " ".join([error.detail, *faults]), retryable=is_temporary)
 
     async def _complete(self, executor: Mapping[str, Any], result: Any) -> NoReturn:
-        """Complete the task with the result of the tool, or with the JSON value that the code printed."""
+        """Complete the task with the tool's result, or with the JSON value printed by the code of a `code` step.
+
+        If that code failed, or if the last line that it printed is not JSON, fail the attempt instead.
+        """
         if executor.get("returns") != "json" or not isinstance(result, dict) or "output" not in result:
             await self._complete_task(result)
         output = str(result["output"]).strip()

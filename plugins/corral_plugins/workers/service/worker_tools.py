@@ -1,6 +1,6 @@
 """Adds the tools of the reference worker to the `tools` plugin.
 
-Each worker reports which of these tools it offers when it registers.
+When a worker registers, it reports which of these tools it offers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Workflow steps that run code, and the tasks of all steps whose worker makes a single tool call.
+"""Workflow steps that run code, and the task executor for all steps that consist of a single tool call.
 
 The step type `code` is defined here; the `tools` plugin contributes the step type `tool`. The tool call needs the same
 permission as a call by an agent, because it is made under the lease of an agent's task.
@@ -55,7 +55,7 @@ class CodeSteps:
         return [] if self.tools is not None else [FieldError("/language", "not_allowed", DISABLED)]
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Create a task that only an agent that may use the tool, on a worker that offers the tool, can run."""
+        """Create a task that requires an agent that may use the tool, and a worker that offers the tool."""
         if self.tools is None:
             raise StepFailure("plugin_disabled", DISABLED, retryable=False)
         assert self.tasks is not None

@@ -50,7 +50,7 @@ def stored_step(new: NewStep, others: Sequence[Json], depth: int = 0) -> Json:
 
 
 def given_fields(given: StepFields, depth: int = 0) -> Json:
-    """Return the fields that a request sets, except the names and the type."""
+    """Return the fields that a request sets, except the name, the title and the type of the step."""
     fields = {name: getattr(given, name) for name in ("order", *DEFAULTS) if getattr(given, name) is not UNSET}
     if fields.get("retry_policy") is not None:
         fields["retry_policy"] = msgspec.to_builtins(fields["retry_policy"])

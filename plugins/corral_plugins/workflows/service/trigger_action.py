@@ -1,4 +1,4 @@
-"""The action `run_workflow`, which lets a trigger start a run, and the taint check for the runs that events name."""
+"""The action `run_workflow`, which lets a trigger start a run, and the taint check for runs named in events."""
 
 from __future__ import annotations
 
