@@ -93,10 +93,10 @@ class Messages(Protocol):
     ) -> SentMessage:
         """Send a message. The caller must have redacted its subject and body.
 
-        `trusted` states whether a person wrote the message. By default, it is true if `by` is a person. `cause` is the
-        chain of causes that led to the message, by default that of the caller's task. Raise a `Problem` with the code
-        `unknown_reference`, `hop_limit` or `rate_limited`, or `Forbidden` if the caller is not allowed to send on
-        behalf of the sender.
+        `trusted` states whether a person wrote the message. By default, it is true if `by` is a person. `cause` lists
+        the ids of the triggers and tasks that led to the message, by default of those that led to the caller's task.
+        Raise a `Problem` with the code `unknown_reference`, `hop_limit` or `rate_limited`, or `Forbidden` if the caller
+        is not allowed to send on behalf of the sender.
         """
         ...
 
@@ -111,7 +111,7 @@ class Messages(Protocol):
     def put_back(self, lease_id: str) -> None:
         """Put messages that were delivered under this lease back into the queue, because the attempt did not complete.
 
-        Messages that were read or acknowledged in the meantime are not changed.
+        Messages that were acknowledged, or that were read after their first delivery, are not changed.
         """
         ...
 

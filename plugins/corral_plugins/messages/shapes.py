@@ -37,8 +37,8 @@ class MessageItem(msgspec.Struct, kw_only=True):
     """A message in a list.
 
     `status` is the least advanced status among the recipients, in the order `sent`, `delivered`, `read`, `acked`,
-    `expired`. `trust` is `trusted` if a person wrote the message. `hops` is the number of replies that precede the
-    message in its chain.
+    `expired`. `trust` is `trusted` if a person wrote the message. `hops` is 0 for a message that is not a reply, and
+    otherwise one more than the `hops` of the message to which it replies.
     """
 
     id: str

@@ -128,9 +128,9 @@ def mark_read(client: ApiClient, *, notification: str | None, everything: bool, 
 def preferences(client: ApiClient, *, fields: tuple[str, ...], as_json: bool) -> None:
     """Show your preferences, or change them.
 
-    Choose which notifications are sent by email (off, important or all): --field email=important. Mute events: --field
-    'mute:=["task.failed"]'. Set the hours in which you receive only critical notifications: --field
-    'quiet_hours:={"from": "22:00", "to": "07:00", "timezone": "Europe/Berlin"}'.
+    To choose which notifications are sent by email (off, important or all), use --field email=important. To mute
+    events, use --field 'mute:=["task.failed"]'. To set the hours in which you receive only critical notifications, use
+    --field 'quiet_hours:={"from": "22:00", "to": "07:00", "timezone": "Europe/Berlin"}'.
     """
     body = read_body(None, fields)
     found = client.send("PUT", "/notifications/preferences", body=body) if body else None

@@ -80,7 +80,7 @@ def forget_purged_user(event: LoggedEvent) -> None:
 
 
 def read_decided_requests(event: LoggedEvent) -> None:
-    """When a person decides on a request, mark the notifications that asked this person for the decision as read."""
+    """When a person decides on a request, mark as read the notifications that asked this person for the decision."""
     if event.actor_type == "user" and event.actor_id and event.payload().get("change", "decision") == "decision":
         mark_requests_read(event.actor_id, event.object_type, event.object_id)
 

@@ -140,7 +140,7 @@ class Secrets(Protocol):
     def delete_value(self, secret_id: str, *, by: Principal) -> None:
         """Delete a secret that `store_value` created for an object that is itself being deleted.
 
-        Does nothing if the secret has already been deleted. Detach the object first.
+        The caller must detach the object first. Does nothing if the secret has already been deleted.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The database tables for stored settings, their history, and the version that tells processes when to reload them."""
+"""The database tables for stored settings, their history, and the version by which processes detect changes."""
 
 from __future__ import annotations
 

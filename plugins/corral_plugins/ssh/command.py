@@ -100,7 +100,11 @@ def create_connection(
     fields: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Create an SSH connection. Then test it to see the machine's host key, and accept the key with accept-key."""
+    """Create an SSH connection.
+
+    Before commands can run, you must accept the machine's host key, unless you gave it in the field host_key. `corral
+    ssh test` shows the key, and `corral ssh accept-key` accepts it.
+    """
     if key_path is not None and password:
         raise click.UsageError("--key and --password cannot be used together")
     body = {**read_body(input_path, fields), "name": name, **_machine_fields(machine)}

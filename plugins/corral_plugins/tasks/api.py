@@ -172,8 +172,8 @@ class NewTask(TaskFields, kw_only=True, forbid_unknown_fields=True):
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """The origin of a task that was created by another task or by a workflow.
 
-    It consists of the parent task, the workflow run and its step, the chain of causes that led to the task, and the
-    sources of untrusted content if the task is tainted.
+    It consists of the parent task, the workflow run and its step, the ids of the triggers and tasks that led to the
+    task, and the sources of untrusted content if the task is tainted.
     """
 
     parent_task_id: str | None = None
@@ -314,7 +314,8 @@ class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """A task and, if the task is leased, its current run. `allowed_tools` is null if all tools are allowed.
 
-    `cause_chain` lists the causes of the task, so that a trigger can recognise tasks that it caused itself.
+    `cause_chain` lists the ids of the triggers and tasks that led to the task, so that a trigger can recognise tasks
+    that it caused itself.
 
     If the task is not leased, `lease_id` and `worker_id` are empty. `agent_id` is then also empty, unless the task
     names an agent.

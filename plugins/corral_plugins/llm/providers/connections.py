@@ -157,7 +157,7 @@ def _raw_headers(target: Destination, headers: Mapping[str, str], content: bytes
 
 
 def _convert_error(error: Exception, provider: ProviderConnection) -> tuple[str, ProviderError | None]:
-    """Return the outcome of a failed request for the egress metrics, and the `ProviderError` to raise.
+    """Return the outcome of a failed request, as the egress metrics count it, and the `ProviderError` to raise.
 
     The error is None if the exception was not caused by the network or the provider.
     """

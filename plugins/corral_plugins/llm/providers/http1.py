@@ -28,9 +28,9 @@ class Http1Connection:
         self._idle_since = 0.0
 
     async def send(self, method: str, path: bytes, headers: Headers, content: bytes | None) -> h11.Response:
-        """Send a request in one piece, and return the status and the headers of the response.
+        """Send a request with a single write, and return the status and the headers of the response.
 
-        `chunks` then yields the body.
+        Afterwards, `chunks` yields the body of the response.
         """
         send = self._http.send
         parts = [send(h11.Request(method=method, target=path, headers=headers))]

@@ -1,4 +1,4 @@
-"""Decides whether a call may run: checks its caller, model and length, and queues the call for a slot.
+"""Decides whether a call may run: checks its caller, its model and the size of its request, and queues it for a slot.
 
 Each provider has a limited number of slots, one for each concurrent call that it allows. All checks happen in the first
 unit of work of a call.

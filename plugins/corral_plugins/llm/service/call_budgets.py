@@ -1,8 +1,8 @@
 """Reserves the estimated cost of each call before the call is sent.
 
 A call that an attempt makes under its lease uses money that is already reserved for the attempt. For any other call,
-money is reserved separately. The estimate is the price of the estimated input tokens and the maximum number of output
-tokens.
+money is reserved separately. The estimate is what the call costs if it has the estimated number of input tokens and the
+maximum number of output tokens.
 """
 
 from __future__ import annotations

@@ -51,10 +51,10 @@ class CallDispatcher:
         self._slots, self._states, self._budgets, self._metrics = slots, states, budgets, metrics
 
     async def send_call(self, call: CallRecord, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]) -> T:
-        """Call `send` for the targets, one after another, until one call succeeds, and return its result.
+        """Pass the targets of a model call to `send`, one after another, until one succeeds, and return its result.
 
         No other target is tried after a success, or after an error that does not allow a fallback. When this method
-        returns or raises, `call.slot` is the concurrency slot that the call still holds.
+        returns or raises, `call.slot` is the concurrency slot that the model call still holds.
         """
         last = call.targets[-1]
         for n, target in enumerate(call.targets):

@@ -68,7 +68,8 @@ _COLUMNS = ("slug", "template_version", "source", "sha256", "created_at")
 class Template(msgspec.Struct, frozen=True, kw_only=True):
     """A version of a template.
 
-    `findings` lists the risks in its text, which do not depend on the tools that currently exist.
+    `findings` lists only the risks in the template's text. Risks from tools are added later, because they depend on the
+    tools that exist at that time.
     """
 
     manifest: Manifest

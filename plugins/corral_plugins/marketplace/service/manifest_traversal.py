@@ -65,7 +65,7 @@ def asks_for_reviews(value: Any) -> bool:
 def references(value: Any, pointer: str = "") -> Iterator[LocatedValue]:
     """Yield the key of each reference of the form `{"$ref": "<key>"}` to a resource.
 
-    References inside JSON Schemas, which begin with `#`, are ignored.
+    References whose key begins with `#` are ignored, because they belong to a JSON Schema.
     """
     key = reference_key(value)
     if key is not None:

@@ -77,9 +77,9 @@ def remove_objects(
 def _require_permissions(
     objects: Sequence[InstalledResource], installers: Mapping[str, Installer], by: Principal
 ) -> None:
-    """Raise `Forbidden` unless the caller may write the objects.
+    """Raise `Forbidden` unless the caller has the write permission for the kind of each object.
 
-    Even the user who installed the objects may have lost this permission in the meantime.
+    Even the user who installed the objects may have lost such a permission in the meantime.
     """
     for needed in sorted({installers[each.kind].write for each in objects}):
         if not by.may(needed):

@@ -45,7 +45,10 @@ def complete_parameters(schema: Json, given: Json) -> Json:
 
 
 def parameter_faults(value: Any, known: set[str], pointer: str) -> Iterator[FieldError]:
-    """Yield a fault for each placeholder of an unknown parameter, and for each parameter in a longer expression."""
+    """Yield a fault for each placeholder of an unknown parameter, and for each other expression that uses a parameter.
+
+    A placeholder contains nothing but the parameter: `{{ params.name }}`.
+    """
     for place in texts(value, pointer):
         for match in _TEMPLATE.finditer(place.value):
             exact = _PARAMETER.fullmatch(match[0])

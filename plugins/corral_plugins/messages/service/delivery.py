@@ -110,8 +110,8 @@ class MessageDelivery:
     def put_back(self, lease_id: str) -> None:
         """Make the messages that were delivered under a lease available again. Implements `Messages.put_back`.
 
-        A redelivery of a request is no longer counted. If it was the first delivery of a message, the message's status
-        becomes `sent` again.
+        If the delivery was a redelivery of a request, `redeliveries` is decreased by 1. If it was the first delivery of
+        a message that has not been read, the status becomes `sent` again.
         """
         found = _OF_LEASE.rows({"lease": lease_id})
         if not found:
@@ -127,7 +127,10 @@ class MessageDelivery:
 
 
 def untrusted_sources(messages: Iterable[Message], requester_id: str | None) -> list[str]:
-    """Return `message:<id>` for each message that taints a run because the task's requester did not write it."""
+    """Return `message:<id>` for each message that taints the run that receives it.
+
+    These are all messages except trusted ones whose sender is the requester of the task.
+    """
     return [
         f"message:{row.id}"
         for row in messages

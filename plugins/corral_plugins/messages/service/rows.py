@@ -74,7 +74,10 @@ def recipient_of(receipt: Receipt) -> dict[str, str]:
 
 
 def causes_of(tasks: Tasks | None, by: Principal) -> tuple[str, ...] | None:
-    """Return the causes that led to the caller's task, so that triggers can detect loops that include messages."""
+    """Return the ids of the triggers and tasks that led to the caller's task.
+
+    Triggers use these ids to detect loops that include messages.
+    """
     run = tasks.find_run(by.task_id) if tasks is not None and by.task_id is not None else None
     return None if run is None else run.cause_chain or None
 

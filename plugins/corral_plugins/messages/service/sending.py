@@ -268,7 +268,7 @@ class MessageSending:
 def acknowledge_by_reply(reply: Message, cause: tuple[str, ...] | None) -> None:
     """Acknowledge, with the result `done`, the requests that the sender of the reply received in the same thread.
 
-    `cause` is the chain of causes that led to the reply.
+    `cause` lists the ids of the triggers and tasks that led to the reply.
     """
     by_agent = reply.sender_agent_id is not None
     if not by_agent and reply.sender_user_id is None:  # the system is no recipient, and NULL would match every agent's

@@ -245,9 +245,9 @@ def _reported_events(rows: Iterable[Delivery]) -> dict[str, LoggedEvent]:
 
 
 def _earlier_retry_times(rows: Sequence[Delivery]) -> dict[str, str]:
-    """Map the id of each group to the time at which its earlier message will be retried.
+    """Return, keyed by group id, the time at which an earlier message of each delivery's group will be retried.
 
-    Groups without an earlier message are omitted.
+    Groups without a message that will be retried are omitted.
     """
     waits = Delivery.group_id.in_({row.group_id for row in rows}) & IS_DUE & ~Delivery.is_collecting
     found = Delivery.select(Delivery.group_id, Delivery.due_at).where(waits & (Delivery.status == "retrying"))
@@ -275,8 +275,9 @@ def _passes_quiet_hours(row: Delivery, rule: Rule | None, people: Mapping[str, P
 def _may_send_collected(row: Delivery, rule: Rule, group: Group | None, earlier: str | None) -> bool:
     """Return whether a message that still collects events may be sent now.
 
-    If not, suppress the message or let it collect further events. The message waits for an earlier message of its
-    group, and then for the interval of the group.
+    If not, suppress the message or let it collect further events. The message waits while an earlier message of its
+    group is still being retried, and then until the rule's `group_interval_seconds` have passed since the group's last
+    message.
     """
     if row.group_key == QUIET_KEY:
         return True

@@ -45,7 +45,7 @@ class Mentions:
         return found
 
     def people(self, names: Mapping[str, set[str]]) -> dict[str, set[str]]:
-        """Map each key of `names` to the ids of the people who have one of the names in its value."""
+        """For each key of `names`, return the ids of the people who have one of the names listed under that key."""
         wanted = {name for some in names.values() for name in some}
         found = self._accounts.ids_by_name(wanted) if wanted else {}
         return {key: {each for name in some for each in found.get(name, ())} for key, some in names.items()}

@@ -92,11 +92,11 @@ def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool
 
 
 def _make_due(channel_id: str) -> None:
-    """Send the waiting deliveries of a channel earlier than planned, because the channel works again.
+    """Schedule waiting deliveries of a channel for an earlier time, because the channel works again.
 
-    The deliveries wait for another attempt or for an earlier message. They are not sent immediately: an overloaded
-    service might accept only a few messages, and the other deliveries would then fail repeatedly and run out of
-    attempts within seconds.
+    These are deliveries that wait for another attempt or for an earlier message. They do not become due immediately: an
+    overloaded service might accept only a few messages, and the other deliveries would then fail repeatedly and run out
+    of attempts within seconds.
     """
     now, soon = clock.now(), clock.now(PAUSE_SECONDS)
     waiting = Delivery.select(Delivery.id).where(

@@ -63,7 +63,10 @@ class OutgoingMessages:
         )
 
     def link(self, href: str | None) -> str | None:
-        """Return the URL of an object, or None if the address of the installation is not configured."""
+        """Return the URL of an object.
+
+        Return None if `href` is None, or if the address of the installation is not configured.
+        """
         base = self._settings.get(CONSOLE_URL) or self._public_url
         return None if base is None or href is None else base.rstrip("/") + href
 

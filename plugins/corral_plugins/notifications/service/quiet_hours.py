@@ -14,10 +14,10 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 def end_of_quiet_hours(hours: Mapping[str, Any] | None, now: float) -> str | None:
-    """Return the end of the quiet hours at the time `now`, or None if `now` is not in quiet hours.
+    """Return the end of the quiet hours that include the time `now`, or None if `now` is not in quiet hours.
 
-    Quiet hours from 22:00 to 07:00 belong to the day on which they begin. If both times are equal, the quiet hours last
-    a day.
+    Quiet hours from 22:00 to 07:00 belong to the day on which they begin. If `from` and `to` are equal, the quiet hours
+    last a day.
     """
     if not hours:
         return None

@@ -89,7 +89,10 @@ class RuleChecks:
         self._types, self._expressions = types, expressions
 
     def check_rule(self, given: NewNotificationRule | RulePatch) -> None:
-        """Raise `Invalid` for unknown events, invalid conditions, a short repeat interval, or an unknown time zone."""
+        """Raise `Invalid` for unknown events, an invalid condition or an unknown time zone.
+
+        Also raise `Invalid` for a repeat interval that is too short, that is, less than `LEAST_REPEAT` but not 0.
+        """
         if given.events is not UNSET:
             self._check_events(given.events, "/events")
         if given.conditions is not UNSET and given.conditions is not None:

@@ -89,10 +89,10 @@ class LogReplay:
     async def _find_start(self) -> Sequence[NoticeFrame]:
         """Find the position at which the replay starts.
 
-        Return a `gap` notice if events between the cursor and this position are skipped. The subscriptions record that
-        events after that position have been or will be sent, so that later replays do not repeat these events. If the
-        client was previously connected to a process that had read more of the log, it may already have received events
-        that this process has not read.
+        Return a `gap` notice if events between the cursor and this position are skipped. Lower `since` of the replay's
+        subscriptions to this position, so that later replays do not repeat the events of this replay. Increase
+        `known` to this position: if the client was previously connected to a process that had read more of the log, it
+        may already have received events that this process has yet to read.
         """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)

@@ -74,7 +74,7 @@ class LastUseRecorder:
                 log.exception("cannot write the last use of API keys")
 
     async def write_pending(self) -> None:
-        """Write the uses recorded since the previous call to the database."""
+        """Write to the database the uses that were recorded since this method was last called."""
         new, self._pending = list(self._pending.items()), {}
         long_ago = clock.time_s() - RECORD_SECONDS
         self._recorded = {key_id: at for key_id, at in self._recorded.items() if at > long_ago}

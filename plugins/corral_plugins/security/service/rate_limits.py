@@ -2,9 +2,9 @@
 
 Requests are counted in memory, so that no request waits for another process. Each request adds to a bucket, which
 drains over time. A bucket is stored as the time at which it will be empty. A time in the past means that the bucket is
-empty, so empty buckets need not be deleted individually. Buckets are kept in two generations. After each window, or
-earlier if the current generation contains `MAX_KEYS` buckets, a new generation begins and the oldest one is dropped as
-a whole.
+empty, so empty buckets need not be deleted individually. Buckets are kept in two generations. After the time in which a
+full bucket drains, or earlier if the current generation contains `MAX_KEYS` buckets, a new generation begins and the
+oldest one is dropped as a whole.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Add a table for the tags of tasks, and an index that finds tasks by source, including tasks from people."""
+"""Add a table for the tags of tasks, and extend the index on the source of tasks to tasks from people."""
 
 from __future__ import annotations
 
