@@ -120,7 +120,7 @@ def whoami_command(client: ApiClient, *, as_json: bool) -> None:
 def _required_action_text(limited: str | None) -> str | None:
     """Return what the user must do before anything else, or None if `limited` is None.
 
-    `limited` is the problem code from the account's field of this name. If the code is unknown, return the code itself.
+    `limited` is the account's field `limited`, which contains a problem code. An unknown code is returned unchanged.
     """
     import corral_core.accounts.api  # noqa: F401  # declares the codes
     from corral.errors import CODES
@@ -193,7 +193,7 @@ def _ask_for_code() -> str:
 
 
 def _change_password(client: ApiClient, answer: Any, password: str) -> Any:
-    """Ask for a new password and set it. Until then, the account cannot be used for anything else."""
+    """Ask for a new password and set it. Before this, the account cannot be used for anything else."""
     client.set_token(answer["access_token"])
     try:
         new = click.prompt(

@@ -61,8 +61,8 @@ class PositionMoved(ExpectedFailure):
 class LogCursor:
     """The stored position of a reader of the event log.
 
-    If the reader runs in several processes, only one of them can move the position. The position is stored as the
-    cursor of a durable consumer, so events that have not been read are kept, and an event that fails repeatedly is
+    If several processes try to move the position at the same time, only one of them succeeds. The position is stored as
+    the cursor of a durable consumer, so events that have not been read are kept, and an event that fails repeatedly is
     skipped. Every method runs in the caller's unit of work.
     """
 

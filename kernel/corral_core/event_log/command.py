@@ -52,8 +52,8 @@ def events_command(client: ApiClient, *, follow: bool, types: tuple[str, ...], l
 def _last_events(client: ApiClient, query: Mapping[str, Any], end: int, limit: int) -> deque[Any]:
     """Return the last `limit` matching events up to the position `end`.
 
-    The caller may see only some of the events, so the search begins near the end and then goes further back. At most
-    `MAX_SPAN` positions are searched.
+    Some events may not match, and some may be hidden from the caller. The search therefore begins near the end, and
+    goes further back until it has found enough events or has covered `MAX_SPAN` positions.
     """
     span = SPAN if query else limit
     found = _events_between(client, query, max(0, end - span), end, limit)

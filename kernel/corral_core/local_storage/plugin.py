@@ -13,7 +13,8 @@ SCHEME = "file://"
 class LocalStoragePlugin(Plugin):
     """Local storage: stores files in a folder, by default in the data folder.
 
-    If `[storage] url` is set, files are stored in another folder or, if another plugin supports the URL, elsewhere.
+    If `[storage] url` is set, files are stored at this URL: in another folder, or in a store that another plugin
+    supports.
     """
 
     name = "local_storage"

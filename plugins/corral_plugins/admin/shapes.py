@@ -13,7 +13,7 @@ from corral_core.accounts.api import Address, FullName, InvitationView, Password
 class AdminUserView(UserView, kw_only=True):
     """An account as shown to admins.
 
-    `sessions` and `api_keys` are the numbers of the user's sessions and API keys. `failed_attempts` is the number of
+    `sessions` and `api_keys` say how many sessions and API keys the user has. `failed_attempts` is the number of
     failed sign-ins within the lockout window.
     """
 

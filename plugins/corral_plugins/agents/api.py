@@ -106,8 +106,8 @@ class Agents(Protocol):
     def take_slot(self, agent_id: str, *, cause: tuple[str, ...] = ()) -> bool:
         """Occupy one of the agent's slots for concurrent tasks, with a single conditional UPDATE.
 
-        Return False if the agent may not claim tasks or has no free slot. `cause` is the cause chain of the task, for
-        use in the event about the agent's new state.
+        Return False if the agent may not claim tasks or has no free slot. `cause` lists the ids of the triggers
+        and tasks that led to the task. They are stored with the event about the agent's new state.
         """
         ...
 
@@ -115,7 +115,7 @@ class Agents(Protocol):
         """Release a slot of the agent. Does nothing for a deleted agent.
 
         When the last slot is released, the agent's state changes from `busy` to `idle`, or from `draining` to
-        `offline`. `cause` is the cause chain of the task.
+        `offline`. `cause` has the same meaning as in `take_slot`.
         """
         ...
 
@@ -142,7 +142,7 @@ class Agents(Protocol):
         A configuration failure is a `provider_error` that a retry cannot fix, for example because of an invalid key or
         an unknown model. After `agents.error_after_failures` consecutive failures, the state of the agent becomes
         `error`. `stalled` says whether `record_stall` was called for the attempt. If it was not called, the count of
-        consecutive stalls is reset. `cause` is the chain of causes of the task.
+        consecutive stalls is reset. `cause` has the same meaning as in `take_slot`.
         """
         ...
 
@@ -150,7 +150,7 @@ class Agents(Protocol):
         """Record that an attempt stalled. Call this method only when the attempt stalls for the first time.
 
         After `agents.pause_after_stalls` consecutive stalled attempts, the state of the agent becomes `paused`, with
-        the reason `stalled`. `cause` is the chain of causes of the task.
+        the reason `stalled`. `cause` has the same meaning as in `take_slot`.
         """
         ...
 

@@ -180,7 +180,10 @@ def start_agent(client: ApiClient, *, agent: str, override: bool, as_json: bool)
 def stop_agent(
     client: ApiClient, *, agent: str, drain: bool, cancel_tasks: bool, reason: str | None, as_json: bool
 ) -> None:
-    """Stop an agent immediately. Its tasks return to the queue and wait until the agent is started again."""
+    """Stop an agent.
+
+    By default, the agent stops immediately. Its tasks return to the queue and wait until the agent is started again.
+    """
     if drain and cancel_tasks:
         raise click.UsageError("--drain and --cancel-tasks cannot be used together")
     body = {"mode": "drain" if drain else "immediate", "cancel_tasks": cancel_tasks, "reason": reason}
@@ -284,7 +287,10 @@ def _model(agent: Any) -> str:
 
 
 def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
-    """Return a sentence for each warning about an agent. Sentences about its model name the available providers."""
+    """Return a sentence for each warning about an agent.
+
+    A sentence about the agent's model can list the configured providers.
+    """
     found = []
     for code in agent["warnings"]:
         kind, _, subject = code.partition(":")

@@ -118,7 +118,7 @@ class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     Unlike `NewApproval`, it may concern a tool call or a workflow step. `payload_sha256` is the hash of the content to
     execute, by default the hash of `payload`. If `approvers` is None, the default approvers for the risk may decide.
-    `step_policy` contains the path that a workflow step takes after each outcome.
+    `step_policy` contains the settings `on_reject` and `on_timeout` of a workflow step.
     """
 
     type: Kind
@@ -150,8 +150,8 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True):
     """An approval in the form that other plugins receive.
 
     `payload` is the content to execute if the approval is granted: the requested payload or, if `is_edited` is true,
-    the payload that an approver edited. `payload_sha256` is its hash. `by` identifies who or what decided: a user id,
-    `rule:<id>`, `timeout`, or null. `is_new` is false if `open` returned an existing approval.
+    an approver's edited version. `payload_sha256` is the hash of this content. `by` identifies who or what decided: a
+    user id, `rule:<id>`, `timeout`, or null. `is_new` is false if `open` returned an existing approval.
     """
 
     id: str

@@ -11,9 +11,9 @@ class Approval(Model):
     """A request that people approve or reject.
 
     Lists are sorted by `urgency`, which is 0 for the highest risk. `payload_sha256` is the hash of the requested
-    payload, and `edited_sha256` is the hash of the payload that an approver edited. `tool_call` contains the facts
-    about a held tool call, and `step_policy` contains the paths of a workflow step. `ttl_seconds` is the number of
-    seconds within which people must decide. An escalation restarts this period.
+    payload, and `edited_sha256` is the hash of an approver's edited version. `tool_call` contains the facts about a
+    held tool call, and `step_policy` contains the settings `on_reject` and `on_timeout` of a workflow step.
+    `ttl_seconds` is the number of seconds within which people must decide. An escalation restarts this period.
     """
 
     visibility = SHARED

@@ -83,8 +83,8 @@ async def decide_many(
 def get_approval(id: str, query: ApprovalWaitQuery, listing: ApprovalListing, caller: Principal) -> ApprovalView | Wait:
     """Get an approval with its comments.
 
-    If `wait` is set and the approval is open, the response is delayed until its status changes, for at most `wait`
-    seconds.
+    If `wait` is set and the approval is open, the response is delayed until the approval's status changes, for at most
+    `wait` seconds.
     """
     found = listing.get(id, caller)
     is_waiting = query.wait and found.status in OPEN and query.is_unchanged(found.status)

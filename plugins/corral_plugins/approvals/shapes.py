@@ -142,7 +142,7 @@ class ApprovalItem(msgspec.Struct, kw_only=True):
 class ApprovalView(ApprovalItem, kw_only=True):
     """An approval.
 
-    `payload` is the requested content, and `edited_payload` is the version that an approver edited. `payload_sha256` is
+    `payload` is the requested content, and `edited_payload` is an approver's edited version. `payload_sha256` is
     the hash of the content to execute. All text is plain text, in which invisible characters are replaced by text such
     as `<U+200B>`.
     """
@@ -197,7 +197,7 @@ class ApprovalWaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ApprovalCount(msgspec.Struct, kw_only=True):
-    """The numbers of pending requests, of those that the caller may decide, and of those that expire within an hour."""
+    """The counts of pending requests, of those that the caller may decide, and of those that expire within an hour."""
 
     pending: int
     assigned_to_me: int

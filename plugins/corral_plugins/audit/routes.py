@@ -93,7 +93,7 @@ async def list_audit_checkpoints(
 ) -> CheckpointPage:
     """List the checkpoints, newest first, with the public key for verifying them.
 
-    Keep a copy of the checkpoints on another system.
+    To be able to detect the removal of the newest rows, keep a copy of the checkpoints on another system.
     """
     page = await work(lambda: queries.list_checkpoints(query, caller), read=True)
     await access.record_access("read", request.unit_context(caller), what="checkpoints")

@@ -54,7 +54,7 @@ def get_circuit_breaker(name: str, administration: BreakerAdministration) -> Bre
 def delete_circuit_breaker(name: str, administration: BreakerAdministration, match: IfMatch) -> None:
     """Delete a circuit breaker.
 
-    If a plugin still guards calls with it, the breaker is closed and uses the default configuration again.
+    If a plugin still guards calls under its name, a closed breaker with the default configuration takes its place.
     """
     administration.delete(name, match)
 
@@ -63,7 +63,10 @@ def delete_circuit_breaker(name: str, administration: BreakerAdministration, mat
 def force_open_circuit_breaker(
     name: str, body: ReasonBody, administration: BreakerAdministration, match: IfMatch
 ) -> BreakerView:
-    """Open a circuit breaker, and keep it open until an admin closes it. All processes reject calls within 1 second."""
+    """Open a circuit breaker, and keep it open until an admin closes it.
+
+    At most 1 second later, all processes reject calls.
+    """
     return administration.force_open(name, body.reason, match)
 
 

@@ -20,9 +20,10 @@ class Review(Model):
     """A review, in which people approve or reject a diff.
 
     `owner_id` is the person who opened the review or, if an agent opened it, the person for whom the agent works.
-    `is_awaited` is true if the task waits for the decision, or is running again because of the decision. If
-    `is_awaited` is false, a run in progress may not know that changes were requested. `is_tainted` means that a
-    revision came from outside the installation or from a tainted run. `stats` is `{files, additions, deletions}`.
+    `is_awaited` is true if the task waits for the decision, or is running again because of the decision. While
+    it is false, the task may have a run in progress that was not told that changes were requested. `is_tainted` means
+    that a revision came from outside the installation or from a tainted run. `stats` is `{files, additions,
+    deletions}`.
     """
 
     visibility = SHARED

@@ -175,7 +175,7 @@ def cancel_code_review(id: str, decisions: ReviewDecisions, match: IfMatch, call
 async def comment_on_code_review(
     id: str, body: NewReviewComment, comments: ReviewComments, caller: Principal, request: Request
 ) -> Answer[ReviewCommentView]:
-    """Comment on a review, on a file, or on lines that the current revision shows."""
+    """Comment on a review, on a file, or on lines that the diff of the current revision contains."""
     made = await comments.add(id, body, by=caller, entry=request.unit_context(caller))
     return Answer(body=made, status=201)
 

@@ -55,7 +55,7 @@ class RequestChanges(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewReviewComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A comment on a review, on one of its files, or on lines that the current revision shows.
+    """A comment on a review, on one of its files, or on lines that the diff of the current revision contains.
 
     `suggestion` is the text to replace the lines with. `parent_id` is the id of the comment to reply to.
     """

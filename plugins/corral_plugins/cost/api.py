@@ -296,7 +296,7 @@ class Costs(Protocol):
         ...
 
     def lift_agent_limit(self, agent_id: str) -> None:
-        """Do not apply the budget of an agent for the rest of the current budget period."""
+        """Suspend the budget of an agent for the rest of the current budget period."""
         ...
 
     def agent_budgets(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:

@@ -149,8 +149,8 @@ class BatchView(msgspec.Struct, kw_only=True):
 class DeadLetterStats(msgspec.Struct, kw_only=True):
     """Statistics about the open dead letters.
 
-    `by_error_type` and `by_agent` contain the numbers of dead letters for the 20 most frequent error types and agents;
-    dead letters without an agent are counted under `none`. `added_1h`, `added_24h` and `retried_24h` count dead letters
+    `by_error_type` and `by_agent` count the dead letters for each of the 20 most frequent error types and agents; dead
+    letters without an agent are counted under `none`. `added_1h`, `added_24h` and `retried_24h` count dead letters
     in any state. `retry_success_rate` is the fraction of completed tasks among the tasks that were retried in the last
     24 hours and have ended.
     """

@@ -79,9 +79,10 @@ class Files(Protocol):
     ) -> FileFacts:
         """Store a stream as a new file that belongs to a user. The file is either stored completely or not at all.
 
-        `cause` is the cause chain of the upload, which triggers use to detect loops. For a file that belongs to a task,
-        the task's cause chain is used. Raise `TooLarge` if the file is larger than `limit` bytes (by default, the
-        setting `files.max_upload_bytes`), and `TooMany` (`quota_exceeded`) if the file would exceed the owner's quota.
+        `cause` lists the ids of the triggers and tasks that led to the upload. Triggers use these ids to detect loops.
+        If a worker or an agent uploads the file for a task, the ids that led to this task are used instead. Raise
+        `TooLarge` if the file is larger than `limit` bytes (by default, the setting `files.max_upload_bytes`), and
+        `TooMany` (`quota_exceeded`) if the file would exceed the owner's quota.
         """
         ...
 

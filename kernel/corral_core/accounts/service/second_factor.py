@@ -50,7 +50,7 @@ class SecondFactor:
         self._sealer, self._settings, self._credentials = sealer, settings, credentials
 
     def start_setup(self, user: UserRow) -> NewSeed:
-        """Generate a seed, which takes effect when `activate` receives its first code.
+        """Generate a seed. It takes effect when `activate` receives the seed's first code.
 
         The new seed replaces that of any unfinished setup. Raise `Conflict` if the second factor is already enabled.
         """

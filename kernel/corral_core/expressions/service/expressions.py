@@ -129,7 +129,7 @@ class ExpressionsService(Expressions):
 
 
 def _needed_data(found: Analysis, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of the data that the expression may reference."""
+    """Return the part of the data that the expression needs."""
     needed = {name: data[name] for name in found.roots if name in data}
     if "steps" in needed and not found.uses_all_steps:
         needed["steps"] = {name: step for name, step in needed["steps"].items() if name in found.steps}

@@ -1,6 +1,7 @@
 """Additional functions for expressions. They raise `ValueError` with a message for users.
 
-The CEL library passes and accepts JSON values, and uses `datetime` and `timedelta` for timestamps and durations.
+Their arguments and results are JSON values, except that timestamps are `datetime` objects and durations are `timedelta`
+objects.
 """
 
 from __future__ import annotations

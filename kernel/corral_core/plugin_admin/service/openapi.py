@@ -196,7 +196,8 @@ class _Writer:
     def _content(self, signature: Signature) -> dict[str, Any]:
         """Return the schemas of a successful response, keyed by media type.
 
-        A text has the media type `text/*`, and a stream `*/*`, because the actual types are known only at run time.
+        A `Text` is listed as `text/*`, and a `Stream` as `text/event-stream` and `*/*`, because the actual types are
+        known only at run time.
         """
         schemas = [self._result_schema(kind) for kind in signature.answers]
         schemas += [{"type": "null"}] if types.NoneType in signature.returned else []

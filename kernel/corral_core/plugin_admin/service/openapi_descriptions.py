@@ -53,7 +53,10 @@ def describe_field(shape: type | None, field: str) -> str | None:
 
 
 def describe_name(name: str, module: str) -> str | None:
-    """Return the description of a name from the glossary of the module's package, or else from the general glossary."""
+    """Return the description of the fields and path parameters with this name, or None if no glossary describes them.
+
+    The glossary of the module's plugin takes precedence over the general glossary.
+    """
     return _glossary_of(module).get(name) or _glossary_of(__name__).get(name)
 
 

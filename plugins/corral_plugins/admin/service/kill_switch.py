@@ -72,7 +72,7 @@ class KillSwitchService:
             raise Unavailable(f"The kill switch is engaged: {state.reason}", code="kill_switch", retry_after=10)
 
     def change(self, change: KillSwitchChange, *, by: Principal) -> KillSwitchView:
-        """Engage or release the switch. The change takes effect immediately in every process.
+        """Engage or release the switch. The change takes effect in every process within 2 seconds.
 
         The mode `cancel` also cancels leased tasks. Raise `Invalid` if the switch is engaged without a reason.
         """

@@ -140,9 +140,9 @@ class AgentStates:
     def start(self, agent_id: str, match: IfMatch = ANY_VERSION, *, override: bool, by: Principal) -> AgentView:
         """Start an agent, so that it claims tasks.
 
-        Raise a `Problem` with the code `kill_switch` while the kill switch is engaged. Raise `Conflict` with the code
-        `budget_exhausted` if the agent was paused because its budget is used up and `override` is not set, or with the
-        code `invalid_state` if it was paused because its provider's circuit breaker is open.
+        Raise a `Problem` with the code `kill_switch` while the kill switch is engaged. If the agent was paused because
+        its budget is used up, raise `Conflict` with the code `budget_exhausted`, unless `override` is set. If it was
+        paused because its provider's circuit breaker is open, raise `Conflict` with the code `invalid_state`.
         """
         if override and not by.may("agents.manage"):
             raise Forbidden("Starting an agent with `override` requires the permission agents.manage.")

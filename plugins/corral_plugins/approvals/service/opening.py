@@ -160,7 +160,10 @@ class ApprovalsService:
         return rows.facts_of(row, is_new=True)
 
     def _causes_of(self, by: Principal) -> tuple[str, ...] | None:
-        """Return the cause chain of the caller's task, so that triggers can detect loops that include approvals."""
+        """Return the ids of the triggers and tasks that led to the caller's task, or None if there are none.
+
+        Triggers use these ids to detect loops that include approvals.
+        """
         run = self.tasks.find_run(by.task_id) if self.tasks is not None and by.task_id is not None else None
         return None if run is None else run.cause_chain or None
 

@@ -41,9 +41,10 @@ class ApprovalOutcomes:
         self.wake(row)
 
     def causes_of(self, row: Approval, by: Principal | None = None) -> tuple[str, ...] | None:
-        """Return the cause chain of the caller's task, or else of the task or run that requested the approval.
+        """Return the ids of the triggers and tasks that led to the caller's task.
 
-        Triggers use the chain to detect loops. Return None if there is no chain, or if only people are involved.
+        If there are none, return those that led to the task or run that requested the approval. Triggers use the ids to
+        detect loops. Return None if there are no ids, or if only people are involved.
         """
         own = by.task_id if by is not None else None
         caller = None if own is None or self.tasks is None else self.tasks.find_run(own)

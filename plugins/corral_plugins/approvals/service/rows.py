@@ -128,7 +128,7 @@ def publish(
 ) -> None:
     """Emit an event about an approval in its current state.
 
-    `cause` is the cause chain of the task or the workflow run that led to the event.
+    `cause` lists the ids of the triggers and tasks that led to the task or the workflow run behind the event.
     """
     same = {name: getattr(row, name) for name in ApprovalEvent.__struct_fields__ if name not in ("approval_id", "by")}
     event = kind(approval_id=row.id, by=by, **same, **fields)

@@ -205,7 +205,7 @@ def _verdict(checker: ChainChecker, span: _Range, *, is_over: bool) -> Verificat
 
 
 class UnreadableFile(ValueError):
-    """Raised if a file is neither an export nor a list of checkpoints. The message contains the file and the reason."""
+    """Raised if an export, a list of checkpoints or a public key is missing or not valid. The message says why."""
 
 
 class _CheckpointList(msgspec.Struct):
@@ -251,7 +251,8 @@ def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) ->
 def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
     """Read checkpoints from a file that contains either a saved list or one checkpoint per line.
 
-    `public_key` is required if the file contains no public key. Raise `UnreadableFile` if the file cannot be read.
+    `public_key` is required if the file contains no public key. Raise `UnreadableFile` if the content of the file is
+    not valid, or if the public key is missing or not valid.
     """
     text = path.read_bytes()
     try:

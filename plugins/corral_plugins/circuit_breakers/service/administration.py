@@ -158,7 +158,7 @@ class BreakerAdministration:
     def delete(self, name: str, match: IfMatch) -> None:
         """Delete a circuit breaker. Raise `NotFound` if it does not exist.
 
-        If a plugin still guards calls with it, the breaker is closed and uses the default configuration again.
+        If a plugin still guards calls under its name, a closed breaker with the default configuration takes its place.
         """
         rows = self._transitions.lock([name])
         if not rows and not self._names.is_guarded(name, self._names.listed()):

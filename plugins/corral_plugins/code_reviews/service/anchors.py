@@ -16,7 +16,7 @@ import msgspec
 from corral_plugins.code_reviews.service.patches import Patch, PatchedFile
 
 AROUND = 3
-"""The number of lines before and after a comment that must be unchanged."""
+"""The maximum number of lines that are compared on each side of the commented lines."""
 MAX_LINES = 500
 """The maximum number of lines to which a comment can refer."""
 MAX_CHECKS = 50_000
@@ -75,7 +75,7 @@ def context_of(patch: Patch, file: str, side: str, line: int, end_line: int) -> 
 def find_new_places(patch: Patch, places: Sequence[Place]) -> list[NewPlace]:
     """Find the places of comments in another revision.
 
-    If a hunk shows fewer lines around a comment than before, only the lines that both revisions show must be equal. If
+    If the patch shows fewer lines around a comment than before, only the lines that are still shown must be equal. If
     the lines of a comment occur more than once, they are found only at their old line numbers.
     """
     search = _Search(patch, places)

@@ -177,7 +177,10 @@ def _check_limits(review_id: str, characters: int, added: int = 1) -> None:
 
 
 def _position(new: NewReviewComment, file: str, patch: Patch) -> dict[str, Any]:
-    """Return the columns that anchor a comment to its lines. Raise `Invalid` if the revision does not show them."""
+    """Return the column values that attach a comment to a file or to lines of a file.
+
+    Raise `Invalid` if the patch does not change the file or does not contain the lines.
+    """
     if patch.find(file, new.side) is None:
         raise Invalid.at("/file", "unknown_reference", "The current revision does not change this file.")
     found: dict[str, Any] = {"file": file, "anchor": "active"}

@@ -266,7 +266,7 @@ class CodeReviewsService:
             self._review_tasks.ask(row, patch.data, causes=causes)
 
     def causes_of(self, task_id: str | None) -> tuple[str, ...]:
-        """Return a task's chain of causes. Triggers use the chain to detect loops."""
+        """Return the ids of the triggers and tasks that led to a task. Triggers use these ids to detect loops."""
         run = None if task_id is None else self._tasks.find_run(task_id)
         return () if run is None else run.cause_chain
 

@@ -83,7 +83,7 @@ class ReviewContents:
         return PreparedPatch(data=redacted, sha256=digest, parsed=parsed, redacted_lines=tuple(lines))
 
     def _redacted(self, data: bytes, pointer: str, is_marked: bool) -> tuple[bytes, list[int]]:
-        """Replace credentials in a patch. Return the patch and the numbers of the lines with replaced credentials.
+        """Replace credentials in a patch. Return the patch, and the line numbers of the replaced credentials.
 
         The number of lines must stay the same, so that the hunk headers remain correct.
         """

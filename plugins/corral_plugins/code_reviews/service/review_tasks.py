@@ -30,9 +30,9 @@ class ReviewTasks:
     def ask(self, row: Review, patch: bytes, *, known: Collection[str] = (), causes: tuple[str, ...] = ()) -> None:
         """Create a task for each agent that was asked to review. The requester of each task is the owner of the review.
 
-        Agents in `known` are skipped, because they were asked before. `causes` is the chain of causes that the new
-        tasks get if the review has no task. If the review has a task, they get that task's chain of causes, extended by
-        the task itself.
+        Agents in `known` are skipped, because they were asked before. Each new task stores the ids of the triggers
+        and tasks that led to it: `causes` if the review has no task, otherwise the ids that the review's task stores,
+        followed by the id of this task.
         """
         text = patch[:SHOWN_BYTES].decode(errors="replace")
         for reviewer in rows.reviewers_of([row.id])[row.id]:

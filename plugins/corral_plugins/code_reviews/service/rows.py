@@ -76,7 +76,7 @@ def publish(
 ) -> None:
     """Emit an event about a review in its current state.
 
-    `cause` is the chain of causes of the task whose run changed the review.
+    `cause` lists the ids of the triggers and tasks that led to the task whose run changed the review.
     """
     same = {name: getattr(row, name) for name in ("agent_id", "task_id", "revision", "status")}
     event = kind(review_id=row.id, by=by, **same, **fields)

@@ -35,7 +35,7 @@ class AgentLimits:
         budget_counters.apply_limit(self._limits.reload(), Limit(AGENT, agent_id, limit_micro_usd, is_hard=True))
 
     def lift(self, agent_id: str) -> None:
-        """Do not apply the budget of an agent for the rest of the current budget period."""
+        """Suspend the budget of an agent for the rest of the current budget period."""
         limits = self._limits.current()
         for limit in limits.of(agent_id):
             if limit.scope == AGENT:

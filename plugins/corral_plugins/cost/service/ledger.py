@@ -135,7 +135,7 @@ class CostLedger:
         return ChargedCost(event_id=event["id"], **msgspec.structs.asdict(quote))
 
     def _settle(self, spent: BillableUsage, cost: int, hold: Hold | None) -> None:
-        """Replace the amount that is set aside for a call with the call's cost.
+        """Count the cost of a call instead of the amount that was set aside for the call.
 
         Costs reported by a worker use the reservation of the worker's attempt.
 

@@ -126,7 +126,7 @@ class Reservations:
         return not self._limits.cached.is_unlimited
 
     def confirm_limits(self, revision: int | None) -> None:
-        """Use the limits with the revision that the current unit of work has just read from the database."""
+        """Update the limits of the current unit of work, which has just read their `revision` from the database."""
         self._limits.confirm(revision)
 
     def headroom(self, agent_id: str | None) -> Headroom:
@@ -239,7 +239,7 @@ class Reservations:
     def settle(
         self, holder_id: str | None, *, held: int, cost: int, agent_id: str | None, is_call: bool = False
     ) -> None:
-        """At the end of the unit of work, replace the amount that is set aside for a call with its cost.
+        """At the end of the unit of work, count the cost of a call instead of the amount set aside for the call.
 
         `is_call` means that the reservation belongs to a single call, so it ends with the call.
         """

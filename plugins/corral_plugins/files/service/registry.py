@@ -205,7 +205,8 @@ class FileRegistry:
     def emit_uploaded(self, row: File, cause: tuple[str, ...]) -> None:
         """Emit a `FileUploaded` event.
 
-        If a run uploaded the file, the event has the cause chain of the run's task.
+        The event stores the ids of the triggers and tasks that led to it: those that led to the run's task if a run
+        uploaded the file, otherwise `cause`.
         """
         if row.source_type in ("worker", "agent") and row.task_id is not None and self.tasks is not None:
             run = self.tasks.find_run(row.task_id)

@@ -1,4 +1,7 @@
-"""Sweeps that delete expired files, and the remains of interrupted uploads, purged accounts and deleted tasks."""
+"""Sweeps that delete expired files, the remains of interrupted uploads, and the private files of purged users.
+
+They also detach files from deleted tasks, and verify samples of the stored files.
+"""
 
 from __future__ import annotations
 

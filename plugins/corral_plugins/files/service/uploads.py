@@ -48,8 +48,8 @@ class NewFile(msgspec.Struct, kw_only=True):
     """A file to store. `size` is the file's size, if it is known before the bytes arrive.
 
     If a run uploads the file, `lease` contains the ids of the task and the lease. `upload_key` identifies the upload,
-    so that repeated uploads are recognized. `cause` is the cause chain of the upload if the file does not belong to a
-    task.
+    so that repeated uploads are recognized. `cause` lists the ids of the triggers and tasks that led to the upload,
+    but is ignored if a run uploads the file.
     """
 
     name: str
