@@ -197,7 +197,7 @@ def translate_request(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def remove_extensions(response: dict[str, Any]) -> dict[str, Any]:
-    """Remove fields that llama.cpp adds to the OpenAI format."""
+    """Return the response without the fields that llama.cpp adds to the OpenAI format."""
     return {name: value for name, value in response.items() if name not in EXTENSION_FIELDS}
 
 

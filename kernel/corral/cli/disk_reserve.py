@@ -40,7 +40,10 @@ class DiskReserve:
         return room < RESERVE_BYTES
 
     def rewrite_after_start(self) -> None:
-        """If the file was deleted for this start, write it again, as large as the remaining free space allows."""
+        """If the file does not exist, write it, as large as the remaining free space allows.
+
+        `prepare_start` deletes the file if the disk is full.
+        """
         if not self._path.exists():
             self.refill()
 

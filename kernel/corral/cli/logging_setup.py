@@ -156,7 +156,7 @@ class RepeatedLines(logging.Filter):
         return True
 
     def report_omitted(self, *, before: float = math.inf) -> None:
-        """Report the omitted repetitions of all lines that were first logged at or before the time `before`."""
+        """Report the omitted repetitions of all lines whose current minute began at or before the time `before`."""
         with self._lock:
             over = {key: known for key, known in self._known.items() if known.left_out and known.logged_at <= before}
             now = self._now()

@@ -14,7 +14,8 @@ MAX_REQUESTS = 50  # for one command; the objects after that are shown by their 
 class ObjectNames:
     """Finds the names of objects. Each object is requested only once.
 
-    If an object was deleted, or the user may not read it, its id is used instead of its name.
+    If an object was deleted, or the user may not read it, its id is used instead of its name. After `MAX_REQUESTS`
+    requests, ids are used for all further objects.
     """
 
     def __init__(self, client: ApiClient) -> None:
@@ -42,7 +43,10 @@ class ObjectNames:
         return self.name(path, identifier, "email") if me["role"] == "admin" else identifier or "-"
 
     def read(self, path: str) -> Any:
-        """Return the object at the path, or None if it was deleted or the user may not read it."""
+        """Return the object at the path, or None if it was deleted or the user may not read it.
+
+        Also return None if `MAX_REQUESTS` other objects have already been requested.
+        """
         if path not in self._found:
             if len(self._found) >= MAX_REQUESTS:
                 return None

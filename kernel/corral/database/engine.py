@@ -166,7 +166,11 @@ class Database(abc.ABC):
 
 
 def translate_error(error: BaseException) -> BaseException:
-    """Return the `Problem` for a database error. Problems and programming errors are returned unchanged."""
+    """Return the `Problem` for a failure of the database, such as a lost connection or a full disk.
+
+    All other errors are returned unchanged, including the database errors that statements cause, such as a violated
+    constraint.
+    """
     psycopg = sys.modules.get("psycopg")  # it may not be installed
     if psycopg is not None and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
         return Unavailable("The database cannot be reached; try again later.", retry_after=2)

@@ -58,10 +58,11 @@ class FullTextIndex:
             execute(f"DELETE FROM {self._table} WHERE n = ?", [number])  # noqa: S608  (names of the schema)
 
     def merge(self) -> None:
-        """Merge segments of the index for a few milliseconds. Does nothing if little is left to merge.
+        """Merge segments of the index for a few milliseconds. Does nothing on PostgreSQL.
 
         On SQLite, each transaction that adds documents adds a segment, and a search has to read all segments. SQLite
-        itself merges segments only when there are four of about the same size.
+        itself merges segments only when there are four of about the same size. If little is left to merge, this
+        method does nothing.
         """
         if on_sqlite():
             execute(f"INSERT INTO {self._table} ({self._table}, rank) VALUES ('merge', 50)", [])  # noqa: S608

@@ -56,7 +56,7 @@ class EgressProxy:
     def open_socket(self, to: HostPort, seconds: float) -> socket.socket:
         """Connect to the host and port `to` through the proxy and return the blocking socket.
 
-        Raise `OSError` if the connection fails or the proxy refuses it.
+        Raise `OSError` if the connection fails, if the proxy refuses it, or if the URL of the proxy is an https URL.
         """
         if self.is_tls:  # sockets of `ssl` cannot run TLS inside TLS
             raise OSError("mail cannot be sent through an https:// proxy; set CORRAL_EGRESS_PROXY to an http:// URL")

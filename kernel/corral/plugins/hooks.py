@@ -27,7 +27,10 @@ def item_type(spec: Callable[..., Any]) -> Any:
 
 
 def checked_contributions(spec: Callable[..., Any], returned: Any) -> list[Any]:
-    """Return the items that a hook returned. Raise `TypeError` if the result is not a list of the declared type."""
+    """Return the items that a hook returned, as a list.
+
+    Raise `TypeError` if the result is not iterable, or if an item does not have the declared type.
+    """
     if isinstance(returned, (str, bytes)) or not isinstance(returned, Iterable):
         raise TypeError(f"{spec.__name__} returned {type(returned).__name__}, not a list")
     items = list(returned)

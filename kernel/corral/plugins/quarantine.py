@@ -94,7 +94,7 @@ class PluginQuarantine:
             self._count(record, where, error)
 
     def suspend(self, record: PluginRecord, reason: str) -> None:
-        """Quarantine a plugin that failed too often. If the plugin is protected, raise an alert instead."""
+        """Quarantine a plugin that failed too often, unless it is protected. Add an alert in both cases."""
         tracker = self.tracker(record.name)
         tracker.failures.clear()
         tracker.on_probation = False

@@ -114,7 +114,10 @@ def strict_nfc(text: str) -> str:
 
 
 def map_strings(value: Any, fix: Callable[[str], str]) -> Any:
-    """Return the JSON value with `fix` applied to all strings and keys. If two keys become equal, the last is kept."""
+    """Return the JSON value with `fix` applied to all strings and keys.
+
+    If two keys of an object become equal, the last item is kept. If `fix` is `strict_nfc`, raise `Malformed` instead.
+    """
     if isinstance(value, str):
         return fix(value)
     if isinstance(value, list | tuple):

@@ -86,9 +86,9 @@ class DatabaseServer(abc.ABC):
         return self
 
     def stop(self) -> None:
-        """Stop the server and remove its folder.
+        """Stop the server if it is running, and remove its folder.
 
-        Do nothing if the server is not running, or if the method is called in a fork of the process that started it.
+        Do nothing if this method is called in a fork of the process that created the server.
         """
         if os.getpid() != self._creator:
             return

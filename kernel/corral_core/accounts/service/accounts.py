@@ -306,7 +306,8 @@ class AccountsService:
     def set_password_by_link(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
         """Store a new password hash for a user who opened a link, and end all sessions of the user.
 
-        `proves` is the address to which the link was sent. It becomes verified, because the user opened the link.
+        `proves` is the address to which the link was sent. If the account still has this address, it becomes verified,
+        because the user opened the link.
         """
         self.replace_password(row, password_hash, must_change=False, revoke_api_keys=False)
         self.end_sessions(row.id, "password_changed")

@@ -114,9 +114,10 @@ class AccountRegistration:
         return None
 
     def _notify_owner(self, email: str) -> None:
-        """Notify the owner of an existing account that someone tried to register with their address.
+        """Email the owner of an existing account, because someone tried to register with the owner's address.
 
-        If the address was never verified and the account was never used, somebody else may have chosen the password.
+        If the address is verified, or the account is inactive, the email reports the attempt. Otherwise, it contains a
+        link that verifies the address. If the account was also never used, somebody else may have chosen the password.
         In this case, the password is deleted, and the email contains a link for setting a new one.
         """
         row = self._accounts.find_row(email, hold=True)
