@@ -138,8 +138,8 @@ def _call_headers(call_id: str, model: str, ignored: list[str]) -> dict[str, str
 async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Principal, *, include_usage: bool) -> Stream:
     """Start a streaming response.
 
-    An error before the first chunk becomes an ordinary error response. If the first chunk takes too long, a comment is
-    sent first, and any later error is reported in the stream.
+    An error before the first chunk becomes an ordinary error response. If the first chunk takes too long, an SSE
+    comment is sent first, and any later error is reported in the stream.
     """
     call = await llm.begin_stream(request, by=caller)
     chunks = llm.stream_chunks(call)
@@ -158,7 +158,7 @@ async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Princi
 
 
 class _ServerSentEvents:
-    """The server-sent events of a stream. A comment is sent whenever 15 seconds pass without a chunk.
+    """The server-sent events (SSE) of a stream. An SSE comment is sent whenever 15 seconds pass without a chunk.
 
     The usage chunk has no choices. Many clients do not expect such a chunk, so it is sent only with `include_usage`. An
     error is sent as the last chunk, without a `[DONE]` after it. `is_whole` is true after the whole response has been

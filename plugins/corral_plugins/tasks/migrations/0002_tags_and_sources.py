@@ -1,4 +1,4 @@
-"""Add a table for the tags of tasks, and extend the index on the source of tasks to tasks from people."""
+"""Add a table for the tags of tasks, and include tasks from people in the index on the source of tasks."""
 
 from __future__ import annotations
 
