@@ -25,7 +25,7 @@ DATA_LENGTH = 200  # characters
 @click.argument("path")
 @field_option
 @body_option
-@click.option("-H", "--header", "headers", multiple=True, help="send a header, such as 'If-Match: \"3\"' (repeatable)")
+@click.option("-H", "--header", "headers", multiple=True, help="header to send, such as 'If-Match: \"3\"'; repeatable")
 @click.option("--all", "all_pages", is_flag=True, help="print the items from all pages of a list")
 @server_option
 def api_command(

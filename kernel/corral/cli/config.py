@@ -41,7 +41,9 @@ def show_config(prefix: str, config_path: Path | None, as_json: bool) -> None:
         if row.key == prefix or row.key.startswith(f"{prefix}." if prefix else "")
     ]
     if prefix and not rows:
-        raise click.UsageError(f"{prefix} is neither a section nor a key; `corral config show` lists all keys")
+        raise click.UsageError(
+            f"{prefix} is neither a section nor a key of the configuration; `corral config show` lists all keys"
+        )
     if not as_json:
         click.echo(f"file: {config.path or 'none'}", err=True)
     output.print_table(rows, ("key", "value", "source"), as_json=as_json)  # about: only in JSON, and in `config init`

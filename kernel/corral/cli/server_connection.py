@@ -95,7 +95,7 @@ def open_client(server: str | None = None) -> ApiClient:
         if "://" not in server:
             known = ", ".join(sessions.names()) or "none"
             raise click.UsageError(
-                f"there is no server named {server} (known: {known}); sign in with `corral login URL`"
+                f"there is no server named {server} (known servers: {known}); sign in with `corral login URL`"
             )
         url = server
     if token is not None and (server is None or found is None):

@@ -260,7 +260,7 @@ def purge_user(email: str, yes: bool, config_path: Path | None, as_json: bool) -
         user = _find_user(found, email)
         if user.is_active:
             raise click.ClickException(
-                f"{user.email} is active; deactivate it first: corral user deactivate {user.email}"
+                f"{user.email} is active; deactivate the account first: corral user deactivate {user.email}"
             )
         if not yes:
             typed = click.prompt(f"This cannot be undone. Type {user.email} to purge the account", err=True)

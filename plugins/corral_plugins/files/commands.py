@@ -41,7 +41,7 @@ def files_command_group() -> None:
 @files_command_group.command("list")
 @_task_option("list only files of this task")
 @click.option("--search", help="list only files whose name contains this text")
-@click.option("--source", type=click.Choice(SOURCES), help="list only files from this kind of source")
+@click.option("--source", type=click.Choice(SOURCES), help="list only files from sources of this kind")
 @client_command
 def list_files(client: ApiClient, *, task: str | None, as_json: bool, **filters: str | None) -> None:
     """List the files that you may read, newest first."""

@@ -183,9 +183,7 @@ class BreakerAdministration:
     def _lock_or_create(self, name: str) -> BreakerRow:
         found = self._transitions.lock([name], create=True)
         if not found:
-            detail = (
-                f"There are already {MAX_BREAKERS} circuit breakers, the maximum; delete breakers that are not needed."
-            )
+            detail = f"There are already {MAX_BREAKERS} circuit breakers, which is the maximum; delete some first."
             raise TooMany(detail, code="quota_exceeded")
         return found[0]
 

@@ -225,7 +225,7 @@ class BreakerTransitions:
         found = self.lock([name], create=True)
         if not found:
             raise Unavailable(
-                f"There are already {MAX_BREAKERS} circuit breakers, the maximum; delete breakers that are not needed."
+                f"There are already {MAX_BREAKERS} circuit breakers, which is the maximum; delete some first."
             )
         row = found[0]
         self._expire_permits(row)

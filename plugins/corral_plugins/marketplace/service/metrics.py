@@ -38,7 +38,7 @@ class MarketplaceMetrics:
             ),
             Metric(
                 name="corral_marketplace_installs_total",
-                help="Number of installations of templates by outcome.",
+                help="Number of template installations by outcome.",
                 kind="counter",
                 labels={"outcome": OUTCOMES},
                 collect=self._install_counts,

@@ -124,7 +124,7 @@ class ApiKeys:
         caller is not allowed to see the keys of other users.
         """
         if query.all and not by.may("security.read"):
-            raise Forbidden("Only admins can list the keys of other users; leave out `all`.")
+            raise Forbidden("Only admins can list the keys of other users; leave out the parameter `all`.")
         rows = ApiKeyRow.select() if query.all else ApiKeyRow.select().where(ApiKeyRow.user_id == by.user_id)
         if query.status:
             rows = rows.where(reduce(operator.or_, [_has_status(status) for status in query.status]))
@@ -274,7 +274,7 @@ class ApiKeys:
             if not within_scopes(held, (scope,))
         ]
         if faults:
-            raise Invalid("Some scopes match no permission that you hold.", errors=faults)
+            raise Invalid("Some scopes match no permission that you have.", errors=faults)
 
     def _forget_cached_key(self, key_id: str) -> None:
         """Remove the key from the credential cache, so that the next request with it queries the database."""

@@ -52,7 +52,7 @@ class WebhookDeliveries:
         _require_active(row)
         again = (Delivery.id == delivery.id) & (Delivery.status != "pending") & Delivery.lease.is_null()
         if not Delivery.update(_columns_to_resend()).where(again).execute():
-            raise Conflict("The delivery is already being sent.", current_status=delivery.status)
+            raise Conflict("The delivery is already being sent; wait for its result.", current_status=delivery.status)
         return delivery_view(Delivery.get_by_id(delivery.id))
 
     def recover(self, webhook_id: str, body: RecoverDeliveries, *, by: Principal) -> RecoveredDeliveries:

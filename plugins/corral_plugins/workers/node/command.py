@@ -55,7 +55,8 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
     multiple=True,
     metavar="TOOL",
     callback=lambda context, option, given: _allowed_tools(given),
-    help=f"let agents use a tool on this machine, with the rights of your user account: {', '.join(TOOLS)}; repeatable",
+    help="tool that agents may use on this machine, with the permissions of your user account: "
+    f"{', '.join(TOOLS)}; repeatable",
 )
 @click.option(
     "--mcp",
@@ -70,7 +71,7 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
     default="info",
     show_default=True,
     envvar="CORRAL_LOG_LEVEL",
-    help="minimum level of log lines",
+    help="minimum level of the log lines to print",
 )
 @click.option(
     "--log-format",
