@@ -48,7 +48,7 @@ def agents_command_group() -> None:
 @click.option("--search", help="list only agents whose name contains this text")
 @client_command
 def list_agents(client: ApiClient, *, status: tuple[str, ...], search: str | None, as_json: bool) -> None:
-    """List all agents, sorted by name."""
+    """List agents, sorted by name."""
     query = {"sort": "name", "status": list(status), **({"search": search} if search else {})}
     print_table(
         list(client.pages("/agents", **query)),

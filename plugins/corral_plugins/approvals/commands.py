@@ -65,7 +65,7 @@ def list_approvals(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List pending approvals, most urgent first."""
+    """List approval requests, most urgent first. By default, only pending requests are listed."""
     query: dict[str, Any] = {"limit": limit, "status": list(status), "risk": list(risk)}
     query |= {"assigned_to": "me"} if mine else {}
     query |= {"type": kind} if kind is not None else {}

@@ -273,7 +273,7 @@ def comment_on_review(
 @click.option("--reopen", is_flag=True, help="reopen the thread instead of resolving it")
 @client_command
 def resolve_comment(client: ApiClient, *, review: str, comment: str, reopen: bool, as_json: bool) -> None:
-    """Resolve a comment thread. COMMENT is the id of a comment or the beginning of its text."""
+    """Resolve or reopen a comment thread. COMMENT is the id of a comment or the beginning of its text."""
     action, found = "reopen" if reopen else "resolve", _find(client, review)
     made = client.post(f"/code-reviews/{found['id']}/comments/{_comment_id(found, comment)}/{action}", {})
     told = "resolved" if made["resolved"] else "open"

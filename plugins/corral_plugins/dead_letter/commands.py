@@ -111,7 +111,7 @@ def retry_letter(client: ApiClient, *, letter: str, from_start: bool, fields: tu
 def retry_all_letters(
     client: ApiClient, *, reason: str | None, most: int, rate: int | None, wait: bool, as_json: bool
 ) -> None:
-    """Start a batch that retries all open dead letters, oldest first."""
+    """Start a batch that retries the open dead letters, oldest first."""
     chosen = {} if reason is None else {"reason": reason}
     batch = client.post(f"{PATH}/retry-all", {"filter": chosen, "max": most, "rate_per_second": rate})
     with client.waiting_out_outages(lambda reason: click.echo(f"corral: {reason}", err=True)):

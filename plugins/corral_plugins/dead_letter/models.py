@@ -59,10 +59,11 @@ _add_partial_index("retried", DeadLetter.resolved_at, where="status = 'retried'"
 
 
 class Batch(Model):
-    """A batch that retries the dead letters that were open when it started, oldest first, at a limited rate.
+    """A batch that retries dead letters, oldest first, at a limited rate.
 
-    `seen_at` and `seen_id` identify the last letter that the batch processed. `next_at` is the time of the next retry.
-    `skipped` lists at most 1,000 letters.
+    The letters are those that were open when the batch started and that match `filter`. `seen_at` and `seen_id`
+    identify the last letter that the batch processed. `next_at` is the time of the next retry. `skipped` lists at most
+    1,000 letters.
     """
 
     id = IdField(primary_key=True)

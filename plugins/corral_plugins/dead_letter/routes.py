@@ -55,7 +55,7 @@ def get_dead_letter_stats(statistics: DeadLetterStatistics) -> DeadLetterStats:
 
 @routes.post("/retry-all", needs=WRITE, status=202, raises=("batch_in_progress",))
 def retry_dead_letters(body: RetryAll, batches: DeadLetterBatches, caller: Principal) -> Answer[BatchView]:
-    """Retry all dead letters that are open now, oldest first, at a limited rate.
+    """Retry the dead letters that are open now and match the filter, oldest first, at a limited rate.
 
     The batch continues after a restart. It pauses while the kill switch is engaged, and is cancelled if 20 consecutive
     tasks of the batch fail again.

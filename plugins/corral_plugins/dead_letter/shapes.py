@@ -130,9 +130,9 @@ class SkippedLetter(msgspec.Struct, kw_only=True):
 class BatchView(msgspec.Struct, kw_only=True):
     """A retry batch.
 
-    `matched` is the number of letters that were open when the batch started. `reason` says why the batch was cancelled:
-    `failing` if 20 consecutive tasks of the batch failed again, `error` if the batch's job failed too often, or
-    `person` if a person cancelled it. At most 1,000 letters are listed in `skipped`.
+    `matched` is the number of letters to retry, as counted when the batch started. `reason` says why the batch was
+    cancelled: `failing` if 20 consecutive tasks of the batch failed again, `error` if the batch's job failed too often,
+    or `person` if a person cancelled it. At most 1,000 letters are listed in `skipped`.
     """
 
     id: str

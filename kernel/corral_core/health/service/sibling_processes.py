@@ -119,7 +119,10 @@ def _remove_socket(path: Path) -> None:
 
 
 def sum_metrics(texts: list[str]) -> str:
-    """Merge metrics in Prometheus text. The values of each series are summed; the earliest process start is kept."""
+    """Merge metrics in Prometheus text.
+
+    The values of each series are summed. Of the start times of the processes, the earliest is kept.
+    """
     if len(texts) == 1:
         return texts[0]
     families: dict[str, dict[str, float | None]] = {}  # the value of a comment line is None

@@ -48,7 +48,7 @@ class ErrorList(msgspec.Struct, kw_only=True):
 
 @routes.get("/", needs="plugins.read")
 def list_plugins(query: PluginQuery, caller: Principal, plugins: PluginAdministration) -> Page[PluginView]:
-    """List every installed plugin with its state, sorted by name."""
+    """List the installed plugins with their states, sorted by name."""
     found = plugins.list_plugins(query.state)
     return paginate_names(found, query, caller, scope="plugins", name=lambda item: item.name, make=list)
 

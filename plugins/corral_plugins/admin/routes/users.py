@@ -43,7 +43,7 @@ WRITE: dict[str, Any] = {"needs": "admin.write", "own_session": True}
 
 @routes.get("/users", **READ)
 def list_users(query: UserQuery, caller: Principal, people: UserAdministration) -> Page[AdminUserView]:
-    """List all users."""
+    """List users, newest first."""
     return people.list(query, caller)
 
 

@@ -52,7 +52,7 @@ class DeadLetterBatches:
         self._settings, self._queue, self._tasks = settings, queue, tasks
 
     def start(self, asked: RetryAll, *, by: Principal) -> BatchView:
-        """Start a batch that retries the dead letters that are open now.
+        """Start a batch that retries the dead letters that are open now and match the filter.
 
         Raise `Conflict` if another batch is running.
         """
@@ -146,7 +146,7 @@ class DeadLetterBatches:
     def _next_letters(self, row: Batch, limit: int) -> list[DeadLetter]:
         """Return the next dead letters of a batch.
 
-        A letter belongs to the batch if it was open when the batch started.
+        A letter belongs to the batch if it was open when the batch started and matches the batch's filter.
         """
         after = (DeadLetter.created_at > row.seen_at) | (
             (DeadLetter.created_at == row.seen_at) & (DeadLetter.id > row.seen_id)
