@@ -293,7 +293,7 @@ def test_processes_end_with_their_parent(two: ServerProcess) -> None:
     until(lambda: len(children(two)) == 2)
 
 
-@pytest.mark.parametrize("end", ["stop", "replace"])
+@pytest.mark.parametrize("end", ["stop", "stop_after_replacement"])
 async def test_a_process_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     monkeypatch.setattr(processes, "END_SECONDS", 2.0)
     monkeypatch.setattr(processes, "DRAIN_SECONDS", 0.5)

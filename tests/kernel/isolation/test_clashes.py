@@ -117,7 +117,7 @@ async def test_a_built_in_one_keeps_its_paths_whoever_is_asked_first(tmp_path: P
     async with make_kernel(tmp_path, plugins=plugins) as kit:
         reasons = {item.name: item.reason for item in kit.kernel.plugins if not item.active}
         assert sorted(reasons) == ["a", "b", "z"]
-        assert "{name} is named {id} in another route" in str(reasons["a"])
+        assert "the parameter {name} is named {id} elsewhere" in str(reasons["a"])
         assert "to requires or wants" in str(reasons["b"])
         assert reasons["z"] == "socket /ws is also declared by realtime"
         assert kit.application.sockets["/ws"].loaded.name == "realtime"
