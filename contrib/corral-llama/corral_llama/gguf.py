@@ -36,7 +36,8 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             entries = _GgufReader(view).entries()
     except struct.error:
-        raise ValueError(f"{path}: the GGUF header is incomplete; download the file again") from None
+        detail = "the GGUF header is incomplete; download the file again"
+        raise ValueError(f"{path} cannot be used as a model: {detail}") from None
     except ValueError as error:
         raise ValueError(f"{path} cannot be used as a model: {error}") from None
     architecture = str(entries.get("general.architecture", ""))
