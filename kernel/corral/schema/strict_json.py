@@ -79,8 +79,8 @@ def parse_json(data: bytes, *, lenient: bool = False) -> Any:
             raise Malformed("The JSON must not begin with a byte order mark.", code="malformed_json")
         try:
             value, end = _fast.raw_decode(text, len(text) - len(text.lstrip(" \t\n\r")))
-            if end < len(text):  # white space, or an error. `decode` is slower, because it searches for white space
-                value = _fast.decode(text)
+            if text[end:].strip(" \t\n\r"):
+                _fast.decode(text)  # raises the error; always calling it is slower, as it searches for white space
             fix = _replace_unstorable_nfc if lenient else strict_nfc
             return value if data.isascii() and b"\\u" not in data else map_strings(value, fix)
         except RefusedText:

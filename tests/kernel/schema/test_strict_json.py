@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.kernel.schema.cases import TREES
 
 from corral.errors import Invalid, Malformed, Problem
+from corral.schema import strict_json
 from corral.schema.conversion import encode
 from corral.schema.strict_json import parse_json, replace_bad_characters
 
@@ -27,6 +28,12 @@ def test_plain_json_is_parsed() -> None:
         "a": [1, -2.5, True, None, "x"],
         "b": {},
     }
+
+
+def test_white_space_after_a_body_does_not_parse_it_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Editors end files with a line end, and `curl --data-binary @file` sends it."""
+    monkeypatch.setattr(strict_json._fast, "decode", lambda text: pytest.fail("parsed again"))
+    assert parse_json(b' \r\n{"a": [1]}\t\r\n ') == {"a": [1]}
 
 
 @pytest.mark.parametrize(
