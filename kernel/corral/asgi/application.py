@@ -157,7 +157,7 @@ def quart_application(pipeline: Pipeline, endpoints: Iterable[Endpoint], server:
     declared = len(app.view_functions)
 
     def connect(app: Quart, scope: Any) -> Any:
-        if len(app.view_functions) > declared and pipeline.find_route(scope["path"]) is None:
+        if len(app.view_functions) > declared and pipeline.router.find(scope["path"]) is None:
             return ASGIHTTPConnection(app, scope)
         return functools.partial(pipeline, scope)
 

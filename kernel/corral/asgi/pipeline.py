@@ -45,7 +45,7 @@ from corral.settings.kernel import ACCESS_LOG
 
 log = logging.getLogger("corral.http")
 
-MAX_URL, MAX_HEADERS = 8 * 1024, 16 * 1024
+MAX_URL, MAX_HEADERS, MAX_CACHED = 8 * 1024, 16 * 1024, 512
 MAX_IN_FLIGHT = 1000
 AUTHENTICATION_SECONDS = 0.3  # database timeout on routes that accept recently authenticated callers
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # labels of metrics
@@ -59,8 +59,8 @@ class Pipeline:
 
     def __init__(self, kernel: Kernel, router: Router, endpoints: Iterable[Endpoint]) -> None:
         server = kernel.config.server
-        self.find_route = functools.lru_cache(maxsize=1024)(router.find)  # walking the tree takes 3 µs
-        self.credentials = kernel.credentials
+        self.router, self.credentials = router, kernel.credentials
+        self.find_cached = functools.lru_cache(maxsize=1024)(router.find)  # walking the tree takes 3 µs
         self.database, self.feed = kernel.database, kernel.feed
         self.metrics, self.redactor, self.record_error = kernel.metrics, kernel.redactor, kernel.registry.add_error
         self.client_address = functools.lru_cache(maxsize=256)(ClientAddress(server.trusted_proxies))
@@ -168,7 +168,8 @@ class Pipeline:
 
         Raises problems with status 404, 405, 429 or 503.
         """
-        found = self.find_route(request.path, request.scope.get("raw_path") or b"")
+        raw_path: bytes = request.scope.get("raw_path") or b""  # a cache of long paths could take 60 MB
+        found = (self.find_cached if len(raw_path) <= MAX_CACHED else self.router.find)(request.path, raw_path)
         methods, names = found or ({}, {})
         endpoint: Endpoint | None = methods.get("GET" if request.method == "HEAD" else request.method)
         if endpoint is None or endpoint.public or not request.has_credential:

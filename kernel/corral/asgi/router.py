@@ -27,8 +27,7 @@ class _Node:
     def __init__(self, name: str = "") -> None:
         self.children: defaultdict[str, _Node] = defaultdict(_Node)
         self.parameter: _Node | None = None
-        self.name = name
-        self.is_id = name == "id" or name.endswith("_id")
+        self.name, self.is_id = name, name == "id" or name.endswith("_id")
         self.is_rest = False  # the parameter matches the rest of the path, including slashes
         self.methods: dict[str, Any] = {}
 

@@ -73,6 +73,18 @@ async def test_crooked_paths_are_nobodys(probe: Kit) -> None:
 
 @pytest.mark.one_engine
 @BOTH_WAYS
+async def test_long_paths_are_not_cached(probe: Kit) -> None:
+    """Anyone may send them: a thousand paths of 60 KiB each, in their encoded form, would stay in memory."""
+    size = probe.application.pipeline.find_cached.cache_info
+    assert (await probe.client.get("/auth/me")).status == 401
+    before = size().currsize
+    for path in (f"/{'a' * 600}", "/%F0%9F%98%80" * 60, f"/probe/things/{'%30' * 200}"):
+        assert (await probe.client.get(path)).status == 404
+    assert (before, size().currsize) == (1, 1)
+
+
+@pytest.mark.one_engine
+@BOTH_WAYS
 async def test_methods(probe: Kit) -> None:
     member = await probe.as_user()
     await member.post("/probe/things", {"title": "a"})
