@@ -131,7 +131,10 @@ def greatest(*items: Any) -> Any:
 
 
 def rounded(number: Any, digits: int = 0) -> Any:
-    """Round a number to `digits` decimal places (halves away from zero). If `digits` is 0, return an integer."""
+    """Round a number to `digits` decimal places (halves away from zero). If `digits` is 0, return an integer.
+
+    A number of 2 to the power of 53 or more has no decimal places, and is returned unchanged.
+    """
     if not _is_number(number) or not math.isfinite(number):
         raise ValueError(f"round() needs a finite number, not {_kind(number)}")
     if not 0 <= digits <= 15:

@@ -234,7 +234,7 @@ def cancel_task(client: ApiClient, *, task: str, reason: str | None, as_json: bo
 @click.option(
     "--from-start", is_flag=True, help="start the task from the beginning instead of from its last checkpoint"
 )
-@click.option("--reason", help="reason for the retry, stored with the task")
+@click.option("--reason", help="reason for the retry, recorded in the event log")
 @click.option(
     "--yes",
     is_flag=True,
