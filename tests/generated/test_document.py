@@ -61,6 +61,17 @@ def test_every_field_and_parameter_has_a_description(document: Any) -> None:
     assert (fields, parameters) == ([], [])
 
 
+def test_only_versions_that_are_numbers_are_said_to_grow(document: Any) -> None:
+    """The versions of Corral, of plugins and of templates are texts; the glossary knows those of objects."""
+    fields = [
+        f"{place}: {name}"
+        for place, schema in schemas(document)
+        for name, each in schema.get("properties", {}).items()
+        if name == "version" and each.get("type") == "string" and "grows" in each["description"]
+    ]
+    assert fields == []
+
+
 def test_no_field_has_the_name_of_its_shape(document: Any) -> None:
     """Generated clients have a variable of each name in one function."""
     shapes = document["components"]["schemas"].items()

@@ -159,7 +159,7 @@ class AskedInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class WaitReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """The reason why a run waits.
 
-    Exactly one of `approval`, `approval_id` and `input` must be set. `checkpoint` is optional.
+    Exactly one of `approval`, `approval_id` and `input` must be set. `checkpoint` is the checkpoint of the run, if any.
     """
 
     approval: dict[str, Any] | None = None

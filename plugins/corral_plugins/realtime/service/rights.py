@@ -66,7 +66,9 @@ class ViewerRights:
         return await self._create_viewer(lambda: self._tickets.reread(principal), client_ip)
 
     async def renew_credential(self, viewer: Viewer, credential: str) -> bool:
-        """Renew a connection's credential with a new token. Return False if the token belongs to another user.
+        """Renew a connection's credential with a new token.
+
+        Return False if the token belongs to another user, or to another kind of caller than the earlier credential.
 
         Raise `Unauthorized` if the token is invalid, or `Forbidden` if its principal is not allowed to receive live
         events.
