@@ -29,7 +29,10 @@ class LoadResult(NamedTuple):
 
 
 class ReloadResult(NamedTuple):
-    """The result of a reload request. `load` is None if the process did not reload in time or has ended."""
+    """The result of a reload request.
+
+    `load` is the outcome that the process has recorded, or None if the process did not reload in time or has ended.
+    """
 
     process: int
     load: LoadResult | None

@@ -119,7 +119,7 @@ class CheckpointReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
 
 
 class SecretAccessReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """The purpose for which a secret is read. It is recorded in the audit log."""
+    """A worker's report that it reads a secret for a task. The purpose is recorded in the audit log."""
 
     purpose: Annotated[str, line(500, 0)] | None = None
 

@@ -36,7 +36,7 @@ LEAST_REPEAT = 300
 class CheckedConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A config that has been checked: its members that are not secret, its secret members, and warnings.
 
-    `version` is the version of the channel whose config was merged with the new members.
+    If the config of an existing channel was changed, `version` is the version of the channel before the change.
     """
 
     config: dict[str, Any]

@@ -37,7 +37,10 @@ _INSERT = Statement(
 
 
 class TriggerSlots:
-    """Records slots. Every method runs in the caller's unit of work."""
+    """Records the slots of triggers. Every method runs in the caller's unit of work.
+
+    A slot is a time, an event or a delivery on which a trigger fires.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -55,7 +55,7 @@ class CodeSteps:
         return [] if self.tools is not None else [FieldError("/language", "not_allowed", DISABLED)]
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Create a task that requires an agent that may use the tool, and a worker that offers the tool."""
+        """Create a task that requires both an agent that may use the tool and a worker that offers it."""
         if self.tools is None:
             raise StepFailure("plugin_disabled", DISABLED, retryable=False)
         assert self.tasks is not None
