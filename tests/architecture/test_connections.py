@@ -93,7 +93,7 @@ ALLOWED = {
     "plugins/corral_plugins/llm/providers/asyncio_network.py": "connects for the guard, where it has checked",
     "plugins/corral_plugins/llm/providers/http1.py": "names errors of a library; opens nothing",
     "plugins/corral_plugins/llm/providers/connections.py": "connections on the network that the guard gives it",
-    "plugins/corral_plugins/ssh/service/keys.py": "reads keys; opens nothing",
+    "plugins/corral_plugins/ssh/service/submitted_keys.py": "reads keys; opens nothing",
     "plugins/corral_plugins/ssh/service/session.py": "SSH, on sockets that the guard opened",
     "plugins/corral_plugins/workers/node/": "the worker is a program of its own, which speaks to its server",
 }

@@ -12,7 +12,7 @@ JOBS_PER_CORE = 4
 _ORIGIN = r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
 
 
-def _isolation_setting(name: str, title: str, *, default: int, minimum: int, maximum: int) -> Setting[int]:
+def _plugin_limit(name: str, title: str, *, default: int, minimum: int, maximum: int) -> Setting[int]:
     return Setting(
         name=name, kind=int, title=title, default=default, minimum=minimum, maximum=maximum, own_session=True
     )
@@ -42,13 +42,13 @@ JOBS_CONCURRENCY: Setting[int | None] = Setting(
     maximum=256,
     title=f"Maximum number of concurrent jobs per process (unset: {JOBS_PER_CORE} per core)",
 )
-CALL_BUDGET_SECONDS = _isolation_setting(
+CALL_BUDGET_SECONDS = _plugin_limit(
     "plugins.call_budget_seconds", "Time limit of a call to a plugin, in seconds", default=5, minimum=1, maximum=60
 )
-QUARANTINE_ERRORS = _isolation_setting(
+QUARANTINE_ERRORS = _plugin_limit(
     "plugins.quarantine_errors", "Number of errors that quarantine a plugin", default=5, minimum=1, maximum=100
 )
-QUARANTINE_WINDOW_SECONDS = _isolation_setting(
+QUARANTINE_WINDOW_SECONDS = _plugin_limit(
     "plugins.quarantine_window_seconds", "Period for counting errors, in seconds", default=60, minimum=10, maximum=3600
 )
 

@@ -96,7 +96,7 @@ def render_names(module: str, names: Iterable[str]) -> Iterator[str]:
         else:
             constants[source.with_docstring(source.constants[name], source.tree.body)] = None
     if constants:
-        yield "\n### Constants and types\n\n" + _code("\n".join(constants))
+        yield "\n### Constants and types\n\n" + _code_block("\n".join(constants))
 
 
 def render_definition(source: ModuleSource, name: str, *, constructor: bool = True) -> str:
@@ -107,7 +107,7 @@ def render_definition(source: ModuleSource, name: str, *, constructor: bool = Tr
         code = source.signature(node) + ("\n" + textwrap.indent(members, "    ") if members else " ...")
     else:
         code = "\n".join(f"{source.signature(each)} ..." for each in overloads or [node])
-    return f"{source.doc(name)}\n\n{_code(code)}"
+    return f"{source.doc(name)}\n\n{_code_block(code)}"
 
 
 def _members(source: ModuleSource, node: ast.ClassDef, *, constructor: bool) -> Iterator[str]:
@@ -132,5 +132,5 @@ def _assigned_names(node: ast.stmt) -> list[str]:
     return [each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)]
 
 
-def _code(text: str) -> str:
+def _code_block(text: str) -> str:
     return f"```python\n{text}\n```\n"

@@ -20,8 +20,8 @@ from corral_plugins.ssh.api import LoginTimeout
 from corral_plugins.ssh.service.connections import SshConnections, check_policy, view_of
 from corral_plugins.ssh.service.credentials import ConnectionCredentials
 from corral_plugins.ssh.service.executions import SshExecutions
-from corral_plugins.ssh.service.keys import normalize_host_key
 from corral_plugins.ssh.service.runner import RunContext, SshRunner
+from corral_plugins.ssh.service.submitted_keys import normalize_host_key
 from corral_plugins.ssh.shapes import (
     AcceptedHostKey,
     CommandExecutionView,

@@ -12,7 +12,7 @@ from corral.crypto import refuse_mask
 from corral.errors import Conflict, Invalid
 from corral_plugins.secrets.api import AttachedObject, Secrets
 from corral_plugins.ssh.models import Connection
-from corral_plugins.ssh.service.keys import check_private_key
+from corral_plugins.ssh.service.submitted_keys import check_private_key
 from corral_plugins.ssh.shapes import ConnectionPatch, NewConnection
 
 Body = NewConnection | ConnectionPatch
