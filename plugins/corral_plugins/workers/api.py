@@ -74,6 +74,10 @@ class Workers(Protocol):
         """Return at most 1,000 online workers."""
         ...
 
+    def draining_workers(self) -> list[WorkerFacts]:
+        """Return at most 1,000 draining workers."""
+        ...
+
     def tools_of_workers(self, worker_id: str | None = None) -> list[WorkerTool]:
         """Return the tools of the given approved worker, or by default those of at most 200 online workers.
 

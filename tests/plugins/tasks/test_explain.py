@@ -39,7 +39,37 @@ async def test_an_agent_without_a_free_slot_is_started(world: Any) -> None:
 @pytest.mark.one_engine
 async def test_an_agent_whose_selector_matches_no_worker_is_started(world: Any) -> None:
     await world.member.patch(f"/agents/{world.agent_id}", {"worker_selector": {"group": "nowhere"}})
-    assert await false(world, await world.task()) == ["worker_selector"]
+    task_id = await world.task()
+    assert await false(world, task_id) == ["worker_selector"]
+    told = (await world.member.get(f"/tasks/{task_id}/explain")).json()
+    (wrong,) = [each for each in told["conditions"] if not each["ok"]]
+    name = (await world.member.get(f"/agents/{world.agent_id}")).json()["name"]
+    assert wrong["detail"] == f"No online worker matches the selector of the agent {name}."
+    assert wrong["unblock"] == f"Change it: corral agents edit {name} -f worker_selector:=JSON"
+
+
+@pytest.mark.one_engine
+@pytest.mark.parametrize("selector", [{"labels": {"site": "lab"}}, {}])
+async def test_a_draining_worker_that_the_agent_needs_is_named(
+    make_kit: Callable[..., Any], selector: dict[str, Any]
+) -> None:
+    """With a selector, another worker is online that it does not match. Without, no other worker is online."""
+    world = await World().build(await make_kit(plugins=("agents", "workers", "tasks")))
+    lab = await world.machine("lab-1", labels={"site": "lab"})
+    if not selector:
+        await world.admin.delete(f"/admin/workers/{world.worker.id}")
+    await world.member.patch(f"/agents/{world.agent_id}", {"worker_selector": selector})
+    answer = await world.admin.post(f"/admin/workers/{lab.id}/drain")
+    assert answer.status == 200, answer
+    task_id = await world.task(agent_id=world.agent_id)
+    told = (await world.member.get(f"/tasks/{task_id}/explain")).json()
+    (wrong,) = [each for each in told["conditions"] if not each["ok"]]
+    others = "no online worker matches the agent's selector" if selector else "no other worker is online"
+    assert wrong["code"] == ("worker_selector" if selector else "worker_online")
+    assert wrong["detail"] == f"The worker lab-1 is draining, and {others}."
+    assert wrong["unblock"] == "Resume it: corral workers drain --resume lab-1"
+    assert (await world.admin.post(f"/admin/workers/{lab.id}/resume")).status == 200
+    assert await false(world, task_id) == []
 
 
 @pytest.mark.one_engine

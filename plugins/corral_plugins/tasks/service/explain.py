@@ -332,7 +332,8 @@ class TaskExplanations:
                 ]
             fleet = [worker for worker in fleet if worker.id == bound.id]
         if not fleet:
-            return self._no_worker_conditions()
+            draining = self._draining_unmet("worker_online", "no other worker is online", candidates)
+            return [draining] if draining is not None else self._no_worker_conditions()
         found = [_met("worker_approved", "A worker is approved."), _met("worker_online", "A worker is online.")]
         return found + self._online_worker_conditions(row, candidates, fleet)
 
@@ -344,10 +345,9 @@ class TaskExplanations:
             worker for worker in fleet if not candidates or any(matches_selector(each, worker) for each in candidates)
         ]
         if not chosen:
-            message = "No online worker matches the agent's selector."
-            return [
-                _unmet("worker_selector", message, "Change it: corral agents edit NAME -f worker_selector:=JSON", href)
-            ]
+            others = "no online worker matches the agent's selector"
+            draining = self._draining_unmet("worker_selector", others, candidates)
+            return [draining or _selector_unmet(candidates[0], href)]
         found = [_met("worker_selector", "A worker matches the agent's selector.")]
         of_server = self.tools.server_tools() if self.tools is not None else frozenset()
         able = [worker for worker in chosen if claims.worker_has_tools(worker, tools, of_server)]
@@ -362,6 +362,15 @@ class TaskExplanations:
             return [*found, _met("worker_capacity", "A worker has a free slot.")]
         message = "Every worker that could run the task is full."
         return [*found, _unmet("worker_capacity", message, "Wait, or add a worker: corral worker --url URL", href)]
+
+    def _draining_unmet(self, code: str, others: str, candidates: Sequence[AgentFacts]) -> Condition | None:
+        """Return the unmet condition if a worker that one of the agents could use is draining, otherwise None."""
+        for worker in self._workers.draining_workers():
+            if not candidates or any(matches_selector(each, worker) for each in candidates):
+                how = f"Resume it: corral workers drain --resume {shlex.quote(worker.name)}"
+                href = f"/admin/workers/{worker.id}/resume"
+                return _unmet(code, f"The worker {worker.name} is draining, and {others}.", how, href)
+        return None
 
     def _no_worker_conditions(self) -> list[Condition]:
         """Return the unmet condition that applies if no approved worker is online.
@@ -405,6 +414,12 @@ def _availability_condition(row: TaskRow) -> Condition:
 def _tools_unmet(tools: Sequence[str], who: str, agent: str, enabled: Sequence[str], href: str) -> Condition:
     how = f"Enable the tools: corral agents edit {agent} {' '.join(f'--tool {shlex.quote(each)}' for each in enabled)}"
     return _unmet("tools_enabled", f"{who} {', '.join(tools)}.", how, href)
+
+
+def _selector_unmet(agent: AgentFacts, href: str) -> Condition:
+    detail = f"No online worker matches the selector of the agent {agent.name}."
+    how = f"Change it: corral agents edit {shlex.quote(agent.name)} -f worker_selector:=JSON"
+    return _unmet("worker_selector", detail, how, href)
 
 
 def _paused_unmet(agent: AgentFacts, name: str) -> Condition:

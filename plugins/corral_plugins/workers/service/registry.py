@@ -23,7 +23,7 @@ _FACTS = Statement(lambda p: Worker.select(*_COLUMNS).where(Worker.id == p("id")
 _FLEET = Statement(
     lambda p: (
         Worker.select(*_COLUMNS)
-        .where(Worker.status == "online")
+        .where(Worker.status == p("status"))
         .order_by(Worker.last_seen_at.desc())
         .limit(FLEET_LIMIT)
         .tuples()
@@ -75,7 +75,10 @@ class WorkersService:
         return {facts.id: facts for facts in map(_facts_of_row, Statement(lambda p: query.tuples()).rows({}))}
 
     def online_workers(self) -> list[WorkerFacts]:
-        return [_facts_of_row(found) for found in _FLEET.rows({})]
+        return [_facts_of_row(found) for found in _FLEET.rows({"status": "online"})]
+
+    def draining_workers(self) -> list[WorkerFacts]:
+        return [_facts_of_row(found) for found in _FLEET.rows({"status": "draining"})]
 
     def tools_of_workers(self, worker_id: str | None = None) -> list[WorkerTool]:
         found = _TOOLS.rows({}) if worker_id is None else _TOOLS_OF.rows({"id": worker_id})
