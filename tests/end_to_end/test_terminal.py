@@ -470,6 +470,20 @@ def test_a_misspelt_tool_is_corrected(terminal: Terminal) -> None:
     )
 
 
+def test_the_hint_for_a_model_without_its_provider_works(terminal: Terminal) -> None:
+    """A provider that Corral does not know needs a kind and a URL, one that it knows only a key."""
+    (terminal.folder / "key").write_text("sk-0123456789abcdef\n")
+    for model, given in (("nope/none", " -f kind=openai -f base_url=URL"), ("groq/none", "")):
+        provider = model.partition("/")[0]
+        command = f"corral api POST /llm/providers -f name={provider}{given} -f api_key=@FILE"
+        told = terminal.run("agents", "create", f"Without {provider}", "--model", model).stderr
+        assert f"Configure it ({command}{', or with kind=anthropic' if given else ''}), or choose another" in told
+        typed = command.replace("URL", "https://llm.invalid/v1").replace("FILE", "key").split()
+        assert json.loads(terminal(*typed[1:]))["name"] == provider
+        terminal("api", "DELETE", f"/agents/{terminal.json('agents', 'show', f'Without {provider}')['id']}")
+        terminal("api", "DELETE", f"/llm/providers/{provider}")
+
+
 def test_workers_cost_events_and_status(terminal: Terminal) -> None:
     with terminal.server.sign_in() as admin:
         admin.post("/workers/register", json={"name": "laptop"}).raise_for_status()

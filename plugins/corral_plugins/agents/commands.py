@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +26,7 @@ WARNINGS = {
     "worker_offline": "its worker is offline; start `corral worker` on the machine of the worker",
     "worker_not_approved": "its worker is not approved; run `corral workers approve NAME`",
     "provider_not_configured": "the provider of its model {model} is not configured; configured: {providers}. "
-    "Configure it (corral api POST /llm/providers -f name={provider} -f api_key=@FILE), or choose another model "
-    "(corral agents edit {name} --model PROVIDER/MODEL)",
+    "Configure it ({command}), or choose another model (corral agents edit {name} --model PROVIDER/MODEL)",
     "model_not_found": "no provider offers its model {model}; configured: {providers}. Choose another one (corral "
     "agents edit {name} --model PROVIDER/MODEL); `corral api GET /llm/models` lists them",
     "tool_unavailable": "no active plugin and no online worker offers the tool",
@@ -296,9 +295,15 @@ def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
         kind, _, subject = code.partition(":")
         told = WARNINGS.get(kind, code)
         if "{providers}" in told:
-            model = _model(agent)
-            named = {"model": model, "name": shlex.quote(agent["name"]), "provider": model.partition("/")[0]}
-            told = told.format(**named, providers=_configured_providers(client))
+            model, listed = _model(agent), read_if_allowed(client, "/llm/providers", limit=200)
+            providers = listed["items"] if listed else []
+            told = told.format(
+                model=model,
+                name=shlex.quote(agent["name"]),
+                providers=some_names([each["name"] for each in providers if each["configured"] and each["enabled"]])
+                or "none",
+                command=_provider_command(model.partition("/")[0], [each["name"] for each in providers]),
+            )
         if kind == "tool_unavailable":
             told += _tool_hint(client, agent, subject)
         found.append(f"{subject}: {told}" if subject else told)
@@ -319,7 +324,9 @@ def _tool_hint(client: ApiClient, agent: dict[str, Any], tool: str) -> str:
     return f"; did you mean {near[0]}? Correct it: corral agents edit {shlex.quote(agent['name'])} {tools}"
 
 
-def _configured_providers(client: ApiClient) -> str:
-    listed = read_if_allowed(client, "/llm/providers", limit=200)
-    names = [each["name"] for each in listed["items"] if each["configured"] and each["enabled"]] if listed else []
-    return some_names(names) or "none"
+def _provider_command(provider: str, known: Sequence[str]) -> str:
+    """Return the command that configures a provider. A provider that Corral does not know needs a kind and a URL."""
+    command = f"corral api POST /llm/providers -f name={shlex.quote(provider)}"
+    if provider in known:
+        return f"{command} -f api_key=@FILE"
+    return f"{command} -f kind=openai -f base_url=URL -f api_key=@FILE, or with kind=anthropic"
