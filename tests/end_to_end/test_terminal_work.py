@@ -239,6 +239,26 @@ def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Termina
     terminal("triggers", "delete", "Daily report")
 
 
+def test_the_header_of_a_signature_is_named(terminal: Terminal) -> None:
+    def made(**config: str) -> tuple[str, str]:
+        create = ("triggers", "create", "Signed", "--webhook", "--task", "Handle it")
+        created = terminal(*create, "-f", f"config:={json.dumps(config)}")
+        shown = terminal("triggers", "show", "Signed")
+        terminal("triggers", "delete", "Signed")
+        return created, shown
+
+    value = "the hexadecimal HMAC-SHA256 of the body under the secret"
+    created, shown = made(auth="hmac_sha256")
+    assert f"Callers sign each call in the header X-Signature-256: {value}." in created
+    assert re.search(rf"^signature: +header X-Signature-256: {value}$", shown, re.MULTILINE)
+    assert f"header X-Mine: {value}" in made(auth="hmac_sha256", signature_header="X-Mine")[0]
+    assert f"header X-Hub-Signature-256: {value}, as GitHub does" in made(auth="github")[0]
+    assert "headers webhook-id, webhook-timestamp and webhook-signature" in made(auth="standard")[0]
+    created, shown = made()
+    assert "Its address" in created
+    assert "signature" not in (created + shown).lower()
+
+
 def test_triggers_are_edited(terminal: Terminal) -> None:
     """What is not named stays."""
     workflow(terminal, "Count")

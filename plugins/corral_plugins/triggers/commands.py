@@ -158,6 +158,7 @@ def show_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
         "description": found["description"],
         "times": found["schedule_text"],
         "config": json.dumps(found["config"], ensure_ascii=False),
+        "signature": _signature_text(found),
         "action": action,
         "filter": found["filter"],
         "enabled": state,
@@ -212,7 +213,10 @@ def create_trigger(
         lines.append(
             f"Other triggers have the same name, so use the id of the trigger. The others: {', '.join(others)}"
         )
-    lines += [*_ingress_lines(client, made), *_warning_lines(made)]
+    lines += _ingress_lines(client, made)
+    if signature := _signature_text(made):
+        lines.append(f"Callers sign each call in the {signature}.")
+    lines += _warning_lines(made)
     print_value(made, as_json=as_json, text="\n".join(lines))
 
 
@@ -391,6 +395,18 @@ def _ingress_lines(client: ApiClient, made: Mapping[str, Any]) -> list[str]:
     if made["secret"] is not None:
         lines.append(f"Its secret, which is not shown again: {made['secret']}")
     return lines
+
+
+def _signature_text(trigger: Mapping[str, Any]) -> str | None:
+    """Return the header in which callers of a webhook trigger sign, and what they sign, or None if they do not sign."""
+    config = trigger["config"]
+    value = "the hexadecimal HMAC-SHA256 of the body under the secret"
+    texts = {
+        "hmac_sha256": f"header {config.get('signature_header') or 'X-Signature-256'}: {value}",
+        "github": f"header X-Hub-Signature-256: {value}, as GitHub does",
+        "standard": "headers webhook-id, webhook-timestamp and webhook-signature, as Standard Webhooks specifies",
+    }
+    return texts.get(config.get("auth")) if trigger["type"] == "webhook" else None
 
 
 def _warning_lines(trigger: Mapping[str, Any]) -> list[str]:
