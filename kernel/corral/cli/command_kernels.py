@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
 import msgspec
 
 from corral.auth.principal import Principal
@@ -68,8 +69,12 @@ def open_session(config_path: Path | None, label: str, *, create: bool = False) 
 
     Raise `MigrationsPending` if migrations are pending. Raise `StartupError` if the data folder contains no
     installation and `create` is not set, because the command would otherwise create a new installation and act on it.
+    If `CORRAL_URL` is set, a warning on standard error says that it does not count.
     """
     config = load_config(path=config_path)
+    if os.environ.get("CORRAL_URL"):
+        told = f"`corral {label}` acts on the data folder {config.data_dir}, not on the server that CORRAL_URL names."
+        click.echo(f"Warning: {told}", err=True)
     if not create and not has_installation(config):
         raise StartupError(
             f"there is no installation in {config.data_dir}; change to the installation's working directory, or set "

@@ -20,7 +20,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print the re
 
 @click.group("kill-switch")
 def kill_switch_command() -> None:
-    """Stop all agent activity immediately, or resume it. This command needs read access to the data folder."""
+    """Stop all agent activity immediately, or resume it.
+
+    The commands need no token: access to the data folder is sufficient. They ignore CORRAL_URL and CORRAL_TOKEN.
+    """
 
 
 @kill_switch_command.command("on")
@@ -33,7 +36,10 @@ def kill_switch_command() -> None:
 def engage_kill_switch(
     open_session: OpenSession, reason: str, cancel: bool, hold_deliveries: bool, config_path: Path | None, as_json: bool
 ) -> None:
-    """Engage the kill switch. Within 2 seconds, all processes stop claiming tasks and calling models and tools."""
+    """Engage the kill switch. Within 2 seconds, all processes stop claiming tasks and calling models and tools.
+
+    The command needs no token: access to the data folder is sufficient. It ignores CORRAL_URL and CORRAL_TOKEN.
+    """
     mode = "cancel" if cancel else "pause"
     facts = {"engaged": True, "mode": mode, "hold_deliveries": hold_deliveries, "reason": reason}
     _change_kill_switch(open_session, config_path, "kill-switch on", facts, as_json)
@@ -44,7 +50,10 @@ def engage_kill_switch(
 @json_option
 @click.pass_obj
 def release_kill_switch(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Release the kill switch. Work resumes automatically."""
+    """Release the kill switch. Work resumes automatically.
+
+    The command needs no token: access to the data folder is sufficient. It ignores CORRAL_URL and CORRAL_TOKEN.
+    """
     _change_kill_switch(open_session, config_path, "kill-switch off", {"engaged": False}, as_json)
 
 

@@ -60,6 +60,8 @@ def verify_log(
     SOURCE is a copy of the database (a file, or postgresql://…) or an export (.jsonl, .csv). The default is the log of
     this installation. Removal of the newest rows is detected only with --checkpoints. The exit status is 1 if the log
     is not intact.
+
+    The command needs no token: access to the data folder is sufficient. It ignores CORRAL_URL and CORRAL_TOKEN.
     """
     from corral_plugins.audit.service.signing import ExternalCheckpoints
     from corral_plugins.audit.service.verify import UnreadableFile, read_checkpoints

@@ -107,7 +107,12 @@ def test_the_kill_switch_is_at_hand_on_the_machine(corral: Any) -> None:
     assert corral("migrate").status == 0
     engaged = corral("kill-switch", "on", "--reason", "a drill", "--cancel", "--json").json()
     assert (engaged["engaged"], engaged["mode"], engaged["reason"]) == (True, "cancel", "a drill")
-    assert corral("kill-switch", "off", "--json").json()["engaged"] is False
+    released = corral("kill-switch", "off", "--json", environ={"CORRAL_URL": "https://corral.example"})
+    assert released.json()["engaged"] is False
+    assert "`corral kill-switch off` acts on the data folder" in released.err
+    assert str(corral.home / "corral-data") in released.err
+    for command in (("kill-switch",), ("kill-switch", "on"), ("kill-switch", "off"), ("audit", "verify")):
+        assert "access to the data folder is sufficient" in " ".join(corral(*command, "--help").out.split())
 
 
 ENGINES = [pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("sqlite", "postgres")]

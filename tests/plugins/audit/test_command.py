@@ -29,6 +29,9 @@ def test_verify_and_export_here_and_away(corral: Command, tmp_path: Path) -> Non
     assert done.status == 0, done
     assert done.json()["ok"] is True
     assert done.json()["checked"] >= 3
+    assert done.err == ""
+    told = corral("audit", "verify", environ={"CORRAL_URL": "https://corral.example"}).err
+    assert "not on the server that CORRAL_URL names" in told
     for form in ("jsonl", "csv"):
         done = corral("audit", "export", "--format", form, "--output", f"log.{form}")
         assert done.status == 0, done
