@@ -71,6 +71,7 @@ async def test_what_is_no_token_of_a_session_is_refused(kit: Kit, door: Any) -> 
     for headers in ({}, bearer(forged), bearer("x"), bearer(tokens["refresh_token"]), {"x-api-key": ""}):
         answer = await logout(kit, **headers)
         assert (answer.status, answer.code) == (401, "unauthenticated"), headers
+        assert answer.json()["title"] == "A valid credential is required"
     assert answer.headers["www-authenticate"].startswith("Bearer")
     both = await logout(kit, {"refresh_token": tokens["refresh_token"]}, **bearer(forged))
     assert both.status == 401
