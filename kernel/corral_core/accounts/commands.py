@@ -331,8 +331,10 @@ def _read_password(path: Path | None) -> str:
         return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--password-file {path} cannot be read: {error}") from None
+    except OSError as error:
+        raise click.UsageError(f"--password-file {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"--password-file {path} is not UTF-8: {error.reason} at byte {error.start}") from None
     password = text.removesuffix("\n").removesuffix("\r")
     if not password:
         raise click.UsageError(f"--password-file {path}: the file is empty")

@@ -57,7 +57,11 @@ def test_refusals_say_what_to_do(corral: Any) -> None:
     prompt = corral("user", "create", "ada@example.org")
     assert prompt.status == 2
     assert "--password-file" in prompt.err
-    assert corral("user", "create", "a@b.example", "--password-file", "missing").status == 2
+    missing = corral("user", "create", "a@b.example", "--password-file", "missing")
+    assert missing.status == 2
+    assert missing.err.rstrip().endswith("--password-file missing cannot be read: No such file or directory")
+    (corral.home / "latin").write_bytes("correct horse b\u00e4ttery".encode("latin-1"))
+    assert "latin is not UTF-8: " in corral("user", "create", "a@b.example", "--password-file", "latin").err
     assert corral("user", "create", "a@b.example", "--password-file", "-").status == 2
     assert "corral user list" in corral("user", "deactivate", "nobody@example.org").err
     assert corral("user", "list", "--json").json()["items"] == []
