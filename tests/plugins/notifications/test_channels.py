@@ -114,6 +114,25 @@ async def test_wrong_channels_are_422(shared_world: Notified) -> None:
 
 
 @pytest.mark.one_engine
+@on_the_loop_of_the_module
+async def test_a_config_without_its_choice_is_told_all_choices(shared_world: Notified) -> None:
+    slack, email = "webhook_url, or bot_token and channel", "to, or to_recipients"
+    for kind, config, pointer, detail in (
+        ("slack", {}, "/config", f"give either {slack}"),
+        ("slack", {"bot_token": "xoxb-1"}, "/config", f"give either {slack}"),
+        ("slack", {"webhook_url": "https://hooks.slack.com/x", "bot_token": "x", "channel": "x"}, "/config", slack),
+        ("slack", {"channel": 1}, "/config/channel", "must be a string"),
+        ("email", {}, "/config", f"give either {email}"),
+        ("telegram", {"bot_token": "1:0123456789"}, "/config/chat_id", "this field is required"),
+    ):
+        answer = await shared_world.admin.post("/notifications/channels", {"name": "x", "type": kind, "config": config})
+        problem = answer.json()
+        assert (answer.status, problem["errors"][0]["pointer"]) == (422, pointer), problem
+        assert problem["detail"] == problem["errors"][0]["detail"]  # without the pointer, which clients put before it
+        assert problem["detail"].endswith(detail), problem
+
+
+@pytest.mark.one_engine
 async def test_each_recipient_gets_a_mail_of_their_own(mailing: Notified, smtp: MailServer) -> None:
     made = await mailing.channel("email", {"to_recipients": True})
     await mailing.rule(made, events=("task.failed", "task.completed"), recipients={"roles": ["member"]})

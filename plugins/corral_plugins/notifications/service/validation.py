@@ -74,7 +74,7 @@ class ChannelChecks:
     async def _check(self, type: str, config: Mapping[str, Any]) -> CheckedConfig:
         kind = self._types.require(type)
         _refuse_masks(config, kind.secrets)
-        _raise_faults(json_schema_errors(kind.schema, dict(config), pointer_prefix="/config"))
+        _raise_faults(_config_faults(kind.schema, dict(config)))
         warnings = [*(await kind.check(config))] if kind.check is not None else []
         secrets = {name: str(config[name]) for name in kind.secrets if name in config}
         warnings += [] if all(is_redactable(each) for each in secrets.values()) else [NOT_REDACTABLE]
@@ -128,7 +128,17 @@ def _refuse_masks(config: Mapping[str, Any], secrets: tuple[str, ...]) -> None:
             refuse_mask(config[name], f"/config/{name}")
 
 
+def _config_faults(schema: dict[str, Any], config: dict[str, Any]) -> list[FieldError]:
+    """Validate a config. If the only fault is that exactly one of several choices must be given, name all of them."""
+    faults = json_schema_errors(schema, config, pointer_prefix="/config")
+    choices = schema.get("oneOf", ())
+    if not faults or not choices or any(each.keys() != {"required"} for each in choices):
+        return faults
+    others = json_schema_errors({**schema, "oneOf": [{}]}, config, pointer_prefix="/config")
+    told = ", or ".join(" and ".join(each["required"]) for each in choices)
+    return others or [FieldError("/config", faults[0].code, f"give either {told}")]
+
+
 def _raise_faults(faults: list[FieldError]) -> None:
     if faults:
-        first = faults[0]
-        raise Invalid(f"{first.pointer}: {first.detail}", errors=faults)
+        raise Invalid(faults[0].detail, errors=faults)
