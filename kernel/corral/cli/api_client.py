@@ -38,6 +38,10 @@ class ApiClientError(Exception):
         super().__init__(message)
 
 
+class ApiClientTimeout(ApiClientError):
+    """Raised when the expected event has not occurred in time."""
+
+
 class ApiClient:
     """An API client for one server. `token` is a bearer credential. Failed requests raise `ApiClientError`.
 
@@ -270,14 +274,14 @@ class ApiClient:
         """Yield each past event that `GET /events` returns for `query`, and then each new event as it happens.
 
         The iterator never ends on its own. At the time `until` (in `time.monotonic` seconds), it raises
-        `ApiClientError`.
+        `ApiClientTimeout`.
         """
         while until is None or time.monotonic() < until:
             wait = POLL_SECONDS if until is None else min(POLL_SECONDS, max(1, round(until - time.monotonic())))
             page = self.get("/events", **query, wait=wait)
             yield from page["items"]
             query["after"] = page["next"]
-        raise ApiClientError("timed out before the expected event occurred")
+        raise ApiClientTimeout("timed out before the expected event occurred")
 
     def absolute(self, address: str) -> str:
         """Return `address` as an absolute URL.

@@ -160,6 +160,9 @@ def test_following_ends_after_a_while_and_the_task_goes_on(run: Run) -> None:
     run.client.post("/agents", json=fields).raise_for_status()
     done = run("--agent", "Left alone", "--timeout", "2", "Say it")
     task = done.stderr.rsplit("the task ", 1)[1].split()[0]
+    assert done.stderr.splitlines()[-1] == (
+        f"corral: the task {task} has not ended after 2 s; it continues: corral tasks watch {task}"
+    )
     assert (done.returncode, done.stdout) == (1, ""), done
     assert run.client.get(f"/tasks/{task}").raise_for_status().json()["status"] == "pending"
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from corral import clock
-from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker
+from corral.cli.api_client import ApiClient, ApiClientError, ApiClientTimeout, TextDeltaTracker
 from corral.cli.output import COLOURS, format_ms, format_usd
 
 OBSTACLES_SECONDS = 2.0
@@ -100,13 +100,14 @@ class EventPrinter:
 
 
 def follow_task(
-    client: ApiClient, task_id: str, printer: EventPrinter, *, until: float | None = None, as_json: bool
+    client: ApiClient, task_id: str, printer: EventPrinter, *, timeout: float | None = None, as_json: bool
 ) -> NoReturn:
     """Follow a task to its end, print its result, and exit. The exit code is 0 only if the task was completed.
 
-    Ctrl-C stops following the task. If the task has not ended by `until` (in `time.monotonic` seconds),
-    `ApiClientError` is raised. In both cases, the task continues.
+    Ctrl-C stops following the task. If the task has not ended after `timeout` seconds, `ApiClientError` is raised. In
+    both cases, the task continues.
     """
+    until = None if timeout is None else time.monotonic() + timeout
     ended = threading.Event()
     obstacles = threading.Thread(target=_print_obstacles, args=(client, task_id, printer, ended), daemon=True)
     if not as_json:
@@ -117,6 +118,9 @@ def follow_task(
     except KeyboardInterrupt:
         click.echo(f"\nThe task continues. Follow it again: corral tasks watch {task_id}", err=True)
         sys.exit(130)
+    except ApiClientTimeout:
+        told = f"the task {task_id} has not ended after {timeout:g} s; it continues: corral tasks watch {task_id}"
+        raise ApiClientTimeout(told) from None
     except ApiClientError as error:
         if error.status == 404:
             raise ApiClientError(f"the task {task_id} was deleted; `corral tasks list` shows all tasks", 404) from None

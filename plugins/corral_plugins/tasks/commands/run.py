@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 
 import click
@@ -47,7 +46,6 @@ def run_task_command(
 
     The exit code is 0 only if the task is completed. Ctrl-C and --timeout stop following the task but do not cancel it.
     """
-    until = None if timeout is None else time.monotonic() + timeout
     named = {"required_tools": list(required_tools)} if required_tools else {}
     task = create_task(client, agent, instructions, read_input(input_path), **named)
     printer = EventPrinter(quiet=as_json)
@@ -55,4 +53,4 @@ def run_task_command(
     if not as_json:
         with contextlib.suppress(ApiClientError):  # `follow_task` meets and reports the same error
             print_warnings(client, task["id"], obstacles=False)  # they are shown while they keep the task waiting
-    follow_task(client, task["id"], printer, until=until, as_json=as_json)
+    follow_task(client, task["id"], printer, timeout=timeout, as_json=as_json)
