@@ -344,7 +344,7 @@ def _plural(noun: str) -> str:
 class TextDeltaTracker:
     """Finds the new part of a growing text, such as a model's reply.
 
-    The server does not send the whole text each time, but only the end of it.
+    The server does not send the whole text each time, but only the end of it, after "… ".
     """
 
     def __init__(self) -> None:
@@ -358,8 +358,10 @@ class TextDeltaTracker:
         if self._shown and end.startswith(self._shown):
             overlap = len(self._shown)
         else:
-            sizes = range(min(len(end), len(self._shown)), MIN_OVERLAP - 1, -1)
-            overlap = next((size for size in sizes if self._shown.endswith(end[:size])), 0)
+            rest = end.removeprefix("… ")
+            sizes = range(min(len(rest), len(self._shown)), MIN_OVERLAP - 1, -1)
+            overlap = next((size for size in sizes if self._shown.endswith(rest[:size])), 0)
+            end = rest if overlap else end
         fresh = end[overlap:]
         self._shown = self._shown + fresh if overlap else end
         return overlap > 0, fresh

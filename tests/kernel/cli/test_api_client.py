@@ -56,6 +56,13 @@ def test_of_a_long_text_only_the_end_is_told() -> None:
     assert heard == text
 
 
+def test_the_ellipsis_of_a_cut_text_is_told_only_where_the_text_begins() -> None:
+    live = TextDeltaTracker()
+    assert live.add("… the crew of the ship went") == (False, "… the crew of the ship went")
+    assert live.add("… crew of the ship went home") == (True, " home")
+    assert live.add("… of the ship went home early") == (True, " early")
+
+
 @given(st.lists(st.text(min_size=1, max_size=60), max_size=20))
 def test_whatever_is_told_by_growing_is_complete(parts: list[str]) -> None:
     live, told, heard = TextDeltaTracker(), "", ""

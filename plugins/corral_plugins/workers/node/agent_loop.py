@@ -41,6 +41,7 @@ from corral_plugins.workers.node.gateway_model import GatewayModel, ModelCall, M
 MAX_STEPS, MAX_REPAIRS = 25, 2
 MODEL_TRIES, MAX_CUTS = 3, 6
 LIVE_SECONDS = 0.5
+CUT = "… "
 LIVE_LENGTH = 500  # in characters: the maximum length of a progress message
 LONGEST_WORD = 40  # in characters: text without any spaces is longer
 NEEDS_PEOPLE = ("credentials", "model")  # kinds of errors that only a person can resolve
@@ -199,9 +200,10 @@ def _is_temporary(error: ApiError) -> bool:
 class LiveOutput:
     """Shows the text of a model's reply while it arrives, in at most two progress reports per second.
 
-    Each report contains the last 500 characters of the text, without a last word that may be incomplete. If the
-    response to a report says that the lease has ended or that the task is being cancelled, `add_text` and the end of
-    the `async with` block raise `WorkerLeaseLost` or `CancelRequested`.
+    Each report contains at most the last 500 characters of the text, without a last word that may be incomplete. If the
+    beginning of the text is left out, the report begins with "… " and a whole word. If the response to a report says
+    that the lease has ended or that the task is being cancelled, `add_text` and the end of the `async with` block raise
+    `WorkerLeaseLost` or `CancelRequested`.
     """
 
     def __init__(self, client: WorkerApiClient, task_id: str) -> None:
@@ -212,7 +214,7 @@ class LiveOutput:
 
     def add_text(self, text: str) -> None:
         """Add text to the output, and start a progress report if one is due, without waiting for the response."""
-        self._tail = (self._tail + text)[-LIVE_LENGTH:]
+        self._tail = _end_of(self._tail + text)
         if self._sending is not None and self._sending.done():
             _raise_for_report(self._sending)
             self._sending = None
@@ -235,6 +237,19 @@ class LiveOutput:
         await asyncio.wait({self._sending})
         if error is None:
             _raise_for_report(self._sending)
+
+
+def _end_of(text: str) -> str:
+    """Return a short text unchanged, and otherwise "… " and the end of the text, which begins with a whole word.
+
+    A first word longer than `LONGEST_WORD` is kept, because it is probably text without spaces.
+    """
+    if len(text) <= LIVE_LENGTH:
+        return text
+    start = len(text) - LIVE_LENGTH + len(CUT)
+    end = text[start:]
+    first = "" if text[start - 1].isspace() or end[0].isspace() else end.split(maxsplit=1)[0]
+    return CUT + (end if len(first) > LONGEST_WORD else end.removeprefix(first)).lstrip()
 
 
 def _whole_words(text: str) -> str:

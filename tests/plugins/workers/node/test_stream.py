@@ -27,7 +27,9 @@ async def test_the_text_is_told_as_it_comes_and_not_too_often(monkeypatch: pytes
     assert 2 <= len(told) <= (time.monotonic() - began) / 0.05
     whole = "".join(WORDS)
     longest = importlib.import_module(LOOP).LIVE_LENGTH
-    assert all(message in whole and len(message) <= longest for message in told)
+    assert all(message.removeprefix("… ") in whole and len(message) <= longest for message in told)
+    assert all(message.startswith(("word0 ", "… word")) for message in told)
+    assert told[-1].startswith("… word")
     assert len({*told}) == len(told)
     assert server.of("complete") == [{"text": whole}]
 
@@ -38,6 +40,20 @@ async def test_the_text_is_told_as_it_comes_and_not_too_often(monkeypatch: pytes
 )
 def test_progress_has_no_half_words(text: str, whole: str) -> None:
     assert importlib.import_module(LOOP)._whole_words(text) == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("a" * 500, "a" * 500),
+        (f"crews {'b ' * 248}", f"… {'b ' * 248}"),
+        (f"in {'b ' * 250}", f"… {'b ' * 249}"),
+        (f"crews{' b' * 249}", f"… b{' b' * 248}"),
+        ("x" * 501, f"… {'x' * 498}"),
+    ],
+)
+def test_a_cut_text_begins_with_a_word(text: str, end: str) -> None:
+    assert importlib.import_module(LOOP)._end_of(text) == end
 
 
 async def test_a_short_answer_is_told_once_it_is_there() -> None:
