@@ -444,6 +444,23 @@ notifications edit-rule Nothing --enable -> notifications rules
 """
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "agents edit",
+        "mcp edit",
+        "notifications edit-channel",
+        "notifications edit-rule",
+        "ssh edit",
+        "webhooks edit",
+        "workflows edit",
+    ],
+)
+def test_an_edit_without_a_change_is_refused(terminal: Terminal, command: str) -> None:
+    done = terminal.run(*command.split(), "Anything")
+    assert (done.returncode, "nothing to change; give " in done.stderr) == (2, True), done
+
+
 def test_a_task_that_requires_a_tool_waits_for_a_worker_that_offers_it(terminal: Terminal) -> None:
     terminal("agents", "create", "Writer", "--model", "scripted/echo", "--tool", "workspace.write", "--start")
     required = ("--require-tool", "workspace.write")

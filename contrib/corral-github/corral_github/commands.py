@@ -118,8 +118,11 @@ def edit_repository(
 
     From then on, Corral performs all work for the repository with your permissions.
     """
+    changes = read_body(input_path, fields)
+    if not changes:
+        raise click.UsageError("nothing to change; give --input or --field")
     found = _find(client, repository)
-    changed = client.send("PATCH", f"{REPOSITORIES}/{found['id']}", body=read_body(input_path, fields))
+    changed = client.send("PATCH", f"{REPOSITORIES}/{found['id']}", body=changes)
     _print(client, changed, as_json=as_json)
 
 

@@ -45,6 +45,7 @@ def test_the_commands_of_the_readme(tmp_path: Path, github: RecordedGitHub) -> N
         shell = Shell(tmp_path, server)
         shell.type("agents", "create", "author")
         assert "No repository is connected" in shell.type("github", "list")
+        assert "nothing to change; give --input or --field" in shell.type("github", "edit", "octo/hello", status=2)
         for arguments in typed:
             local = ["--api-url", github.url] if arguments[:2] == ["github", "add"] else []
             printed[arguments[1]] = shell.type(*arguments, *local)

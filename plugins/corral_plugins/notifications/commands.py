@@ -239,6 +239,8 @@ def edit_channel(
     config = {**read_body(input_path, fields), **_secrets(secret_files)}
     given = {"name": name, "is_enabled": is_enabled, "config": config or None}
     body = {key: value for key, value in given.items() if value is not None}
+    if not body:
+        raise click.UsageError("nothing to change; give an option such as --name, --disable or --field")
     changed = client.send("PUT", f"{CHANNELS}/{_find_id(client, CHANNELS, channel)}", body=body)
     print_value(changed, as_json=as_json, text=f"Changed {changed['name']}.")
 
@@ -361,6 +363,8 @@ def edit_rule(
     body = {**read_body(input_path, fields), **_rule_parts(client, events, channels)}
     if enabled is not None:
         body["enabled"] = enabled
+    if not body:
+        raise click.UsageError("nothing to change; give an option such as --event, --channel or --disable")
     changed = client.send("PUT", f"{RULES}/{_find_id(client, RULES, rule)}", body=body)
     print_value(changed, as_json=as_json, text=f"Changed {changed['name']}.")
 

@@ -128,8 +128,11 @@ def edit_connection(
     client: ApiClient, *, connection: str, input_path: Path | None, fields: tuple[str, ...], as_json: bool
 ) -> None:
     """Change the given fields of an SSH connection, for example with -f 'denied_commands:=["rm *"]'."""
+    changes = read_body(input_path, fields)
+    if not changes:
+        raise click.UsageError("nothing to change; give --input or --field")
     found = _find(client, connection)
-    changed = client.send("PUT", f"{CONNECTIONS}/{found['id']}", body=read_body(input_path, fields))
+    changed = client.send("PUT", f"{CONNECTIONS}/{found['id']}", body=changes)
     print_value(changed, as_json=as_json, text=f"{changed['name']} was changed.")
 
 

@@ -127,7 +127,10 @@ def edit_mcp_server(
     client: ApiClient, *, name: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
     """Change fields of an MCP server, for example with -f enabled:=false."""
-    _print_server(_send(client, "PUT", name, body=read_body(input_path, fields)), as_json=as_json)
+    changes = read_body(input_path, fields)
+    if not changes:
+        raise click.UsageError("nothing to change; give --input or --field")
+    _print_server(_send(client, "PUT", name, body=changes), as_json=as_json)
 
 
 @mcp_command_group.command("refresh")

@@ -145,6 +145,8 @@ def edit_webhook(
     """Change a webhook. Fields that are not given stay unchanged."""
     given = {"url": url, "events": list(events) or None}
     body = {**read_body(input_path, fields), **{name: value for name, value in given.items() if value is not None}}
+    if not body:
+        raise click.UsageError("nothing to change; give --url, --event, --input or --field")
     changed = client.send("PUT", f"/webhooks/{_id(client, webhook)}", body=body)
     print_value(changed, as_json=as_json, text=f"Changed {changed['id']}; it sends to {changed['url']}.")
 
