@@ -337,6 +337,10 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
         re.M,
     )
     assert re.search(rf"^receiver\.invalid +{re.escape(EMAIL)} ", terminal("webhooks", "list", "--all"), re.M)
+    assert terminal.run(*test).stderr == ""
+    disabled = terminal.json("webhooks", "disable", "receiver.invalid")["id"]
+    warning = f"the webhook is disabled and receives no events. Enable it: corral webhooks enable {disabled}"
+    assert terminal.run(*test).stderr == f"warning: {warning}\n"
     terminal("webhooks", "delete", "receiver.invalid")
 
 

@@ -179,6 +179,9 @@ def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json:
         text = f"Not delivered to {row['url']}: {(found['response'] or found['error']).removeprefix('Not sent: ')}"
     answer = [found["response"]] if found["status_code"] and found["response"] else []
     print_value(found, as_json=as_json, text="\n".join([text, *answer]))
+    if not row["is_active"]:
+        told = f"the webhook is disabled and receives no events. Enable it: corral webhooks enable {row['id']}"
+        click.echo(click.style("warning", fg="yellow") + f": {told}", err=True)
     if not found["delivered"]:
         raise SystemExit(1)
 
