@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -19,6 +20,7 @@ from tests.kernel.cli.warm import Fork, warm
 from corral.testing.plugin_folder import PluginFolder
 from corral_plugins.tasks.demo.model_choice import estimate_tokens
 
+README = Path(__file__).parents[2] / "README.md"
 STEPS = (
     *("server", "admin", "model", "worker", "agent", "workflow", "trigger", "task", "claim", "model", "result"),
     *("trigger", "approval", "approval", "workflow"),
@@ -100,6 +102,9 @@ def test_operations_2_a_task_is_completed_and_nothing_is_left(demo: Demo) -> Non
     assert "Notes from the weekly operations meeting" in told["result"]
     assert tuple(step["step"] for step in told["steps"] if step["step"] != "progress") == STEPS
     assert "corral" in next(step["detail"] for step in told["steps"] if step["step"] == "model")  # what to install
+    sample = README.read_text("utf-8").partition("then it prints:\n\n```text\n")[2].partition("```")[0]
+    shown = [name for name in re.findall(r"^ *[0-9.]+ s  (\w+)", sample, re.MULTILINE) if name != "progress"]
+    assert (*shown[:2], "model", *shown[2:]) == STEPS  # the README has a model: nothing is to be installed
     flow = told["workflow"]
     assert (flow["status"], flow["steps"]) == ("completed", {"review": "completed", "publish": "completed"})
     assert flow["output"]["text"].startswith("Notes from the weekly operations meeting")
