@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from _pytest.pathlib import import_path
 from _pytest.unraisableexception import gc_collect_iterations_key
 from hypothesis import HealthCheck, settings
@@ -52,6 +54,36 @@ def pytest_configure(config: pytest.Config) -> None:
         found = os.statvfs(MEMORY)
         if found.f_bavail * found.f_frsize >= MEMORY_NEEDED and not found.f_flag & getattr(os, "ST_NOEXEC", 0):
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let a process of a parallel run write its stacks to a file of its own when it crashes or hangs.
+
+    `pytest_handlecrashitem` adds them to the report of the test. On standard error they would be lost among the dots.
+    """
+    if (worker := getattr(session.config, "workerinput", None)) is not None:
+        with crash_file(worker).open("wb") as opened:
+            os.dup2(opened.fileno(), session.config.stash[fault_handler_stderr_fd_key], inheritable=False)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the file of a process that has not crashed."""
+    if (worker := getattr(config, "workerinput", None)) is not None:
+        crash_file(worker).unlink(missing_ok=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(report: Any) -> None:
+    """Add the stacks of a crashed process to the report of the test that it was running."""
+    path = crash_file(report.node.workerinput)
+    stacks = path.read_text(errors="replace") or "It left no stack: it was killed, or it called os._exit."
+    report.longrepr += f"\n{stacks}"
+    path.unlink()
+
+
+def crash_file(worker: Mapping[str, Any]) -> Path:
+    """Return where this process of a parallel run writes its stacks."""
+    return Path(tempfile.gettempdir()) / f"corral-crash-{worker['testrunuid']}-{worker['workerid']}.txt"
 
 
 def pytest_collection(session: pytest.Session) -> None:
