@@ -117,7 +117,7 @@ def test_operations_2_without_json_it_is_for_people_and_the_folder_can_be_kept(d
     (demo.home / "mine.txt").write_text("The cat sat on the mat.")
     status, out, err = demo.run("--once", "--template", "bogus")
     assert (status, "  task  " in out) == (1, False)
-    assert "corral demo: there is no template bogus; choose one of " in err
+    assert "corral: there is no template bogus; choose one of " in err
     assert "hello-fleet" in err
     options = ("--input", "mine.txt", "--keep", "kept", "--template", "hello-fleet")
     status, out, err = demo.run("--once", *options)

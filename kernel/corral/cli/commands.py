@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import re
 import sys
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 MAX_HELP_CHARACTERS = 200  # characters; click truncates longer help texts, so the limit is high enough to wrap them
 FAILED, USAGE, REFUSED, PENDING = 1, 2, 3, 4
+CLICK_PREFIX = re.compile(r"^Error: ", re.MULTILINE)
 COMMAND_GROUP, STATUS_GROUP = "corral.commands", "corral.status"  # entry points
 
 
@@ -142,7 +144,9 @@ def run() -> NoReturn:
     try:
         group.main(prog_name="corral", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)  # click begins the message, which may follow the usage, with "Error: "
+        click.echo(CLICK_PREFIX.sub("corral: ", shown.getvalue(), count=1), nl=False, err=True)
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)

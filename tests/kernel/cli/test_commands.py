@@ -47,6 +47,15 @@ def test_a_misspelt_command_is_told_the_nearest(corral: Any) -> None:
     assert "did you mean" not in corral("xyzzy").err
 
 
+def test_every_error_begins_with_the_name_of_the_program(corral: Any) -> None:
+    told = corral("config", "show", "--nothing")  # click prints its own errors after the usage
+    assert (told.status, told.err.startswith("Usage: corral config show")) == (2, True), told
+    assert told.err.splitlines()[-1].startswith("corral: No such option"), told
+    failed = corral("plugins", "enable", "nothing")
+    assert (failed.status, failed.err.startswith("corral: no plugin named nothing")) == (1, True), failed
+    assert corral("config", "show", "--config", "missing").err.startswith("corral: missing: ")
+
+
 def test_every_server_that_is_offered_is_taken(corral: Any) -> None:
     (offered,) = re.findall(r"--server \[([a-z|]+)\]", corral("serve", "--help").out)
     for name in offered.split("|"):

@@ -177,7 +177,7 @@ class Demo:
                 address = wait_for_address(process, folder, READY_SECONDS)
                 if address is not None:
                     return self._run_demo_task(process, folder, address, password)
-        click.echo(f"corral demo: the server did not start\n{log_tail(folder)}", err=True)
+        click.echo(f"corral: the server did not start\n{log_tail(folder)}", err=True)
         return False
 
     def _run_demo_task(self, process: Any, folder: Path, address: str, password: str) -> bool:
@@ -195,7 +195,7 @@ class Demo:
             if self._template is not None and outcome["status"] == "completed":
                 outcome["template"] = client.run_template(self._template, TASK_SECONDS)
         except (DemoFailed, ApiClientError) as failure:
-            click.echo(f"corral demo: {failure}\n{log_tail(folder)}", err=True)
+            click.echo(f"corral: {failure}\n{log_tail(folder)}", err=True)
             return False
         output.end(outcome)
         completed = bool(outcome["status"] == "completed")
