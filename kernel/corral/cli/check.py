@@ -6,12 +6,16 @@ import importlib
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from corral.cli import logging_setup, output
 from corral.cli.output import config_option, json_option
 from corral.config.reader import load as load_config
+
+if TYPE_CHECKING:
+    from corral.config.model import Config
 
 
 @click.command("check")
@@ -30,12 +34,30 @@ def check_command(name: str, postgres_url: str | None, show_all: bool, config_pa
     The plugin runs in a temporary installation and does not have to be enabled. The exit status is 1 if the plugin
     breaks a rule.
     """
+    logging_setup.configure("critical", "console")
+    rows = check_rules(load_config(path=config_path), name, postgres_url)
+    followed = sum(row["result"] == "ok" for row in rows)
+    is_ok = followed == len(rows)
+    if as_json:
+        output.print_value({"plugin": name, "ok": is_ok, "findings": rows}, as_json=True, text="")
+    else:
+        shown = [row for row in rows if show_all or row["result"] != "ok"]
+        if shown:
+            output.print_table(shown, ("result", "rule", "detail"), as_json=False, colour_of="result")
+        click.echo(f"{name} follows {followed} of {len(rows)} rules.")
+    if not is_ok:
+        sys.exit(1)
+
+
+def check_rules(config: Config, name: str, postgres_url: str | None = None) -> list[dict[str, str]]:
+    """Check the installed plugin with this name, and return the `result`, the `rule` and the `detail` of each rule.
+
+    Log messages are suppressed from then on.
+    """
     from corral.cli.enabled_plugins import find_plugin
     from corral.plugins.discovery import discover
     from corral.plugins.record import PluginRecord
 
-    config = load_config(path=config_path)
-    logging_setup.configure("critical", "console")
     found = find_plugin([PluginRecord(found=item) for item in discover(config)], name).found
     try:
         kind = found.load()
@@ -49,16 +71,7 @@ def check_command(name: str, postgres_url: str | None, show_all: bool, config_pa
     report = check_plugin(
         kind, postgres_url=postgres_url, section=config.plugins.tables.get(name), plugin_dir=config.plugins.dir
     )
-    rows = [
+    return [
         {"result": "ok" if finding.ok else "failed", "rule": finding.rule, "detail": finding.detail}
         for finding in report.findings
     ]
-    if as_json:
-        output.print_value({"plugin": name, "ok": report.ok, "findings": rows}, as_json=True, text="")
-    else:
-        shown = [row for row in rows if show_all or row["result"] != "ok"]
-        if shown:
-            output.print_table(shown, ("result", "rule", "detail"), as_json=False, colour_of="result")
-        click.echo(f"{name} follows {sum(finding.ok for finding in report.findings)} of {len(rows)} rules.")
-    if not report.ok:
-        sys.exit(1)

@@ -78,8 +78,10 @@ def find_plugin(plugins: list[PluginRecord], name: str) -> PluginRecord:
     raise click.ClickException(f"no plugin named {name} is installed{hint}")
 
 
-def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
-    """Enable a plugin in the configuration file. Return the path of the file, and whether the file changed.
+def enable(config_path: Path | None, name: str) -> tuple[Path, bool, bool]:
+    """Enable a plugin in the configuration file.
+
+    Return the path of the file, whether the file changed, and whether the plugin is built in.
 
     Raise `ClickException`, without changing the file, if the plugin would not be active afterwards.
     """
@@ -96,7 +98,7 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
         )
     if changed:
         _write(path, text)
-    return path, changed
+    return path, changed, item.found.built_in
 
 
 def disable(config_path: Path | None, name: str) -> tuple[Path, bool, str]:

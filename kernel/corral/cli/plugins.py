@@ -76,12 +76,21 @@ def show_plugin(name: str, config_path: Path | None, as_json: bool) -> None:
 def enable(name: str, config_path: Path | None, as_json: bool) -> None:
     """Enable a plugin in corral.toml. Comments in the file are kept.
 
-    The file is not changed if the plugin would fail or be blocked.
+    The file is not changed if the plugin would fail or be blocked. If a third-party plugin breaks other
+    rules of the plugin contract, it is enabled, and a warning names them.
     """
+    from corral.cli.check import check_rules
     from corral.cli.enabled_plugins import enable as change
 
-    path, changed = change(config_path, name)
+    path, changed, built_in = change(config_path, name)
     _print_change(name, "enabled", path, changed, as_json)
+    if not changed or built_in:
+        return
+    broken = [row for row in check_rules(load_config(path=path), name) if row["result"] != "ok"]
+    if broken:
+        told = f"{name} breaks rules of the plugin contract, as `corral check {name}` shows; report them to its author:"
+        lines = (f"  {row['rule']}: {row['detail']}" for row in broken)
+        click.echo("\n".join([f"{click.style('warning', fg='yellow')}: {told}", *lines]), err=True)
 
 
 @plugins_command.command("disable")

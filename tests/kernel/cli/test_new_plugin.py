@@ -75,7 +75,8 @@ def test_plugins_1_a_new_plugin_is_green_and_answers_once_enabled(echo: Any) -> 
     environ = {"CORRAL_CONFIG": str(echo.home / "corral.toml")}
     with ServerProcess(echo.home, environ=environ) as server:
         assert server.client().get("/echo").status_code == 404
-    assert echo("plugins", "enable", "echo").status == 0
+    done = echo("plugins", "enable", "echo")
+    assert (done.status, done.err) == (0, ""), done
     with ServerProcess(echo.home, environ=environ) as server:
         admin = server.sign_in()
         assert admin.post("/echo", json={"text": "Hello"}).status_code == 201
@@ -83,6 +84,20 @@ def test_plugins_1_a_new_plugin_is_green_and_answers_once_enabled(echo: Any) -> 
         assert {"get", "post"} <= set(admin.get("/openapi.json").json()["paths"]["/api/v1/echo"])
         assert admin.get("/plugins/echo").json()["state"] == "active"
         _check_run(echo, server.address, admin.headers["Authorization"].removeprefix("Bearer "))
+
+
+def test_enabling_a_plugin_warns_of_the_rules_that_it_breaks(echo: Any) -> None:
+    path = echo.plugins.path / "corral_echo" / "service.py"
+    path.write_text(
+        path.read_text()
+        .replace("Note.select().where(visible(Note, by))", "Note.select()")
+        .replace("from corral.auth.visibility import visible\n", "")
+    )
+    done = echo("plugins", "enable", "echo")
+    assert (done.status, "echo is enabled" in done.out) == (0, True), done
+    told, rule = done.err.splitlines()
+    assert told.startswith("warning: echo breaks rules of the plugin contract, as `corral check echo` shows;")
+    assert rule.startswith("  lists.visible: GET /echo lists objects"), done
 
 
 def _check_run(corral: Any, address: str, token: str) -> None:
