@@ -147,7 +147,7 @@ class Pipeline:
         """Check the size of the URL (414) and of the headers (431), and the `Host` header (400); then call the gates.
 
         Gates are checks that plugins contribute; they may refuse the client (403). All of these checks apply to HTTP
-        requests and to WebSocket handshakes.
+        requests and to WebSocket handshakes. Raise a `Problem` with the given status if a check fails.
         """
         if len(request.query) + len(request.path) > MAX_URL:
             raise Problem("The URL is longer than 8 KiB.", code="uri_too_long")

@@ -68,7 +68,9 @@ class Credentials:
     def act_as(self, caller: Principal, named: Mapping[str, str]) -> Principal:
         """Return the principal that `caller` acts as. Call this method in a read-only unit of work.
 
-        `named` maps the request's delegation headers to their values. Each value names a principal to act as.
+        `named` maps the request's delegation headers to their values. Each value names a principal to act as. Raise a
+        `Problem` if the caller may not act as that principal, and `Unavailable` (`plugin_failed`) if the plugin that
+        reads the header has failed or is quarantined.
         """
         for header, value in named.items():
             found: Principal | None = self._delegations[header].act_as(caller, value)

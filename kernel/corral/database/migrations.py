@@ -39,7 +39,7 @@ KERNEL = PluginMigrations("kernel", Path(__file__).with_suffix(""))
 
 
 class MigrationFailed(Exception):
-    """Raised when a migration script failed and was rolled back."""
+    """Raised when a migration script failed and was rolled back, or when the scripts left broken foreign keys."""
 
 
 class SchemaTooNew(Exception):
@@ -59,7 +59,8 @@ def pending_migrations(database: Database, all_migrations: Iterable[PluginMigrat
 def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
     """Apply the pending scripts of one plugin, each in a transaction, and return their names.
 
-    `engine` is the connection that `schema_lock` opened.
+    `engine` is the connection that `schema_lock` opened. Raise `MigrationFailed` if a script fails, or if the scripts
+    leave broken foreign keys in an SQLite database.
     """
     from playhouse.migrations import Runner
 

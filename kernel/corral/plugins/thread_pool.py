@@ -58,7 +58,10 @@ class PluginThreads(ThreadPoolExecutor):
         watchdog.checks.append(self._abandon_overdue_tasks)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Schedule a call to `fn` in a thread of the pool and return its future."""
+        """Schedule a call to `fn` in a thread of the pool and return its future.
+
+        Raise `RuntimeError` if the pool has been shut down.
+        """
         if self._closed:
             raise RuntimeError("the thread pool is shut down")
         task = SubmittedCall(lambda: fn(*args, **kwargs))

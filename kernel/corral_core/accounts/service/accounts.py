@@ -287,7 +287,8 @@ class AccountsService:
     def drop_password(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserRow:
         """Delete the password, end all sessions and invalidate all links.
 
-        The user needs a new link in order to set a new password.
+        The user needs a new link in order to set a new password. Raise `NotFound` if the account does not exist or was
+        purged.
         """
         row = self.get_row(user_id, hold=True)
         if row.purged_at is not None:
@@ -315,7 +316,10 @@ class AccountsService:
             self.prove_email(row, proves)
 
     def prove_email(self, row: UserRow, email: str) -> UserView:
-        """Mark `email` as verified. If the account has a different address, `email` replaces it."""
+        """Mark `email` as verified. If the account has a different address, `email` replaces it.
+
+        Raise `Conflict` if another account has the address (`duplicate`), or if the account was changed concurrently.
+        """
         key = validate_email(email)
         if UserRow.select().where((UserRow.email_key == key) & (UserRow.id != row.id)).exists():
             raise address_taken_error()

@@ -127,7 +127,10 @@ class AccessTokens:
         return kid
 
     def issue(self, user_id: str, session_id: str, seconds: int) -> str:
-        """Return a new access token for this session, valid for `seconds` seconds."""
+        """Return a new access token for this session, valid for `seconds` seconds.
+
+        Raise `Unavailable` if the signing key cannot be decrypted, or while the server is still starting.
+        """
         keys = self._current_keys()
         now = int(clock.time_s())
         claims = TokenClaims(

@@ -186,7 +186,9 @@ class ProfileChanges:
     ) -> UserView:
         """Apply a patch to the user's own profile. Changing the email address requires the password.
 
-        If addresses must be verified, a new address takes effect when the user opens the link sent to it.
+        If addresses must be verified, a new address takes effect when the user opens the link sent to it. Raise
+        `Forbidden` (`reauth_required`) if the password is required but missing, and `Invalid` if the time zone is
+        unknown or the preferences are too large.
         """
         _check_patch(patch)
         user = await self._work(lambda: self._accounts.get(user_id), read=True)

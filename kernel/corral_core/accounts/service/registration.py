@@ -135,7 +135,9 @@ class AccountRegistration:
     ) -> UserView:
         """Create the account of an invited user. If `email` is given, the invitation must be for this address.
 
-        The invitation determines the role, and its address counts as verified.
+        The invitation determines the role, and its address counts as verified. Raise `Forbidden`
+        (`registration_closed`) while registration is closed, `Gone` (`link_expired`) if the invitation is not pending,
+        and `Invalid` if it is for another address or the password breaks a rule.
         """
         if self._settings.get(REGISTRATION) == "closed":
             raise Forbidden("Registration is closed; ask an admin for an account.", code="registration_closed")

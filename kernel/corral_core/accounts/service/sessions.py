@@ -197,7 +197,10 @@ class Sessions:
         return self.issue_tokens(session)
 
     def step_up(self, session_id: str) -> str:
-        """Record that the user re-authenticated. Return the time until which the re-authentication is valid."""
+        """Record that the user re-authenticated. Return the time until which the re-authentication is valid.
+
+        Raise `Unauthorized` (`session_revoked`) if the session has ended.
+        """
         until = clock.now(self._settings.get(STEP_UP_SECONDS))
         live = (SessionRow.id == session_id) & SessionRow.ended_at.is_null()
         if not SessionRow.update(reauth_until=until).where(live).execute():

@@ -282,7 +282,11 @@ class SignIn:
     async def change_password(
         self, user_id: str, session_id: str, current: str, new: str, *, revoke_api_keys: bool, entry: UnitContext
     ) -> SignedIn:
-        """Change the user's own password. All other sessions end, and the current session gets new tokens."""
+        """Change the user's own password. All other sessions end, and the current session gets new tokens.
+
+        Raise `Unauthorized` (`invalid_credentials`) if `current` is wrong, and `Invalid` (`weak_password`) if the new
+        password is the same or breaks a rule.
+        """
         user = await self._work(lambda: self._accounts.get(user_id), read=True)
         row = await self.check_password(user.email, current, entry, pointer="/current_password", user_id=user_id)
         if new == current:

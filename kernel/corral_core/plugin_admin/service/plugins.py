@@ -151,6 +151,8 @@ class PluginAdministration:
         """Enable a plugin.
 
         A plugin that is not loaded becomes active at the next start. In this case, the view has `pending_reload` set.
+        Raise `Conflict` if the plugin is blocked or failed, if corral.toml disables it, or if it is a third-party
+        plugin that corral.toml does not enable.
         """
         loaded = self._find_plugin(name)
         if name in self._registry.configuration.disabled:
