@@ -21,7 +21,10 @@ class ApprovalComments:
         self._outcomes = outcomes
 
     def add(self, approval_id: str, body: str, *, by: Principal) -> ApprovalCommentView:
-        """Add a comment. If the requester is waiting, wake it so that it can receive the comment."""
+        """Add a comment. If the requester is waiting, wake it so that it can receive the comment.
+
+        Raise `NotFound` if the approval request does not exist or the caller may not read it.
+        """
         found = rows.find_readable(approval_id, by)
         row = self._outcomes.lock(found.id, found.task_id)
         if row is None:

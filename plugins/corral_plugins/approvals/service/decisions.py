@@ -75,7 +75,11 @@ class ApprovalDecisions:
     def request_revision(
         self, approval_id: str, body: RevisionRequest, match: IfMatch, *, by: Principal
     ) -> ApprovalView:
-        """Ask the requester to revise the request."""
+        """Ask the requester to revise the request.
+
+        Raise `Forbidden` if the caller may not decide the request, `Gone` if it has expired, and `Conflict` if it is
+        not pending or a workflow step made it.
+        """
         row = self._lock_to_decide(approval_id, match, None, by)
         if row.type == "workflow_step":
             detail = "A workflow cannot revise its request; reject it with a note instead."
@@ -153,7 +157,11 @@ class ApprovalDecisions:
     # -- actions of requesters
 
     def revise(self, approval_id: str, body: RevisedPayload, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Replace the payload of a request. Earlier decisions become void, and approvers must decide again."""
+        """Replace the payload of a request. Earlier decisions become void, and approvers must decide again.
+
+        Raise `Forbidden` if the caller is not the requester, `Gone` if the request has expired, and `Conflict` if it
+        has already been decided or asks for a tool call.
+        """
         row = self._lock(approval_id, by)
         if not _is_requester(row, by):
             raise Forbidden("Only the requester may revise the request.")
@@ -181,7 +189,10 @@ class ApprovalDecisions:
         return self._listing.view_of(row, by)
 
     def cancel(self, approval_id: str, reason: str | None, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Cancel an undecided request. Only the requester and the owner of the task may do this."""
+        """Cancel an undecided request. Only the requester, the owner of the task and admins may do this.
+
+        Raise `Forbidden` for any other caller, and `Conflict` if the request has already been decided or has expired.
+        """
         row = self._lock(approval_id, by)
         is_owner = by.kind in ("user", "api_key") and by.user_id == row.owner_id
         if not (_is_requester(row, by) or is_owner or by.is_admin):

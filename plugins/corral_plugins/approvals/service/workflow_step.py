@@ -105,7 +105,7 @@ class ApprovalStep:
         """Return the result of the step when its approval is resolved, or None while the approval is open.
 
         If the request was not approved, the step fails, is skipped, or jumps to another step, as `on_reject` specifies.
-        If it expired and `on_timeout` is `skip`, the step is skipped.
+        If it expired and `on_timeout` is `skip`, the step is skipped. Raise `StepFailure` if the step fails.
         """
         row = rows.lock(event.object_id)
         if row is None or row.status in OPEN:

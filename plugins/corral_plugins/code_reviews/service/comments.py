@@ -45,7 +45,8 @@ class ReviewComments:
         """Add a comment.
 
         The patch is parsed outside of the unit of work. If a new revision arrives in the meantime, the call starts
-        again with the new patch.
+        again with the new patch. Raise `Unavailable` (`overloaded`) if this happens at every try, `Invalid` if the
+        current revision does not contain the file or the lines, and `TooMany` if the review has too many comments.
         """
         check_position(new)
         for _ in range(TRIES):
@@ -98,7 +99,11 @@ class ReviewComments:
         return {"parent_id": parent.parent_id or parent.id, **{name: getattr(parent, name) for name in REPLY_FIELDS}}
 
     def edit(self, review_id: str, comment_id: str, body: str, *, by: Principal) -> ReviewCommentView:
-        """Change the text of the caller's own comment. Runs in the caller's unit of work."""
+        """Change the text of the caller's own comment. Runs in the caller's unit of work.
+
+        Raise `Forbidden` if the caller did not write the comment, and `TooMany` if the comments on the review become
+        too long.
+        """
         row, comment = self._lock(review_id, comment_id, by)
         if (comment.author_type, comment.author_id) != rows.author_of(by):
             raise Forbidden("Only the author of a comment may edit it.")
@@ -107,7 +112,10 @@ class ReviewComments:
         return self._change(row, comment, by, body=body, edited=True)
 
     def resolve(self, review_id: str, comment_id: str, *, resolved: bool, by: Principal) -> ReviewCommentView:
-        """Resolve or reopen a comment thread. Runs in the caller's unit of work."""
+        """Resolve or reopen a comment thread. Runs in the caller's unit of work.
+
+        Raise `Forbidden` if the caller is an agent that did not write the comment.
+        """
         row, comment = self._lock(review_id, comment_id, by)
         author = rows.author_of(by)
         if author[0] == "agent" and author != (comment.author_type, comment.author_id):

@@ -51,7 +51,12 @@ class ReviewDecisions:
     # -- decisions of people
 
     def approve(self, review_id: str, body: ApproveReview, match: IfMatch, *, by: Principal) -> ReviewView:
-        """Approve exactly the diff that the caller has read. A task that waits for the review completes."""
+        """Approve the current diff. A task that waits for the review completes.
+
+        Raise `PreconditionFailed` if `patch_sha256` is set but is not the hash of the current diff. Raise `Forbidden`
+        if the caller may not approve this review, or may not use `force`. Raise `Conflict` if the review is not
+        pending, or if blockers, failed checks or a required reviewer prevent the approval.
+        """
         row = self._lock_to_decide(review_id, match, by)
         if body.patch_sha256 is not None and body.patch_sha256 != row.patch_sha256:
             detail = f"The review is now at revision {row.revision}. Read the new diff before you decide."
@@ -87,7 +92,8 @@ class ReviewDecisions:
     def request_changes(self, review_id: str, reason: str | None, match: IfMatch, *, by: Principal) -> ReviewView:
         """Send the diff back to the agent.
 
-        The worker that claims the task next receives the reason and all unresolved comments.
+        The worker that claims the task next receives the reason and all unresolved comments. Raise `Conflict` if the
+        review is not pending, or if the diff has already been sent back as often as the setting allows.
         """
         row = self._lock_to_decide(review_id, match, by)
         limit = self._settings.get(MAX_ROUNDS)

@@ -47,7 +47,9 @@ class ReviewContents:
     ) -> PreparedPatch:
         """Prepare the patch in a request. The request contains either the patch itself or the id of a file.
 
-        `is_marked` means that the credentials in the request have already been replaced.
+        `is_marked` means that the credentials in the request have already been replaced. Raise `Invalid` unless the
+        request contains exactly one of the two, the caller may read the file, and the patch can be parsed. Raise
+        `TooLarge` if the patch is too large.
         """
         if (patch is UNSET) == (file_id is UNSET):
             code = "required" if patch is UNSET else "not_allowed"

@@ -69,6 +69,9 @@ class MessageListing:
         If the agent itself reads its inbox without `query.peek`, the messages on the page are delivered. With or
         without `query.peek`, the run that reads the messages is tainted, unless the requester of its task wrote all of
         them.
+
+        Raise `Forbidden` if another agent reads the inbox without `query.peek`, and `NotFound` if there is no such
+        agent.
         """
         self._find_agent(agent_id)
         if by.agent_id is not None and by.agent_id != agent_id and not query.peek:
@@ -128,7 +131,10 @@ class MessageListing:
         )
 
     def set_subscriptions(self, agent_id: str, wanted: AgentChannels, *, by: Principal) -> AgentChannels:
-        """Replace the channels to which an agent subscribes. Only the agent, its owner and admins may do this."""
+        """Replace the channels to which an agent subscribes. Only the agent, its owner and admins may do this.
+
+        Raise `Forbidden` for any other caller, and `NotFound` if there is no such agent.
+        """
         agent = self._find_agent(agent_id)
         if by.agent_id is None:
             require_owner(by, agent.owner_id, what="agent")

@@ -126,7 +126,12 @@ class MessageReceipts:
     # -- deletion
 
     def delete(self, message_id: str, *, by: Principal) -> None:
-        """Delete a message that nobody has read. Only its sender and admins may do this."""
+        """Delete a message that no recipient has read.
+
+        Only the sender, the person with whose rights the message was sent, and admins may do this. Raise `Forbidden`
+        for any other caller, `NotFound` if the caller may not read the message, and `Conflict` if a recipient has read
+        it.
+        """
         rows.find_readable_message(message_id, by)
         row = rows.lock_messages([message_id]).get(message_id) or rows.find_readable_message(message_id, by)
         if by.agent_id is None:

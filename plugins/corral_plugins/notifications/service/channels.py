@@ -96,7 +96,8 @@ class ChannelManagement:
     def delete(self, channel_id: str, match: IfMatch) -> None:
         """Delete a channel that no rule uses.
 
-        A delivery that is still waiting is cancelled when it becomes due for sending.
+        A delivery that is still waiting is cancelled when it becomes due for sending. Raise `Conflict` (`in_use`) if a
+        rule uses the channel.
         """
         same = Channel.id == channel_id.lower()
         locked(Channel.select(Channel.id).where(same)).first()  # keeps its version, and the rules that use it

@@ -42,7 +42,10 @@ class NotificationDeliveries:
         return paginate(rows, query, by, scope="notifications.deliveries", order=order, make=delivery_view)
 
     def retry(self, delivery_id: str) -> NotificationDeliveryView:
-        """Retry a delivery that failed, was cancelled or was suppressed. Its attempts are counted from zero again."""
+        """Retry a delivery that failed, was cancelled or was suppressed. Its attempts are counted from zero again.
+
+        Raise `Conflict` if the delivery has another status, or if its channel was deleted.
+        """
         row = find_delivery(delivery_id)
         if not Channel.select().where(Channel.id == row.channel_id).exists():
             raise Conflict("The channel of this delivery was deleted.", current_status=row.status)

@@ -59,7 +59,11 @@ class RuleManagement:
         return rule_view(row)
 
     def update(self, rule_id: str, patch: RulePatch, match: IfMatch) -> NotificationRuleView:
-        """Change a rule. Its new events and conditions have already been checked."""
+        """Change a rule. Its new events and conditions have already been checked.
+
+        Raise `Invalid` if a person or channel does not exist, and `Conflict` if the name is taken (`duplicate`) or the
+        rule was changed concurrently.
+        """
         row = find_rule(rule_id)
         match.check(row.version)
         changes = self._values(patch)

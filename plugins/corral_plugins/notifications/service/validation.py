@@ -58,7 +58,8 @@ class ChannelChecks:
     async def check_channel_patch(self, row: Channel, patch: ChannelPatch) -> CheckedConfig | None:
         """Merge the submitted config into the config of a channel, and check the result.
 
-        Return None if the config stays unchanged.
+        Return None if the config stays unchanged. Raise `Invalid` if the patch would change the type, or if the config
+        is not valid.
         """
         if patch.type is not UNSET and patch.type != row.type:
             raise Invalid.at("/type", "not_allowed", "The type of a channel cannot be changed; create another channel.")

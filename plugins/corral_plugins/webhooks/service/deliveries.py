@@ -47,7 +47,10 @@ class WebhookDeliveries:
         return delivery_details(find_delivery(webhook_id, delivery_id, by)[1])
 
     def redeliver(self, webhook_id: str, delivery_id: str, *, by: Principal) -> DeliveryView:
-        """Resend a delivery under the same id. Its retry schedule starts again."""
+        """Resend a delivery under the same id. Its retry schedule starts again.
+
+        Raise `Conflict` if the webhook is disabled, or if the delivery is pending or being sent.
+        """
         row, delivery = find_delivery(webhook_id, delivery_id, by)
         _require_active(row)
         again = (Delivery.id == delivery.id) & (Delivery.status != "pending") & Delivery.lease.is_null()
@@ -58,7 +61,9 @@ class WebhookDeliveries:
     def recover(self, webhook_id: str, body: RecoverDeliveries, *, by: Principal) -> RecoveredDeliveries:
         """Resend the failed and cancelled deliveries that were created since the requested time.
 
-        The caller's unit of work queues the first batch of deliveries, and a job queues the rest.
+        The caller's unit of work queues the first batch of deliveries, and a job queues the rest. Raise `Invalid` if
+        the time is more than 14 days ago, and `Conflict` if the webhook is disabled or an earlier recovery is still
+        running (`batch_in_progress`).
         """
         row, since = find_webhook(webhook_id, by), clock.from_datetime(body.since)
         if since < clock.now(-RECOVERY_DAYS * DAY):

@@ -50,7 +50,8 @@ class WebhookManagement:
     def list(self, query: WebhookQuery, *, by: Principal) -> Page[WebhookView]:
         """Return a page of the caller's webhooks.
 
-        With `query.all`, return all users' webhooks, but without private fields. Only admins may do this.
+        With `query.all`, return all users' webhooks, but without private fields. Only admins may do this. Raise a
+        `Problem` (`forbidden`) if anyone else asks for them.
         """
         if query.all and not by.may("webhooks.manage"):
             raise Problem("Only admins may list the webhooks of all users.", code="forbidden")
