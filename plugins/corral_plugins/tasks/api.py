@@ -446,11 +446,17 @@ class Tasks(Protocol):
         ...
 
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimResponse:
-        """Lease up to `max_tasks` tasks to the worker. If no task was leased, the `reason` in the response says why."""
+        """Lease up to `max_tasks` tasks to the worker. If no task was leased, the `reason` in the response says why.
+
+        Raise `NotFound` if there is no such worker.
+        """
         ...
 
     def claimable(self, worker_id: str, *, limit: int) -> list[Any]:
-        """Return the tasks that `claim` would lease now, in claim order, without leasing them."""
+        """Return the tasks that `claim` would lease now, in claim order, without leasing them.
+
+        Raise `NotFound` if there is no such worker.
+        """
         ...
 
     def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:

@@ -319,7 +319,7 @@ class Tools(Protocol):
     def target_of_held_call(self, call_row_id: str, arguments: Any, *, pointer: str) -> str | None:
         """Return the object that a held call would act on if its arguments were replaced by `arguments`.
 
-        Raise `Invalid` at `pointer` if the arguments do not match the schema of the tool.
+        Raise `Invalid` at `pointer` if the tool no longer exists, or if the arguments do not match its schema.
         """
         ...
 

@@ -216,8 +216,10 @@ class Workflows(Protocol):
         """Start a run with the rights of the person whom `by` represents.
 
         Raise `NotFound` if the workflow does not exist, `Conflict` if the workflow cannot run, `Invalid` with the code
-        `schema_mismatch` if the input does not match the input schema, or `TooMany` with the code `concurrency_limit`
-        if the workflow has reached its limit of active runs and is configured to skip further runs.
+        `schema_mismatch` if the input does not match the input schema, `Unavailable` with the code `kill_switch` while
+        the kill switch is engaged, or `TooMany` with the code `concurrency_limit` if the workflow has reached its limit
+        of active runs and is configured to skip further runs. Also raise `Invalid` if `request.depth` exceeds the
+        setting `workflows.max_depth`.
         """
         ...
 

@@ -16,7 +16,8 @@ ENDED = ("completed", "failed", "cancelled")
 def follow_run(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     """Print the events of a run to standard error until it has ended, and return the run.
 
-    Ctrl-C stops only the output; the run continues.
+    Ctrl-C ends the command with the exit status 130, but the run continues. Raise `ApiClientError` if the run cannot be
+    followed any longer.
     """
     command = f"corral workflows watch {run['id']}"
     try:

@@ -89,7 +89,10 @@ class DeadLetterBatches:
         return _view(row)
 
     def cancel(self, batch_id: str) -> BatchView:
-        """Cancel a running batch. Tasks that it has already retried stay queued."""
+        """Cancel a running batch. Tasks that it has already retried stay queued.
+
+        Raise `NotFound` if the batch does not exist, and `Conflict` if it has already ended.
+        """
         self.get(batch_id)
         changes = {"status": "cancelled", "reason": "person", "finished_at": clock.now()}
         if not Batch.update(changes).where((Batch.id == batch_id) & (Batch.status == "running")).execute():

@@ -113,7 +113,11 @@ class DeadLetterQueue:
     # -- writing
 
     def add(self, new: NewDeadLetter, *, by: Principal) -> DeadLetterView:
-        """Give up on a task that no worker is running. The reason is stored as the note of the dead letter."""
+        """Give up on a task that no worker is running. The reason is stored as the note of the dead letter.
+
+        Raise `Invalid` (`unknown_reference`) if the task does not exist, and `Conflict` if it is leased, being
+        cancelled, completed or cancelled.
+        """
         task_id = new.task_id.lower()
         try:
             letter_id = self._tasks.give_up(task_id, by=by, message=new.reason or MANUAL)
@@ -161,7 +165,10 @@ class DeadLetterQueue:
         return task
 
     def discard(self, letter_id: str, *, by: Principal) -> None:
-        """Discard an open dead letter. The task stays failed."""
+        """Discard an open dead letter. The task stays failed.
+
+        Raise `NotFound` if it does not exist or was already discarded, and `Conflict` if its task was retried.
+        """
         row = find_letter(letter_id)
         if not close_letters(DeadLetter.id == letter_id, "discarded", by.user_id):
             if find_letter(letter_id).status == "retried":

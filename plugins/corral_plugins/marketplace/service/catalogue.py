@@ -186,7 +186,10 @@ class TemplateCatalogue:
         return TemplateDetails(**msgspec.structs.asdict(view), manifest=template.manifest.data)
 
     async def versions(self, name: str, query: TemplateVersionsQuery, *, by: Principal) -> Page[TemplateVersionView]:
-        """Return a page of the versions of a template, newest first."""
+        """Return a page of the versions of a template, newest first.
+
+        Raise `NotFound` if there is no template with this slug or id.
+        """
         found = [each for each in await self.all() if name.lower() in (each.slug, each.id)]
         if not found:
             raise NotFound("There is no template with this name.")

@@ -204,7 +204,8 @@ def create_objects(
 ) -> list[CreatedOrReusedObject]:
     """Create the objects for these resources, in the given order.
 
-    `known` maps the keys of resources whose objects already exist to the ids of these objects.
+    `known` maps the keys of resources whose objects already exist to the ids of these objects. Raise `Conflict`
+    (`duplicate`) if `on_conflict` is `fail` and one of the names is taken.
     """
     wanted = [WantedName(each.kind, each.title) for each in resources]
     existing = existing_ids(wanted, prepared.installers) if on_conflict != "rename" else {}

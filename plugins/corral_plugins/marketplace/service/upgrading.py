@@ -71,7 +71,11 @@ class UpgradeService:
     async def upgrade(
         self, installation_id: str, body: UpgradeInstallation, *, by: Principal, entry: UnitContext
     ) -> UpgradeResult:
-        """Upgrade an installation or, if `body.dry_run` is set, return the changes that an upgrade would make."""
+        """Upgrade an installation or, if `body.dry_run` is set, return the changes that an upgrade would make.
+
+        Raise `Conflict` if the installation was removed, if it already has this version and `body.parameters` is empty,
+        or if it was changed concurrently.
+        """
         row = await self._work(lambda: find_writable_installation(installation_id, by), read=True)
         if row.status == "removed":
             raise Conflict("The installation has been removed; install the template again.", current_status=row.status)

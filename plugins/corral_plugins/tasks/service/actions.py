@@ -94,7 +94,8 @@ class OwnerActions:
     def patch(self, task_id: str, patch: TaskPatch, match: IfMatch, *, by: Principal) -> Encoded:
         """Change fields of a task. The status of the task determines which fields can be changed.
 
-        An empty body changes nothing.
+        An empty body changes nothing. Raise `Invalid` (`use_action`) if the patch sets the status, and `Conflict` if
+        the status of the task does not allow a change to one of the fields.
         """
         if patch.status is not UNSET:
             raise Invalid.at(
@@ -268,7 +269,11 @@ class OwnerActions:
         return rows.encoded_response(row.id, row.version)
 
     def give_input(self, task_id: str, value: Any, *, by: Principal) -> Encoded:
-        """Answer the question of a waiting task. The next claim of the task includes the answer."""
+        """Answer the question of a waiting task. The next claim of the task includes the answer.
+
+        Raise `Conflict` if the task is not waiting for an answer, and `Invalid` if the answer does not match the schema
+        of the question.
+        """
         row = self._lock_owned_task(task_id, ANY_VERSION, by)
         if row.status != "waiting" or row.waiting_kind != "input":
             raise Conflict("The task is not waiting for input.", current_status=row.status)
@@ -345,7 +350,10 @@ class OwnerActions:
         return rows.encoded_response(row.id, row.version)
 
     def delete(self, task_id: str, match: IfMatch = ANY_VERSION, *, by: Principal) -> None:
-        """Delete a task that has ended. A background job deletes its attempts, logs and comments."""
+        """Delete a task that has ended. A background job deletes its attempts, logs and comments.
+
+        Raise `Conflict` if the task has not ended.
+        """
         row = self._lock_owned_task(task_id, match, by)
         if row.status not in TERMINAL:
             raise Conflict(f"The task is {row.status}; cancel it first.", current_status=row.status)
@@ -355,7 +363,10 @@ class OwnerActions:
     # -- comments
 
     def add_comment(self, task_id: str, new: NewComment, *, by: Principal) -> CommentView:
-        """Add a comment to a task."""
+        """Add a comment to a task.
+
+        Raise `Forbidden` if the caller is a worker that does not hold the lease, and `Invalid` if the comment is empty.
+        """
         row = rows.lock_task(task_id)  # locked, because the event must not tell an older state than the one before it
         if by.kind == "worker" and not rows.is_held_by(row, by.worker_id):
             raise Forbidden("A worker may comment only on a task for which it holds the lease.")

@@ -253,7 +253,7 @@ class TaskClaims:
         """Lease tasks to a worker. Implements `Tasks.claim`.
 
         If a concurrent claim takes the last free slot of the worker or of a chosen agent, or uses up a budget, the
-        claim is tried again. It is tried at most `tries` times in total.
+        claim is tried again. It is tried at most `tries` times in total. Raise `NotFound` if there is no such worker.
         """
         worker = self._workers.find(worker_id)
         if worker is None:
@@ -284,7 +284,7 @@ class TaskClaims:
         """Return the ids of the tasks that a claim would lease now, in claim order.
 
         These are the first tasks of the queues that the worker may serve, but a task whose attempt would exceed a
-        budget is omitted.
+        budget is omitted. Raise `NotFound` if there is no such worker.
         """
         worker = self._workers.find(worker_id)
         if worker is None:

@@ -452,7 +452,10 @@ class TaskQueries:
         return paginate(select, query, caller, scope=f"attempts:{task_id}", order=order, make=attempt_view)
 
     def attempt(self, task_id: str, fence: int, caller: Principal) -> AttemptView:
-        """Return one attempt of a task."""
+        """Return one attempt of a task.
+
+        Raise `NotFound` if the task or the attempt does not exist, or if the caller may not read the task.
+        """
         find_readable_task(task_id, caller)
         where = (Attempt.task_id == task_id) & (Attempt.fence == fence)
         found = Attempt.select(*ATTEMPT_VIEW_COLUMNS).where(where).first()

@@ -79,7 +79,8 @@ class TaskReviews:
     ) -> bool:
         """Make the task of a completed run wait for a review of its diff. Return False if no review is required.
 
-        If the result does not match `output_schema`, the attempt fails instead.
+        If the result does not match `output_schema`, the attempt fails instead. Raise `Unavailable` (`overloaded`) if
+        the review policy changed during the request, and `Invalid` if a diff that is not reviewed is too large.
         """
         diffs = _diffs_of(artifacts)
         policy = self._policy_of(row) if self.code_reviews is not None and row.status == "running" else None

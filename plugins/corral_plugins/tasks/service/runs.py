@@ -277,6 +277,9 @@ class TaskRuns:
 
         While the task is being cancelled, the result is stored on the attempt only. However, if a person requested the
         cancellation and the setting `workers.accept_late_results` is on, the result completes the task.
+
+        Raise `Conflict` if the run has not started or its lease was ended in another way, and `Invalid` if the report
+        contains memories, unknown files, or a result or diff that is too large.
         """
         if report.memories:
             raise Invalid.at("/memories", "not_allowed", "No plugin stores memories; leave out this field.")
@@ -349,6 +352,9 @@ class TaskRuns:
         """End the lease and make the task wait for a person.
 
         The timeout and the stall detection are paused until the person has answered.
+
+        Raise `Invalid` unless exactly one of `approval`, `approval_id` and `input` is set and valid, and `Conflict` if
+        the run has not started or its lease was ended in another way.
         """
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "wait")
         if again:
@@ -452,7 +458,10 @@ class TaskRuns:
     def confirm_cancellation(
         self, task_id: str, lease_id: str | None, report: CancellationReport, by: Principal
     ) -> Encoded:
-        """Confirm that the run of a task whose status is `cancelling` has ended."""
+        """Confirm that the run of a task whose status is `cancelling` has ended.
+
+        Raise `Conflict` if the task has another status, or if its lease was ended in another way.
+        """
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "cancelled")
         if not again:
             if row.status != "cancelling":
@@ -545,7 +554,11 @@ class TaskRuns:
         return True
 
     def ask_person(self, task_id: str, lease_id: str, asked: AskedInput, *, call_id: str) -> None:
-        """Suspend a run until a person answers a question. The answer becomes the result of the tool call `call_id`."""
+        """Suspend a run until a person answers a question. The answer becomes the result of the tool call `call_id`.
+
+        Raise `Invalid` if the schema of the answer is not acceptable, and `Conflict` (`lease_lost`) unless the lease is
+        live and the task is running.
+        """
         check_question(asked)
         found = self._lock_live_lease(task_id, lease_id)
         if found is None or found[0].status != "running":

@@ -208,7 +208,11 @@ class TriggerManagement:
         publish(TriggerDeleted, row)
 
     def fire(self, trigger_id: str, body: FireTrigger, *, by: Principal) -> HistoryView:
-        """Fire a trigger on behalf of a person. It fires even if it is disabled or its filter does not match."""
+        """Fire a trigger on behalf of a person. It fires even if it is disabled or its filter does not match.
+
+        Raise `Conflict` if it was disabled because its owner may not run the action, and `TooMany` if it has fired
+        `max_fires_per_hour` times within the last hour.
+        """
         row = find_writable_trigger(trigger_id, by)
         if row.disabled_reason == "owner_inactive":
             raise Conflict(
@@ -225,7 +229,8 @@ class TriggerManagement:
     ) -> RotatedSecret:
         """Replace the secret of a webhook trigger, or its token if its deliveries are not signed.
 
-        The old secret or token remains valid for `seconds` seconds.
+        The old secret or token remains valid for `seconds` seconds. Raise `Conflict` if the trigger is not a webhook
+        trigger.
         """
         row = find_writable_trigger(trigger_id, by)
         match.check(row.version)

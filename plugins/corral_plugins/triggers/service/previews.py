@@ -51,7 +51,11 @@ class TriggerPreviews:
         self._events, self._slots, self._expressions, self._event_types = events, slots, expressions, event_types
 
     async def test(self, trigger_id: str, asked: TestTrigger, *, by: Principal) -> TriggerTest:
-        """Return what the trigger would do with the given input, without starting anything."""
+        """Return what the trigger would do with the given input, without starting anything.
+
+        Raise `Invalid` if the input sets more than one of `payload`, `days` and `next`, or one that does not suit the
+        type of the trigger.
+        """
         if sum(value is not msgspec.UNSET for value in (asked.payload, asked.days, asked.next)) > 1:
             raise Invalid.at("", "not_allowed", "Give a payload, or days, or next.")
         trigger = await self._work(lambda: find_readable_trigger(trigger_id, by), read=True)

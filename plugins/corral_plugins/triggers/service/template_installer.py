@@ -86,7 +86,10 @@ class TriggerTemplateInstaller:
         list(locked(Trigger.select(Trigger.id).where(Trigger.id.in_(list(ids))).order_by(Trigger.id)))
 
     def update(self, trigger_id: str, fields: Json, by: Principal) -> None:
-        """Change the given fields of a trigger after checking the new values."""
+        """Change the given fields of a trigger. The caller must have checked the new configuration and filter.
+
+        Raise `Invalid` if the fields include the type, or if the new action is not valid.
+        """
         if "type" in fields:
             raise Invalid.at("/type", "not_allowed", "The type of a trigger cannot be changed.")
         kept = {name: value for name, value in fields.items() if value is not None or name == "filter"}

@@ -104,7 +104,11 @@ class WorkerProtocol:
         return answer
 
     def claimable(self, worker_id: str, limit: int, *, caller: Principal) -> list[Any]:
-        """List the tasks that the worker could claim now, in claim order, without claiming a task."""
+        """List the tasks that the worker could claim now, in claim order, without claiming a task.
+
+        Raise `Forbidden` unless an admin has approved the worker, and the caller is the worker, the person who
+        registered it, or an admin.
+        """
         row = repository.get_worker(worker_id)
         repository.require_worker_or_owner(row, caller)
         if not row.is_approved:

@@ -55,7 +55,10 @@ class CodeSteps:
         return [] if self.tools is not None else [FieldError("/language", "not_allowed", DISABLED)]
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Create a task that requires both an agent that may use the tool and a worker that offers it."""
+        """Create a task that requires both an agent that may use the tool and a worker that offers it.
+
+        Raise `StepFailure` if the plugin `tools` is not active.
+        """
         if self.tools is None:
             raise StepFailure("plugin_disabled", DISABLED, retryable=False)
         assert self.tasks is not None

@@ -250,7 +250,11 @@ class RunsService:
     # -- retry
 
     def retry_run(self, run_id: str, body: RetryRun, *, by: Principal) -> Run:
-        """Start a new run that repeats an ended run, and reuse the outputs of the steps that need not run again."""
+        """Start a new run that repeats an ended run, and reuse the outputs of the steps that need not run again.
+
+        Raise `Conflict` if the run has not ended or has no failed step to start from, or if the workflow cannot run.
+        Raise `Invalid` if the step to start from does not exist.
+        """
         if self.switch is not None:
             self.switch.refuse_if_engaged()
         old = find_readable_run(run_id, by)

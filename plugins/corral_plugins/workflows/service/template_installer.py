@@ -77,7 +77,10 @@ class WorkflowTemplateInstaller:
         list(locked(Workflow.select(Workflow.id).where(Workflow.id.in_(list(ids))).order_by(Workflow.id)))
 
     def update(self, workflow_id: str, fields: Json, by: Principal) -> None:
-        """Change a workflow. The caller must have checked the new definition."""
+        """Change a workflow. The caller must have checked the new definition.
+
+        Raise `Conflict` if the workflow was changed concurrently.
+        """
         changes = {name: value for name, value in fields.items() if name in COPIED}
         if "config" in fields:
             changes["config"] = stored_config(convert(WorkflowConfig, fields["config"] or {}))

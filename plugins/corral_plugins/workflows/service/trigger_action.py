@@ -93,7 +93,7 @@ class WorkflowTriggerAction:
         return [result.get("run_id") in live for result in results]
 
     def cancel(self, context: FireContext, result: Json) -> None:
-        """Cancel a started run."""
+        """Cancel a started run. Raise `Conflict` if the trigger has not started a run."""
         assert self.runs is not None
         if "run_id" not in result:
             raise Conflict("The trigger has not started a run, so there is no run to cancel.")

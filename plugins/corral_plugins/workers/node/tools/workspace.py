@@ -43,7 +43,7 @@ class Workspaces:
     def open_workspace(self, task_id: str) -> Workspace:
         """Return the workspace of a task, and create it if it does not exist.
 
-        Workspaces that have not been opened for a week are removed.
+        Workspaces that have not been opened for a week are removed. Raise `ValueError` if the task id is malformed.
         """
         if not _TASK_ID.fullmatch(task_id):
             raise ValueError(f"{task_id!r} is not a valid task id")
