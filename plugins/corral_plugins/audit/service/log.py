@@ -246,7 +246,10 @@ _ADVANCE = Statement(
 
 
 def lock_chain_head() -> tuple[int, str]:
-    """Lock the head of the chain until the unit of work ends. Return the `seq` and `hash` of the newest row."""
+    """Lock the head of the chain until the unit of work ends. Return the `seq` and `hash` of the newest row.
+
+    Raise `RuntimeError` if the table `audit_head` is empty, because the database is damaged.
+    """
     head = _HEAD.one({"id": HEAD})
     if head is None:
         raise RuntimeError("the table audit_head is empty; restore the database from a backup")

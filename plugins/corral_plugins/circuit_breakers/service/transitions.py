@@ -220,7 +220,8 @@ class BreakerTransitions:
     def take_permit(self, name: str) -> Admission:
         """Decide whether to admit a call while the circuit breaker is not closed.
 
-        The first call after the breaker's `retry_at` makes the breaker half open.
+        The first call after the breaker's `retry_at` makes the breaker half open. Raise `Unavailable` if the breaker
+        does not exist yet and there are already `MAX_BREAKERS` breakers.
         """
         found = self.lock([name], create=True)
         if not found:

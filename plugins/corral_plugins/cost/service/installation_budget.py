@@ -91,7 +91,10 @@ class Budgets:
         ]
 
     def change(self, change: BudgetChange, match: IfMatch) -> BudgetView:
-        """Change the budget. The change takes effect in the current period."""
+        """Change the budget. The change takes effect in the current period.
+
+        Raise `Conflict` if the budget was changed concurrently.
+        """
         row: Budget | None = Budget.get_or_none(Budget.id == BUDGET_ID)
         version = 1 if row is None else row.version
         match.check(version)

@@ -107,7 +107,11 @@ class PriceOverrides:
         return _price_view(PriceOverrideRow(**row))
 
     def change(self, price_id: str, change: PriceChange, match: IfMatch) -> PriceView:
-        """Change a price override. Existing cost events keep their cost."""
+        """Change a price override. Existing cost events keep their cost.
+
+        Raise `Conflict` if the same patterns already have a price that is valid from the same instant (`duplicate`), or
+        if the override was changed concurrently.
+        """
         row = self._get_override(price_id)
         match.check(row.version)
         changes: dict[str, Any] = _money_columns(change)
@@ -132,7 +136,10 @@ class PriceOverrides:
         return _price_view(self._get_override(price_id))
 
     def delete(self, price_id: str, match: IfMatch) -> None:
-        """Delete a price override. The built-in price, if any, applies again."""
+        """Delete a price override. The built-in price, if any, applies again.
+
+        Raise `NotFound` if there is no such override, and `Conflict` if it was changed concurrently.
+        """
         row = self._get_override(price_id)
         match.check(row.version)
         if (

@@ -49,7 +49,10 @@ class PriceUpdates:
         self._used: str | None = None
 
     async def fetch(self) -> None:
-        """Fetch and store the newest table, if `cost.update_prices` is on and the stored table is older than a day."""
+        """Fetch and store the newest table, if `cost.update_prices` is on and the stored table is older than a day.
+
+        Raise `PriceTableNotFetched` if the table cannot be fetched or read.
+        """
         if not self._settings.get(UPDATE_PRICES):
             return
         stored_at = await self._work(_stored_at, read=True)

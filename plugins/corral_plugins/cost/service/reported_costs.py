@@ -39,7 +39,8 @@ class ReportedCosts:
         """Record a reported cost event.
 
         If `lease_id` is given, the event belongs to the attempt that the lease identifies. Otherwise, only admins may
-        record the event.
+        record the event. Raise `Invalid` if a report with a lease names no task or has a negative cost, `Conflict`
+        (`lease_lost`) if the task has no such lease, and `Forbidden` if the caller may not report this cost.
         """
         if lease_id is None:
             return self._record_as_admin(new, by)

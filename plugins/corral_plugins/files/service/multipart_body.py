@@ -57,7 +57,8 @@ class UploadBody:
     async def file_chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of the file in chunks.
 
-        After the last chunk, the rest of the body is read and checked.
+        After the last chunk, the rest of the body is read and checked. Raise `Invalid` if the rest contains a second
+        file or an invalid part, and `Malformed` if the body cannot be parsed.
         """
         async for event in self._events:
             if event is None:

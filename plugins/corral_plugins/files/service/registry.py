@@ -93,7 +93,11 @@ class FileRegistry:
     # -- changing
 
     def update(self, file_id: str, patch: FilePatch, match: IfMatch, caller: Principal) -> FileView:
-        """Change a file. Absent fields stay unchanged."""
+        """Change a file. Absent fields stay unchanged.
+
+        Raise `Invalid` if the new task does not exist, the expiry time is not in the future, or the visibility is
+        `task` although the file belongs to no task.
+        """
         row = self._find_own(file_id, match, caller)
         changes: dict[str, Any] = {}
         if isinstance(patch.name, str):

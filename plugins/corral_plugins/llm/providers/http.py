@@ -63,7 +63,8 @@ class ProviderHttp:
 
         Yield the JSON of each server-sent event, and `DONE` for the final event.
 
-        Closing the iterator ends the request.
+        Closing the iterator ends the request. Raise `ProviderError` if the request fails, or if the data of an event is
+        not a JSON object.
         """
         async with self._send_request(connection, "POST", url, headers, body) as response:
             async for line in _stream_lines(response.body()):

@@ -224,7 +224,11 @@ def vendor_fields(request: Mapping[str, Any]) -> frozenset[str]:
 
 
 def inputs_of(given: Any) -> list[Any]:
-    """Return the inputs of an embedding request as a list of strings or of lists of token ids."""
+    """Return the inputs of an embedding request as a list of strings or of lists of token ids.
+
+    Raise `Invalid` unless there are 1 to `MAX_INPUTS` inputs, all of which are texts or all of which are non-empty
+    lists of token ids.
+    """
     is_one = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
     inputs = [given] if is_one else list(given)
     kinds = {type(each) for each in inputs}

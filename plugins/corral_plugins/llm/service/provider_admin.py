@@ -318,7 +318,10 @@ class ProviderChecks:
                 log.warning("model list not refreshed", extra=extra)
 
     async def test_provider(self, provider: Provider, model: str | None, by: Principal) -> ProviderTest:
-        """Test a provider with one short call, which is charged like any other call. The result includes any error."""
+        """Test a provider with one short call, which is charged like any other call. The result includes any error.
+
+        Raise `Invalid` if no model is given and the provider has no default model.
+        """
         name = model or provider.default_model()
         if name is None:
             raise Invalid.at("/model", "required", "The provider lists no models yet; name a model.")

@@ -156,7 +156,10 @@ Chunk = dict[str, Any]
 async def open_stream(
     target: ModelTarget, request: dict[str, Any], connection: ProviderConnection
 ) -> tuple[AsyncGenerator[Chunk, None], Chunk]:
-    """Return the provider's stream and its first chunk. After the first chunk, no fallback is possible."""
+    """Return the provider's stream and its first chunk. After the first chunk, no fallback is possible.
+
+    Raise `ProviderError` if the request fails, or if the stream ends before its first chunk.
+    """
     iterator = target.provider.kind.stream(request, connection)
     try:
         async with time_limit(target.name, connection.timeouts.first_token_seconds, "no first token"):

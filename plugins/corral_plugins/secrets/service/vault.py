@@ -110,7 +110,11 @@ class Vault:
         return row
 
     def rotate(self, id: str, rotation: SecretRotation, match: IfMatch, by: Principal) -> tuple[SecretRow, str]:
-        """Replace the value of a secret with a given or generated value. Return the row and the new value."""
+        """Replace the value of a secret with a given or generated value. Return the row and the new value.
+
+        Raise `Invalid` if `value` and `generate` are both set or the value cannot be stored, and `Conflict`
+        (`setting_locked`) if an environment variable sets the secret.
+        """
         self._pinned_secrets.refuse_pinned(id=id)
         if rotation.value is not None and rotation.generate is not None:
             raise Invalid.at("/generate", "not_allowed", "Send either value or generate, not both.")
@@ -128,7 +132,11 @@ class Vault:
         return row, value
 
     def reveal(self, id: str, asked: RevealRequest, by: Principal) -> RevealedSecret:
-        """Return the value of a secret. The audit entry is committed before the response is sent."""
+        """Return the value of a secret. The audit entry is committed before the response is sent.
+
+        Raise `Gone` (`secret_expired`) if the secret has expired, `NotFound` if the secret or the version does not
+        exist, and `Unavailable` (`audit_unavailable`) if the audit log is missing.
+        """
         rows.require_audit_log(self.audit)
         pinned = self._pinned_secrets.find_by_id(id)
         if pinned is not None:

@@ -81,7 +81,11 @@ class SshConnections:
     # -- writing
 
     def create(self, new: NewConnection, host_key: str | None, *, by: Principal) -> Connection:
-        """Create a connection. The caller must have checked the fields."""
+        """Create a connection. The caller must have checked the fields.
+
+        Raise `TooMany` (`quota_exceeded`) if there are already `MAX_CONNECTIONS` connections, and `Conflict`
+        (`duplicate`) if the name is taken.
+        """
         if Connection.select().count() >= MAX_CONNECTIONS:
             raise TooMany(
                 f"There are already {MAX_CONNECTIONS} SSH connections, which is the maximum; delete one first.",

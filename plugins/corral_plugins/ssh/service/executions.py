@@ -54,7 +54,10 @@ class SshExecutions:
     # -- reading
 
     def list(self, connection_id: str, query: ExecutionQuery, *, by: Principal) -> Page[ExecutionItem]:
-        """Return a page of a connection's commands, newest first, even if the connection has been deleted."""
+        """Return a page of a connection's commands, newest first, even if the connection has been deleted.
+
+        Raise `NotFound` if there is neither such a connection nor a command of it.
+        """
         where: Any = Execution.connection_id == connection_id.lower()
         known = Connection.select().where(Connection.id == connection_id.lower()).exists()
         if not known and not Execution.select().where(where).exists():
@@ -139,7 +142,8 @@ class SshExecutions:
     def cancel(self, connection_id: str, execution_id: str) -> CommandExecutionView:
         """Record that a running command is cancelled.
 
-        The process that runs the command stops it on the machine within seconds.
+        The process that runs the command stops it on the machine within seconds. Raise `NotFound` if there is no such
+        command, and `Conflict` if it has already ended.
         """
         row = self._find(connection_id, execution_id)
         values = {"status": "cancelled", "finished_at": clock.now(), "alive_until": None}
