@@ -63,7 +63,9 @@ async def test_reads_of_a_disabled_builtin_are_503(without_tasks: Kit, path: str
     assert without_tasks.loaded("tasks").plugin is None  # it was not loaded
     answer = await without_tasks.client.get(path)
     check_closed(answer)
-    assert answer.json()["detail"] == "The plugin tasks is disabled: config."
+    assert answer.json()["detail"] == (
+        "The plugin tasks is disabled: config. Ask an admin to enable it: corral plugins enable tasks"
+    )
     head = await without_tasks.client.request("HEAD", path)
     assert (head.status, head.body) == (503, b"")
 
@@ -104,7 +106,10 @@ async def test_a_blocked_builtin_is_disabled_for_clients(tmp_path: Path) -> None
         assert kit.loaded("tasks").state == "blocked"
         answer = await kit.client.get("/tasks")
         check_closed(answer)
-        assert answer.json()["detail"] == "The plugin tasks is blocked: requires agents, which is disabled."
+        assert answer.json()["detail"] == (
+            "The plugin tasks is blocked: requires agents, which is disabled. Ask an admin to look at it: "
+            "corral plugins show tasks"
+        )
 
 
 async def test_a_builtin_that_fails_at_import_is_told_as_failed(
@@ -125,7 +130,10 @@ async def test_a_builtin_that_fails_at_import_is_told_as_failed(
     async with make_kernel(tmp_path) as kit:
         answer = await kit.client.get("/tasks")
         check_closed(answer, "plugin_failed")
-        assert answer.json()["detail"] == "The plugin tasks is failed: ImportError: no such library."
+        assert answer.json()["detail"] == (
+            "The plugin tasks is failed: ImportError: no such library. Ask an admin to look at it: "
+            "corral plugins show tasks"
+        )
 
 
 async def test_one_that_fails_while_wired_is_told_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

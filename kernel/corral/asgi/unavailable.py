@@ -15,8 +15,6 @@ from corral.errors import Unavailable
 from corral.http.routes import Route
 from corral.plugins.record import PluginRecord
 
-RETRY_AFTER = 60
-
 
 class UnavailableEndpoint:
     """A placeholder in the router for an endpoint of a plugin that is not running."""
@@ -31,10 +29,11 @@ class UnavailableEndpoint:
 
 
 def plugin_unavailable(loaded: PluginRecord) -> Unavailable:
-    """Return a 503 problem that names the state of the plugin and the reason for this state."""
+    """Return a 503 problem that names the state of the plugin, the reason for this state, and what to do."""
     code = "plugin_failed" if loaded.state == "failed" else "plugin_disabled"
     detail = f"The plugin {loaded.name} is {loaded.state}: {loaded.reason or 'see the log'}."
-    return Unavailable(detail, code=code, retry_after=RETRY_AFTER)
+    remedy = "enable it: corral plugins enable" if loaded.state == "disabled" else "look at it: corral plugins show"
+    return Unavailable(f"{detail} Ask an admin to {remedy} {loaded.name}", code=code, retry_after=60)
 
 
 def unavailable_operations(plugins: Iterable[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:

@@ -45,6 +45,7 @@ CUT = "… "
 LIVE_LENGTH = 500  # in characters: the maximum length of a progress message
 LONGEST_WORD = 40  # in characters: text without any spaces is longer
 NEEDS_PEOPLE = ("credentials", "model")  # kinds of errors that only a person can resolve
+GATEWAY_AWAY = ("plugin_disabled", "plugin_failed")  # codes of the server while the gateway is out of service
 
 
 class AgentLoop(Attempt):
@@ -113,7 +114,7 @@ class AgentLoop(Attempt):
                 if error.code == "idempotency_key_reused":  # the conversation differs from that of an earlier attempt
                     key = f"{self._id}:{step}:{self._claim['fence']}"
                 elif _is_temporary(error) and tries < MODEL_TRIES:
-                    await asyncio.sleep(retry_delay(tries + 1, error))
+                    await asyncio.sleep(_pause_before_retry(tries, error))
                 else:
                     await self._handle_model_error(error)
         raise AssertionError("the last try neither returned a reply nor ended the attempt")
@@ -152,6 +153,8 @@ class AgentLoop(Attempt):
         if error.code in RELEASE_CODES or (error.status == 402 and not own_cap):
             await self._release_blocked_task(error)
         kind = "budget_exceeded" if error.status == 402 else "provider_error"
+        if error.code in GATEWAY_AWAY:
+            kind = error.code
         needs_people = error.members.get("kind") in NEEDS_PEOPLE or error.status in (400, 402, 403, 404, 422)
         await self._fail_attempt(kind, error.detail, retryable=not needs_people)
 
@@ -195,6 +198,16 @@ def _is_temporary(error: ApiError) -> bool:
     """Return whether repeating the model call soon is likely to succeed."""
     permanent = error.code in RELEASE_CODES or error.members.get("kind") in NEEDS_PEOPLE
     return error.status in (429, 503) and not permanent
+
+
+def _pause_before_retry(tries: int, error: ApiError) -> float:
+    """Return the number of seconds to wait before the model call is repeated.
+
+    A gateway that is out of service usually needs an admin, so the `Retry-After` of 60 s is not waited for: the retry
+    policy of the task decides how long to go on. Waits of about 4 s and 8 s outlast a reload of the server, and an
+    admin who disables the gateway and enables it again.
+    """
+    return retry_delay(tries + 3) if error.code in GATEWAY_AWAY else retry_delay(tries + 1, error)
 
 
 class LiveOutput:

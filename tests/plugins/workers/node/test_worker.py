@@ -236,6 +236,30 @@ def test_a_crash_of_the_process_is_a_retryable_failure(make_site: Callable[..., 
     assert "SIGKILL" in attempts[0]["error"]["message"]
 
 
+def test_a_task_fails_soon_with_the_reason_while_the_gateway_has_failed(make_site: Callable[..., Site]) -> None:
+    """Each attempt took 120 s, because the worker waited as long as the server's `Retry-After` said."""
+    site = make_site({}, config="[plugins.llm]\nunknown = true")
+    site.worker()
+    task = site.ended(site.task(site.agent("echo"), retry_policy={"max_attempts": 2, "initial_seconds": 0}), seconds=90)
+    assert (task["status"], task["attempt"], task["error"]["type"]) == ("failed", 2, "plugin_failed")
+    assert task["error"]["message"].startswith("The plugin llm is failed: ")
+    assert task["error"]["message"].endswith("Ask an admin to look at it: corral plugins show llm")
+
+
+def test_a_gateway_that_comes_back_soon_costs_no_attempt(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    site.worker()
+    agent = site.agent("echo")
+    site.call("POST", "/plugins/llm/disable", {})
+    task_id = site.task(agent)
+    site.server.wait_for("method=POST .*status=503")  # the model call was refused; the next one is 3 s or more away
+    site.call("POST", "/plugins/llm/enable", {})
+    task = site.ended(task_id)
+    assert (task["status"], task["attempt"]) == ("completed", 1)
+    (attempt,) = site.call("GET", f"/tasks/{task_id}/attempts")["items"]
+    assert attempt["status"] == "completed"
+
+
 def test_sigterm_gives_the_task_back_with_its_checkpoint(site: Site) -> None:
     worker = site.worker("w1")
     task_id = site.task(site.agent("steps"))
