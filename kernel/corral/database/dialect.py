@@ -132,8 +132,10 @@ def transaction_is_open() -> bool:
 
     A lost connection or a full disk ends the transaction.
     """
-    connection = current().connection
-    return bool(connection.in_transaction if on_sqlite() else not (connection.closed or connection.broken))
+    unit = current()
+    if unit.database.kind == "sqlite":
+        return bool(unit.connection.in_transaction)
+    return not (unit.connection.closed or unit.connection.broken)
 
 
 def append_only(database: peewee.Database, table: str, *, unique: Sequence[str], deletable: str) -> None:

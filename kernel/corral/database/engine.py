@@ -6,7 +6,6 @@ import abc
 import asyncio
 import concurrent.futures
 import contextlib
-import itertools
 import logging
 import sqlite3
 import sys
@@ -95,8 +94,10 @@ class Database(abc.ABC):
 
     async def read(self, fn: Callable[[], T], entry: UnitContext) -> T:
         """Run a short read-only unit of work on the event loop if the engine supports this, otherwise in the pool."""
-        with contextlib.suppress(InlineReadTimeout):
+        try:
             return self.read_now(fn, entry)
+        except InlineReadTimeout:
+            pass
         return await self.work(fn, entry=entry, read=True)
 
     @abc.abstractmethod
@@ -154,11 +155,12 @@ class Database(abc.ABC):
                 each.resolve()
 
     def _finish(self, units: list[Unit], ended: list[QueuedUnit]) -> None:
-        for call in itertools.chain.from_iterable(unit.after for unit in units):
-            try:
-                call()
-            except Exception:
-                log.exception("an after-commit callback failed")
+        for unit in units:
+            for call in unit.after:
+                try:
+                    call()
+                except Exception:
+                    log.exception("an after-commit callback failed")
         for each in ended:
             each.resolve()
         if units:

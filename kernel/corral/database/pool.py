@@ -58,12 +58,15 @@ class QueuedUnit:
 
     def resolve(self) -> None:
         """Resolve the future, unless the code that awaits it has stopped waiting or its event loop has ended."""
-        if not self.future.done():
-            with contextlib.suppress(RuntimeError):
-                if self.error is None:
-                    self.future.set_result(self.value)
-                else:
-                    self.future.set_exception(self.error)
+        if self.future.done():
+            return
+        try:
+            if self.error is None:
+                self.future.set_result(self.value)
+            else:
+                self.future.set_exception(self.error)
+        except RuntimeError:
+            log.debug("the event loop of a unit of work has ended", extra={"unit": self.entry.label})
 
 
 class DatabaseThread(threading.Thread, abc.ABC):

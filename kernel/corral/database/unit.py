@@ -125,8 +125,7 @@ def refuse_nesting() -> None:
 
 
 def run_in_unit(unit: Unit, fn: Callable[[], Any]) -> Any:
-    """Run `fn` with `unit` as the current unit of work of this thread."""
-    refuse_nesting()
+    """Run `fn` with `unit` as the current unit of work of this thread, which must not be inside another one."""
     _local.unit = unit
     try:
         return fn()

@@ -12,7 +12,7 @@ from typing import ClassVar
 import msgspec
 
 from corral.database.model import SHARED
-from corral.database.unit import collect, current
+from corral.database.unit import current
 from corral.events.log import write_events
 from corral.ids import new_id
 
@@ -57,21 +57,19 @@ def emit(
     data = msgspec.json.encode(event)
     if len(data) > DATA_LIMIT:
         data = msgspec.json.encode({"id": object_id, "href": None, "truncated": True})
-    collect(
-        write_events,
-        {
-            "id": event_id,
-            "type": event.event,
-            "actor_type": actor.type,
-            "actor_id": actor.id,
-            "object_type": object_type,
-            "object_id": object_id,
-            "owner_id": owner,
-            "visibility": visibility or event.visibility,
-            "data": data.decode(),
-            "cause": msgspec.json.encode(causes).decode() if causes else "[]",
-        },
-    )
+    row = {
+        "id": event_id,
+        "type": event.event,
+        "actor_type": actor.type,
+        "actor_id": actor.id,
+        "object_type": object_type,
+        "object_id": object_id,
+        "owner_id": owner,
+        "visibility": visibility or event.visibility,
+        "data": data.decode(),
+        "cause": msgspec.json.encode(causes).decode() if causes else "[]",
+    }
+    unit.collected.append((write_events, row))
     return event_id
 
 

@@ -164,7 +164,7 @@ class OwnerActions:
             agent = find_named_agent(self._agents, agent_id, role)
             tools = changes.get("required_tools", rows.parse_json_text(row.required_tools))
             changes["queue_key"] = row.queue_key = queue_key(agent_id, role, tools)
-            warnings = agent_warnings(agent, tools)
+            warnings = [] if agent is None else agent_warnings(agent, tools)
         if row.status == "pending" and changes.keys() & QUEUEING:
             changes.update(self._changed_queue_columns(row, changes))
         return warnings

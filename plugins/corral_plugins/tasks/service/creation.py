@@ -97,13 +97,11 @@ def check_limits(given: Mapping[str, Any], *, enforces_budgets: bool, performs_r
         check_user_schema(given["output_schema"], pointer_prefix="/output_schema")
 
 
-def agent_warnings(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
+def agent_warnings(agent: AgentFacts, tools: Sequence[str]) -> list[str]:
     """Return warnings if the task's agent is not started, or may not use a tool that the task requires.
 
     The task is accepted, but cannot be claimed until the agent is started and may use the required tools.
     """
-    if agent is None:
-        return []
     warnings = [] if agent.status in ("idle", "busy") else ["agent_not_started"]
     missing = missing_tools(agent.enabled_tools, tools) if tools else ()
     return warnings + [f"tool_not_enabled:{tool}" for tool in missing]
@@ -225,12 +223,13 @@ class TaskCreation:
         """
         self._check_quota(by)
         fields = msgspec.structs.asdict(new)
-        fields["title"], fields["deadline"] = checked_title(new.title), future_instant(new.deadline, "/deadline")
-        fields["tags"] = checked_tags(new.tags)
+        fields["title"], fields["tags"] = checked_title(new.title), checked_tags(new.tags)
+        fields["deadline"] = new.deadline and future_instant(new.deadline, "/deadline")
         agent = find_named_agent(self._agents, new.agent_id, new.agent_role)
         reviews = self.code_reviews is not None
         check_limits(fields, enforces_budgets=self.cost is not None, performs_reviews=reviews)
-        check_reviewer(self._agents, fields["review_policy"], None if agent is None else agent.id)
+        if new.review_policy is not None:
+            check_reviewer(self._agents, new.review_policy, None if agent is None else agent.id)
         # Locked, because its children are counted.
         parent_id = origin.parent_task_id or by.task_id
         parent = rows.lock_task(parent_id) if parent_id is not None else None
@@ -262,19 +261,20 @@ class TaskCreation:
         add_tags(row.id, row.created_at, fields["tags"])
         statistics.count_transition(None, row.status, row.priority, row.created_by)
         publish_task_event(TaskCreated, row, None)
-        warnings = [*agent_warnings(agent, new.required_tools), *self._tool_warnings(agent, new.required_tools)]
+        warnings = [] if agent is None else self._warnings(agent, new.required_tools)
         body = rows.encode_task(columns, full=True, warnings=warnings)
         return Encoded(body, row.id, 1)
 
-    def _tool_warnings(self, agent: AgentFacts | None, required: Sequence[str]) -> list[str]:
-        """Return a warning for each of the agent's tools that is missing on at least one worker.
+    def _warnings(self, agent: AgentFacts, required: Sequence[str]) -> list[str]:
+        """Return the warnings about the agent, and one for each of its tools that is missing on at least one worker.
 
         Only the workers that may claim the task are checked.
         """
-        if agent is None or not agent.enabled_tools:
-            return []
-        found = find_missing_tools(agent, self._workers, self.tools, required=required)
-        return [f"tool_not_offered:{tool}" for tool in found]
+        warnings = agent_warnings(agent, required)
+        if agent.enabled_tools:
+            found = find_missing_tools(agent, self._workers, self.tools, required=required)
+            warnings += [f"tool_not_offered:{tool}" for tool in found]
+        return warnings
 
     def _columns(self, new: NewTask, fields: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
         """Return the column values of a new pending task.
@@ -297,7 +297,7 @@ class TaskCreation:
             "instructions": new.instructions,
             "agent_id": new.agent_id and new.agent_id.lower(),
             "agent_role": new.agent_role,
-            "available_at": instant_to_text(new.available_at) or now,
+            "available_at": now if new.available_at is None else clock.from_datetime(new.available_at),
             "timeout_seconds": new.timeout_seconds or self._settings.get(declared.TIMEOUT_SECONDS),
             "source_type": source["type"],
             "source_id": source.get("id"),

@@ -76,23 +76,28 @@ _OLDEST = Statement(
 # -- writing
 
 
-def _sums(items: Sequence[tuple[str, int]]) -> dict[str, int]:
+Changes = Sequence[tuple[str, int]]
+"""Names of counters or of hourly statistics, each with the amount to add."""
+
+
+def _sums(collected: Sequence[Changes]) -> dict[str, int]:
     """Return the sum for each name, in a fixed order."""
     sums: defaultdict[str, int] = defaultdict(int)
-    for name, n in items:
-        sums[name] += n
+    for changes in collected:
+        for name, n in changes:
+            sums[name] += n
     return dict(sorted(sums.items()))
 
 
-def _write_counters(items: Sequence[tuple[str, int]]) -> None:
+def _write_counters(collected: Sequence[Changes]) -> None:
     shard = counter_shard(SHARDS)
-    _ADD_TO_COUNTER.run_many([{"name": name, "shard": shard, "n": n} for name, n in _sums(items).items() if n])
+    _ADD_TO_COUNTER.run_many([{"name": name, "shard": shard, "n": n} for name, n in _sums(collected).items() if n])
 
 
-def _write_hour(items: Sequence[tuple[str, int]]) -> None:
+def _write_hour(collected: Sequence[Changes]) -> None:
     """Add the given amounts to the statistics for the current hour."""
     shard = counter_shard(SHARDS)
-    _HOUR.run({"hour": clock.now()[:13], "shard": shard, **dict.fromkeys(HOUR_FIELDS, 0), **_sums(items)})
+    _HOUR.run({"hour": clock.now()[:13], "shard": shard, **dict.fromkeys(HOUR_FIELDS, 0), **_sums(collected)})
 
 
 def count_transition(previous: str | None, status: str | None, priority: int, created_by: str | None) -> None:
@@ -100,33 +105,32 @@ def count_transition(previous: str | None, status: str | None, priority: int, cr
 
     `previous` is None for a new task, and `status` is None for a deleted task.
     """
+    changes: list[tuple[str, int]] = []
     if previous is not None:
-        collect(_write_counters, (f"status:{previous}:{priority}", -1))
+        changes.append((f"status:{previous}:{priority}", -1))
     if status is not None:
-        collect(_write_counters, (f"status:{status}:{priority}", 1))
+        changes.append((f"status:{status}:{priority}", 1))
     if created_by is not None:
         was, is_open = previous is not None and previous not in TERMINAL, status is not None and status not in TERMINAL
         if was != is_open:
-            collect(_write_counters, (f"open:{created_by}", 1 if is_open else -1))
+            changes.append((f"open:{created_by}", 1 if is_open else -1))
+    collect(_write_counters, changes)
 
 
 def count_priority_change(status: str, before: int, after: int) -> None:
     """Update the counters after the owner of a task has changed the task's priority."""
-    collect(_write_counters, (f"status:{status}:{before}", -1))
-    collect(_write_counters, (f"status:{status}:{after}", 1))
+    collect(_write_counters, [(f"status:{status}:{before}", -1), (f"status:{status}:{after}", 1)])
 
 
 def count_ended_task(*, completed: bool, duration_ms: int | None) -> None:
     """Add a completed or permanently failed task to the statistics of the current hour."""
-    collect(_write_hour, ("completed" if completed else "failed", 1))
-    if completed and duration_ms is not None:
-        collect(_write_hour, ("duration_ms", duration_ms))
+    took = duration_ms if completed and duration_ms is not None else 0
+    collect(_write_hour, [("completed" if completed else "failed", 1), ("duration_ms", took)])
 
 
 def count_started_attempt(queue_ms: int) -> None:
     """Count the start of an attempt, and add the time in milliseconds that the attempt waited in the queue."""
-    collect(_write_hour, ("queued", 1))
-    collect(_write_hour, ("queue_ms", queue_ms))
+    collect(_write_hour, [("queued", 1), ("queue_ms", queue_ms)])
 
 
 # -- reading
