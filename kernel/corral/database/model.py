@@ -48,10 +48,13 @@ class Model(peewee.Model):
 
 
 class JSONField(peewee.TextField):
-    """A column for any JSON value. The value is stored as text, so that both engines return the same bytes."""
+    """A column for any JSON value. The value is stored as text, so that both engines return the same bytes.
+
+    None is stored as NULL, or as the text `null` if the column must not be NULL.
+    """
 
     def db_value(self, value: Any) -> str | None:
-        return None if value is None else msgspec.json.encode(value).decode()
+        return None if value is None and self.null else msgspec.json.encode(value).decode()
 
     def python_value(self, value: str | None) -> Any:
         return None if value is None else msgspec.json.decode(value)

@@ -78,6 +78,15 @@ async def test_what_cannot_be_asked_is_refused(desk: Desk) -> None:
         assert answer.status == status, (fields, answer)
 
 
+async def test_any_json_value_can_be_asked_for(desk: Desk) -> None:
+    for payload in (None, False, 0, "", [], {"amount": None}):
+        made = await desk.ask(payload=payload)
+        assert made["payload"] == payload
+        assert (await desk.read(made["id"]))["payload"] == payload
+        revised = await desk.member.post(f"/approvals/{made['id']}/revise", {"payload": None})
+        assert (revised.status, revised.json()["payload"]) == (200, None), revised
+
+
 @pytest.mark.one_engine
 async def test_a_person_asks_only_for_agents_that_they_own(desk: Desk) -> None:
     agent_id = await desk.agent()
