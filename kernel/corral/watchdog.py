@@ -20,7 +20,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from types import CodeType, FrameType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 log = logging.getLogger("corral.watchdog")
 
@@ -28,6 +28,9 @@ CHECKS_PER_SECOND = 4
 CHECK_SECONDS = 1 / CHECKS_PER_SECOND
 ENDLESS_SECONDS, EXIT_SECONDS, EXIT_STATUS = 5.0, 30.0, 70  # after a call was abandoned
 INTERRUPT = signal.SIGURG  # ignored by default
+
+T = TypeVar("T")
+_inspecting = threading.Lock()
 
 guard_code: set[CodeType] = set()
 """The code objects of the functions that run guarded calls.
@@ -76,17 +79,19 @@ class RunningCall(NamedTuple):
     began: float
 
 
-def frame_of(thread: int) -> FrameType | None:
-    """Return the frame that a thread is executing, or None.
+def inspect_stack(thread: int, read: Callable[[FrameType | None], T]) -> T:
+    """Return what `read` returns for the frame that a thread is executing, or for None if there is no such thread.
 
-    This function disables garbage collection temporarily. Before Python 3.11.9, `sys._current_frames` holds an
-    interpreter lock. If a garbage collection in this function deleted a `threading.local`, which waits for the same
-    lock, the process would hang forever.
+    Garbage is not collected in the meantime. Before Python 3.12, following `f_back` can start a collection, and its
+    finalizers can let the thread continue: `f_back` would then return a frame that no longer exists, and the process
+    would crash. Before Python 3.11.9, a collection in `sys._current_frames` could also make the process hang.
     """
-    gc.disable()
-    frame = sys._current_frames().get(thread)
-    gc.enable()
-    return frame
+    with _inspecting:
+        gc.disable()
+        try:
+            return read(sys._current_frames().get(thread))
+        finally:
+            gc.enable()
 
 
 def running_call(frame: FrameType | None) -> RunningCall | None:
@@ -106,10 +111,12 @@ def running_call_of(thread: int) -> RunningCall | None:
     Also return None while the call waits for a database server, because the server itself limits the time of
     statements.
     """
-    frame = frame_of(thread)
-    if frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "psycopg":
-        return None
-    return running_call(frame)
+    return inspect_stack(thread, _running_call_outside_database)
+
+
+def _running_call_outside_database(frame: FrameType | None) -> RunningCall | None:
+    waits = frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "psycopg"
+    return None if waits else running_call(frame)
 
 
 class CallTimer:

@@ -127,17 +127,6 @@ def by_code_point(field: Any) -> Any:
     return field if on_sqlite() else field.collate('"C"')
 
 
-def transaction_is_open() -> bool:
-    """Return whether the transaction of the current unit of work is still open.
-
-    A lost connection or a full disk ends the transaction.
-    """
-    unit = current()
-    if unit.database.kind == "sqlite":
-        return bool(unit.connection.in_transaction)
-    return not (unit.connection.closed or unit.connection.broken)
-
-
 def append_only(database: peewee.Database, table: str, *, unique: Sequence[str], deletable: str) -> None:
     """Add triggers that prevent rows of a table from being changed, replaced or deleted. Migrations use this function.
 

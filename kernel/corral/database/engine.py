@@ -97,8 +97,7 @@ class Database(abc.ABC):
         try:
             return self.read_now(fn, entry)
         except InlineReadTimeout:
-            pass
-        return await self.work(fn, entry=entry, read=True)
+            return await self.work(fn, entry=entry, read=True)
 
     @abc.abstractmethod
     def ping(self) -> None:
@@ -155,14 +154,12 @@ class Database(abc.ABC):
                 each.resolve()
 
     def _finish(self, units: list[Unit], ended: list[QueuedUnit]) -> None:
-        for unit in units:
-            for call in unit.after:
-                try:
-                    call()
-                except Exception:
-                    log.exception("an after-commit callback failed")
-        for each in ended:
-            each.resolve()
+        callbacks = [call for unit in units for call in unit.after]
+        for call in (*callbacks, *[each.resolve for each in ended]):
+            try:
+                call()
+            except Exception:  # of a callback, or because the event loop that awaits a result has ended
+                log.exception("an after-commit callback failed")
         if units:
             self.committed(units)
 

@@ -12,6 +12,7 @@ import abc
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import math
 import queue
@@ -23,12 +24,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corral.database.dialect import transaction_is_open
 from corral.database.unit import Unit, UnitContext, run_in_unit, write_collected
 from corral.errors import Unavailable
 from corral.metrics.histogram import Histogram
 from corral.thread_shares import ThreadShares
-from corral.watchdog import CHECK_SECONDS, ThreadAbandoned, frame_of, running_call_of
+from corral.watchdog import CHECK_SECONDS, ThreadAbandoned, inspect_stack, running_call_of
 
 if TYPE_CHECKING:
     from corral.database.engine import Database
@@ -57,16 +57,12 @@ class QueuedUnit:
         self.error: BaseException | None = None
 
     def resolve(self) -> None:
-        """Resolve the future, unless the code that awaits it has stopped waiting or its event loop has ended."""
-        if self.future.done():
-            return
-        try:
+        """Resolve the future, unless the code that awaits it has stopped waiting."""
+        if not self.future.done():
             if self.error is None:
                 self.future.set_result(self.value)
             else:
                 self.future.set_exception(self.error)
-        except RuntimeError:
-            log.debug("the event loop of a unit of work has ended", extra={"unit": self.entry.label})
 
 
 class DatabaseThread(threading.Thread, abc.ABC):
@@ -134,7 +130,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
         def run() -> Any:
             value = queued.fn()
             if not unit.read_only:
-                if not transaction_is_open():
+                if not unit.is_open():
                     raise RuntimeError("the unit of work caught a statement's error, which had ended the transaction")
                 unit.finish()
                 if not self.is_sharing:
@@ -145,8 +141,8 @@ class DatabaseThread(threading.Thread, abc.ABC):
 
     def stack(self) -> str:
         """Return the stack of the thread, innermost frame first, for logging a unit of work that ran too long."""
-        walk = traceback.walk_stack(frame_of(self.ident or 0))
-        frames = traceback.StackSummary.extract(walk, limit=STACK_FRAMES, lookup_lines=False)
+        extract = functools.partial(traceback.StackSummary.extract, limit=STACK_FRAMES, lookup_lines=False)
+        frames = inspect_stack(self.ident or 0, lambda frame: extract(traceback.walk_stack(frame)))
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
     @abc.abstractmethod

@@ -61,13 +61,11 @@ class Statement:
 
     def rows(self, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Execute the statement and return all rows as tuples."""
-        rows: list[tuple[Any, ...]] = self._execute(values).fetchall()
-        return rows
+        return list(self._execute(values))
 
     def run(self, values: Mapping[str, Any]) -> int:
         """Execute the statement and return the number of changed rows."""
-        count: int = self._execute(values).rowcount
-        return count
+        return int(self._execute(values).rowcount)
 
     def run_many(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Execute the statement once for each mapping of parameters."""

@@ -79,6 +79,11 @@ class Unit(msgspec.Struct, eq=False):
     after: list[Callable[[], None]] = []
     memo: dict[object, Any] = {}
 
+    def is_open(self) -> bool:
+        """Return whether the transaction is still open. A lost connection or a full disk ends it."""
+        used = self.connection
+        return bool(used.in_transaction if self.database.kind == "sqlite" else not (used.closed or used.broken))
+
     def finish(self) -> None:
         """Run the `before` callbacks, then write the audit rows and the jobs, in this order."""
         for call in itertools.chain(self.before, self.audit):

@@ -74,8 +74,7 @@ class Redactor:
     def redact_json(self, value: Any, *, patterns: bool = True) -> Any:
         """Return the value with all its strings and keys redacted. If two keys become equal, the last item is kept."""
         texts: list[str] = []
-        is_short = _collect_strings(value, texts, JOINED_CHARACTERS) >= 0
-        if is_short and not self._matcher.may_match("\n".join(texts).encode("utf-8", "replace")):
+        if _collect_strings(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_match("\n".join(texts)):
             return value
         return map_strings(value, functools.partial(self.redact, patterns=patterns))
 
@@ -85,7 +84,7 @@ class Redactor:
         Also return False if the document contains escape sequences or non-ASCII characters, because their
         normalised form might contain a credential. This method takes a third of the time that `redact_json` takes.
         """
-        return json.isascii() and b"\\" not in json and not self._matcher.may_match(json)
+        return json.isascii() and b"\\" not in json and not self._matcher.may_match(json.decode())
 
     def stream(self, *, patterns: bool = True) -> RedactorStream:
         """Return a stream that redacts text arriving in pieces, with the same result as for the whole text."""

@@ -156,6 +156,37 @@ def test_the_end_waits_for_nobody() -> None:
         threads.submit(print)
 
 
+FINALIZERS_WHILE_LOOKING = """
+import gc, threading, time
+from corral.watchdog import running_call_of
+
+class Slow:
+    def __del__(self):
+        time.sleep(0.002)  # the other thread goes on
+
+def deep(levels):
+    return deep(levels - 1) + 1 if levels else 0
+
+def work():
+    while True:
+        deep(800)
+
+thread = threading.Thread(target=work, daemon=True)
+thread.start()
+ends = time.monotonic() + 2
+while time.monotonic() < ends:
+    gc.disable()
+    cycle = [Slow()]
+    cycle.append(cycle)
+    del cycle
+    gc.set_threshold(100)  # collect on the way through the stack
+    gc.enable()
+    running_call_of(thread.ident)
+    gc.set_threshold(1_000_000)
+assert thread.is_alive()
+"""
+
+
 GARBAGE_WHILE_LOOKING = """
 import gc, threading
 from corral.watchdog import running_call_of
@@ -177,3 +208,9 @@ for number in range(200):
 def test_the_watchdog_looks_at_threads_while_garbage_is_collected() -> None:
     """Before Python 3.11.9 the whole process would hang in `sys._current_frames`, so this is a process of its own."""
     subprocess.run([sys.executable, "-c", GARBAGE_WHILE_LOOKING], check=True, timeout=60)
+
+
+@pytest.mark.one_engine
+def test_the_watchdog_looks_at_threads_while_finalizers_run() -> None:
+    """Before Python 3.12 the process would crash when a frame ended while `f_back` collected garbage."""
+    subprocess.run([sys.executable, "-c", FINALIZERS_WHILE_LOOKING], check=True, timeout=60)

@@ -18,7 +18,6 @@ import msgspec
 import peewee
 
 from corral import clock
-from corral.database.dialect import transaction_is_open
 from corral.database.engine import Work, translate_error
 from corral.database.leases import acquire_lease
 from corral.database.statement import Statement
@@ -385,7 +384,7 @@ class AuditLog:
         Errors caused by a lost connection, a full disk or a busy database keep their own codes. Any other failure
         becomes `audit_unavailable`.
         """
-        if not transaction_is_open():
+        if not current().is_open():
             raise error
         known = translate_error(error) if isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)) else error
         if isinstance(known, Problem) and known.code in ("storage_full", "overloaded"):
