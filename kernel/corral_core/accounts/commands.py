@@ -31,7 +31,8 @@ COLUMNS = ("email", "full_name", "role", "is_active", "last_login_at")
 password_option = click.option(
     "--password-file",
     type=click.Path(allow_dash=True, dir_okay=False, path_type=Path),
-    help="file that contains the password, or - for standard input (default: prompt for the password)",
+    help="file that contains the password, or - for standard input (default: prompt for the password on a terminal, "
+    "or else read standard input)",
 )
 
 
@@ -318,26 +319,27 @@ def _all_users(found: Session, query: Any) -> Iterator[Any]:
 
 
 def _read_password(path: Path | None) -> str:
-    """Read a password from a file, from standard input if `path` is `-`, or from a prompt if `path` is None.
+    """Read a password from a file, or from standard input if `path` is `-`. A trailing newline is not part of it.
 
-    A trailing newline is not part of the password.
+    If `path` is None, prompt for the password on a terminal, or else read standard input.
     """
-    if path is None:
-        if not sys.stdin.isatty():
-            raise click.UsageError(
-                "there is no terminal to prompt on; pass --password-file FILE, or --password-file - to read "
-                "standard input"
-            )
+    if path is None and sys.stdin.isatty():
         return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+    if path is None:
+        click.echo("Reading the password from standard input.", err=True)
+    file = None if path is None or str(path) == "-" else path
+    source = f"--password-file {file}" if file else "standard input"
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
+        text = file.read_text("utf-8") if file else sys.stdin.read()
     except OSError as error:
-        raise click.UsageError(f"--password-file {path} cannot be read: {error.strerror}") from None
+        raise click.UsageError(f"{source} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise click.UsageError(f"--password-file {path} is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise click.UsageError(f"{source} is not UTF-8: {error.reason} at byte {error.start}") from None
     password = text.removesuffix("\n").removesuffix("\r")
     if not password:
-        raise click.UsageError(f"--password-file {path}: the file is empty")
+        raise click.UsageError(
+            f"{source} contains no password; pipe one to the command, or give a file with --password-file"
+        )
     return password
 
 

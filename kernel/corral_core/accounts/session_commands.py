@@ -38,7 +38,8 @@ LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)")
 @click.option(
     "--password-file",
     type=click.Path(exists=True, allow_dash=True, dir_okay=False, path_type=Path),
-    help="file that contains the password, or - for standard input (default: prompt for the password)",
+    help="file that contains the password, or - for standard input (default: prompt for the password on a terminal, "
+    "or else read standard input)",
 )
 @click.option("--with-token", is_flag=True, help="sign in with an API key, which is read from standard input")
 @click.option(

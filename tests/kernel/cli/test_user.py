@@ -41,6 +41,12 @@ def test_an_account_is_made_listed_and_changed(corral: Any) -> None:
     ]
 
 
+def test_a_password_can_be_piped_to_the_command(corral: Any) -> None:
+    made = corral("user", "create", "ada@example.org", "--json", stdin=f"{PASSWORD}\n")
+    assert (made.status, made.err) == (0, "Reading the password from standard input.\n"), made
+    assert corral("user", "reset-password", "ada@example.org", stdin="another rather long phrase").status == 0
+
+
 def test_the_last_admin_stays(corral: Any) -> None:
     create(corral, "ada@example.org", "--admin")
     for arguments in (("deactivate", "ada@example.org"), ("role", "ada@example.org", "member")):
