@@ -259,6 +259,16 @@ def test_the_header_of_a_signature_is_named(terminal: Terminal) -> None:
     assert "signature" not in (created + shown).lower()
 
 
+def test_setting_a_circuit_breaker_without_a_field_says_what_it_did(terminal: Terminal) -> None:
+    made = terminal("circuit-breakers", "set", "fresh")
+    assert made == "Created fresh with the default configuration. It guards no calls yet.\n"
+    assert "Nothing was changed, because fresh exists already; give --field" in terminal(
+        "circuit-breakers", "set", "fresh"
+    )
+    assert terminal("circuit-breakers", "set", "fresh", "-f", "minimum_calls:=5") == "fresh is closed.\n"
+    terminal("api", "DELETE", "/circuit-breakers/fresh")
+
+
 def test_triggers_are_edited(terminal: Terminal) -> None:
     """What is not named stays."""
     workflow(terminal, "Count")

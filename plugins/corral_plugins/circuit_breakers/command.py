@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.object_lookup import ObjectNames
-from corral.cli.output import print_fields, print_table
+from corral.cli.output import print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command
 
@@ -101,8 +100,18 @@ def show_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
 def set_breaker(
     client: ApiClient, *, name: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
-    """Configure a circuit breaker, for example with -f wait_open_seconds:=10. Other fields keep their values."""
-    _print_change(client.post(BREAKERS, {**read_body(input_path, fields), "name": name}), as_json=as_json)
+    """Configure a circuit breaker, for example with -f wait_open_seconds:=10. Other fields keep their values.
+
+    If there is no circuit breaker with this name, it is created.
+    """
+    body = read_body(input_path, fields)
+    if not body and (known := _find_breaker(client, name)) is not None:
+        text = f"Nothing was changed, because {name} exists already; give --field or --input to configure it."
+        print_value(known, as_json=as_json, text=text)
+        return
+    made = client.post(BREAKERS, {**body, "name": name})
+    text = f"Created {name} with the default configuration. It guards no calls yet."
+    print_value(made, as_json=as_json, text=_state_text(made) if body else text)
 
 
 @circuit_breakers_command_group.command("force-open")
@@ -159,14 +168,23 @@ def _explain_not_found(client: ApiClient, name: str) -> AbstractContextManager[N
     return client.explain_not_found("circuit breaker", name, "corral circuit-breakers list")
 
 
+def _find_breaker(client: ApiClient, name: str) -> dict[str, Any] | None:
+    try:
+        return dict(client.get(_path(name)))
+    except ApiClientError as error:
+        if error.status != 404:
+            raise
+        return None
+
+
 def _act(client: ApiClient, name: str, action: str, body: Any, *, as_json: bool) -> None:
     with _explain_not_found(client, name):
         changed = client.post(f"{_path(name)}/{action}", body)
-    _print_change(changed, as_json=as_json)
+    print_value(changed, as_json=as_json, text=_state_text(changed))
 
 
-def _print_change(breaker: dict[str, Any], *, as_json: bool) -> None:
-    click.echo(json.dumps(breaker, indent=2) if as_json else f"{breaker['name']} is {_state(breaker)}.")
+def _state_text(breaker: dict[str, Any]) -> str:
+    return f"{breaker['name']} is {_state(breaker)}."
 
 
 def _named_object(names: ObjectNames, breaker: str) -> str:
