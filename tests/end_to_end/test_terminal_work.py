@@ -244,6 +244,10 @@ def test_the_header_of_a_signature_is_named(terminal: Terminal) -> None:
         create = ("triggers", "create", "Signed", "--webhook", "--task", "Handle it")
         created = terminal(*create, "-f", f"config:={json.dumps(config)}")
         shown = terminal("triggers", "show", "Signed")
+        rotated = terminal("triggers", "rotate-secret", "Signed")
+        assert [line for line in rotated.splitlines() if "header" in line] == [
+            line for line in created.splitlines() if "header" in line
+        ]
         terminal("triggers", "delete", "Signed")
         return created, shown
 

@@ -214,8 +214,6 @@ def create_trigger(
             f"Other triggers have the same name, so use the id of the trigger. The others: {', '.join(others)}"
         )
     lines += _ingress_lines(client, made)
-    if signature := _signature_text(made):
-        lines.append(f"Callers sign each call in the {signature}.")
     lines += _warning_lines(made)
     print_value(made, as_json=as_json, text="\n".join(lines))
 
@@ -310,10 +308,11 @@ def toggle_trigger(client: ApiClient, *, trigger: str, enabled: bool | None, as_
 def rotate_trigger_secret(client: ApiClient, *, trigger: str, overlap: int, as_json: bool) -> None:
     """Replace the secret of a webhook trigger, or its URL if its deliveries are not signed.
 
-    The command prints the new secret or URL, which is not shown again.
+    The command prints the new secret or URL, which is not shown again, and the header in which callers sign.
     """
-    made = client.post(f"/triggers/{_find(client, trigger)}/rotate-secret", {"overlap_seconds": overlap})
-    print_value(made, as_json=as_json, text="\n".join(_ingress_lines(client, made)))
+    found = client.find("/triggers", trigger, kind="trigger")
+    made = client.post(f"/triggers/{found['id']}/rotate-secret", {"overlap_seconds": overlap})
+    print_value(made, as_json=as_json, text="\n".join(_ingress_lines(client, {**found, **made})))
 
 
 @triggers_command_group.command("delete")
@@ -388,12 +387,14 @@ def test_trigger(
 
 
 def _ingress_lines(client: ApiClient, made: Mapping[str, Any]) -> list[str]:
-    """Return the lines that show the new URL and the new secret of a webhook trigger, if there are any."""
+    """Return the lines that show the new URL and secret of a webhook trigger, and the header for the signature."""
     lines = []
     if made["ingress_url"] is not None:
         lines.append(f"Its address, which is not shown again: {client.absolute(made['ingress_url'])}")
     if made["secret"] is not None:
         lines.append(f"Its secret, which is not shown again: {made['secret']}")
+    if signature := _signature_text(made):
+        lines.append(f"Callers sign each call in the {signature}.")
     return lines
 
 
