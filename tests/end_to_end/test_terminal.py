@@ -499,6 +499,12 @@ def test_the_hint_for_a_model_without_its_provider_works(terminal: Terminal) -> 
         assert json.loads(terminal(*typed[1:]))["name"] == provider
         terminal("api", "DELETE", f"/agents/{terminal.json('agents', 'show', f'Without {provider}')['id']}")
         terminal("api", "DELETE", f"/llm/providers/{provider}")
+    fields = ("-f", "name=blind", "-f", 'scopes:=["agents.read", "agents.write"]')
+    key = json.loads(terminal("api", "POST", "/security/api-keys", *fields))["key"]
+    made = terminal.run("agents", "create", "Blind", "--model", "groq/none", environ={"CORRAL_TOKEN": key})
+    assert "configured: unknown, because you may not read the providers. Configure it" in made.stderr
+    assert "name=groq -f api_key=@FILE, and -f kind=openai -f base_url=URL if Corral does not know" in made.stderr
+    terminal("api", "DELETE", f"/agents/{terminal.json('agents', 'show', 'Blind')['id']}")
 
 
 def test_workers_cost_events_and_status(terminal: Terminal) -> None:

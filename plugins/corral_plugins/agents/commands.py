@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -296,13 +296,11 @@ def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
         told = WARNINGS.get(kind, code)
         if "{providers}" in told:
             model, listed = _model(agent), read_if_allowed(client, "/llm/providers", limit=200)
-            providers = listed["items"] if listed else []
             told = told.format(
                 model=model,
                 name=shlex.quote(agent["name"]),
-                providers=some_names([each["name"] for each in providers if each["configured"] and each["enabled"]])
-                or "none",
-                command=_provider_command(model.partition("/")[0], [each["name"] for each in providers]),
+                providers=_configured_providers(listed),
+                command=_provider_command(model.partition("/")[0], listed),
             )
         if kind == "tool_unavailable":
             told += _tool_hint(client, agent, subject)
@@ -324,9 +322,22 @@ def _tool_hint(client: ApiClient, agent: dict[str, Any], tool: str) -> str:
     return f"; did you mean {near[0]}? Correct it: corral agents edit {shlex.quote(agent['name'])} {tools}"
 
 
-def _provider_command(provider: str, known: Sequence[str]) -> str:
-    """Return the command that configures a provider. A provider that Corral does not know needs a kind and a URL."""
+def _configured_providers(listed: Any) -> str:
+    """Return the names of the configured providers. `listed` is None if the caller may not read them."""
+    if listed is None:
+        return "unknown, because you may not read the providers"
+    return some_names([each["name"] for each in listed["items"] if each["configured"] and each["enabled"]]) or "none"
+
+
+def _provider_command(provider: str, listed: Any) -> str:
+    """Return the command that configures a provider. A provider that Corral does not know needs a kind and a URL.
+
+    `listed` is None if the caller may not read the providers that Corral knows.
+    """
     command = f"corral api POST /llm/providers -f name={shlex.quote(provider)}"
-    if provider in known:
+    unknown = "-f kind=openai -f base_url=URL"
+    if listed is None:
+        return f"{command} -f api_key=@FILE, and {unknown} if Corral does not know the provider"
+    if provider in [each["name"] for each in listed["items"]]:
         return f"{command} -f api_key=@FILE"
-    return f"{command} -f kind=openai -f base_url=URL -f api_key=@FILE, or with kind=anthropic"
+    return f"{command} {unknown} -f api_key=@FILE, or with kind=anthropic"
