@@ -18,6 +18,8 @@ from corral.errors import Unavailable
 from corral_plugins.workers.service import embedded
 from corral_plugins.workers.service.embedded import EmbeddedLease, relay_output, remove_orphaned_folders
 
+ADDRESS = "http://127.0.0.1:8000"
+
 
 class Program:
     """Counts the running instances."""
@@ -46,7 +48,8 @@ async def test_one_runs_and_another_follows(
     caplog.set_level("INFO", logger="corral.workers")
     monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(Program, "begun", 0)
-    leases = [EmbeddedLease(fleet.kit.kernel.database.work, Program) for _ in range(2)]
+    work = fleet.kit.kernel.database.work
+    leases = [EmbeddedLease(work, Program, f"http://127.0.0.1:{port}") for port in (8000, 8001)]
     tasks = [asyncio.create_task(lease.hold_lease()) for lease in leases]
     try:
         await until(lambda: Program.running == 1)
@@ -65,6 +68,28 @@ async def test_one_runs_and_another_follows(
     assert Program.running == 0
 
 
+async def test_a_process_of_the_same_server_waits_without_a_message(
+    fleet: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as the new process of a reload, which starts while the old one still holds the lease."""
+    caplog.set_level("INFO", logger="corral.workers")
+    monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(Program, "begun", 0)
+    old, new = (EmbeddedLease(fleet.kit.kernel.database.work, Program, ADDRESS) for _ in range(2))
+    tasks = [asyncio.create_task(old.hold_lease())]
+    try:
+        await until(lambda: Program.running == 1)
+        tasks.append(asyncio.create_task(new.hold_lease()))
+        await asyncio.sleep(0.3)
+        await old.release_lease()
+        await until(lambda: Program.begun == 2)
+        assert not [each.message for each in caplog.records if "runs the embedded worker" in each.message]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_a_database_that_is_away_for_a_moment_ends_no_work(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
     monkeypatch.setattr(embedded, "LEASE_SECONDS", 3.0)
@@ -78,7 +103,7 @@ async def test_a_database_that_is_away_for_a_moment_ends_no_work(fleet: Any, mon
             raise Unavailable("The database is away.")
         return await fleet.kit.kernel.database.work(function, **options)
 
-    lease = EmbeddedLease(work, Program)
+    lease = EmbeddedLease(work, Program, ADDRESS)
     task = asyncio.create_task(lease.hold_lease())
     try:
         await until(lambda: Program.running == 1)
@@ -110,7 +135,7 @@ async def test_none_starts_once_the_lease_is_released(fleet: Any, monkeypatch: p
             await going_on.wait()
         return await fleet.kit.kernel.database.work(function, **options)
 
-    lease = EmbeddedLease(work, Program)
+    lease = EmbeddedLease(work, Program, ADDRESS)
     task = asyncio.create_task(lease.hold_lease())
     await acquiring.wait()
     releasing = asyncio.create_task(lease.release_lease())
@@ -132,7 +157,7 @@ async def test_a_failing_program_is_told_to_the_supervisor(fleet: Any, monkeypat
         async def run(self) -> None:
             raise OSError("no such program")
 
-    lease = EmbeddedLease(fleet.kit.kernel.database.work, Broken)
+    lease = EmbeddedLease(fleet.kit.kernel.database.work, Broken, ADDRESS)
     with pytest.raises(OSError, match="no such program"):
         async with asyncio.timeout(60):
             await lease.hold_lease()
@@ -194,7 +219,7 @@ async def test_one_that_was_killed_on_this_machine_gives_way_at_once(
     for holder, taken in ((elsewhere, 0), (killed, 1)):
         await work(lambda holder=holder: embedded.release_lease(embedded.LEASE, elsewhere))
         assert await work(lambda holder=holder: acquire_lease(embedded.LEASE, holder, 15.0))
-        lease = EmbeddedLease(work, Program)
+        lease = EmbeddedLease(work, Program, ADDRESS)
         task = asyncio.create_task(lease.hold_lease())
         await asyncio.sleep(0.5)
         await until(lambda taken=taken: Program.running == taken)

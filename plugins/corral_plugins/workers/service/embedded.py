@@ -22,6 +22,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from corral.database.engine import Database, Work
 from corral.database.leases import acquire_lease, lease_holder, release_lease
@@ -57,17 +58,21 @@ def start_embedded(runtime: Runtime, address: str, *, max_agents: int, allow: Se
     def make_key() -> Awaitable[str]:
         return work(keys.create_embedded)
 
-    lease = EmbeddedLease(work, lambda: EmbeddedWorker(address, make_key, max_agents, allow=allow))
+    lease = EmbeddedLease(work, lambda: EmbeddedWorker(address, make_key, max_agents, allow=allow), address)
     runtime.when_draining(lease.release_lease)
     runtime.supervise("embedded", lease.hold_lease)
 
 
 class EmbeddedLease:
-    """The lease of the embedded worker. The process that holds the lease runs the worker."""
+    """The lease of the embedded worker. The process that holds the lease runs the worker.
 
-    def __init__(self, work: Work, start: Callable[[], RunnableWorker]) -> None:
+    `address` is the URL of the server. The processes of a server share it, also while the server reloads.
+    """
+
+    def __init__(self, work: Work, start: Callable[[], RunnableWorker], address: str) -> None:
         self._work, self._start = work, start
-        self._holder = f"{socket.gethostname()[:30]}|{os.getpid()}|{new_id()}"
+        self._holder = f"{socket.gethostname()[:30]}|{os.getpid()}|{urlsplit(address).port}|{new_id()[-12:]}"
+        self._last_holder = ""  # the holder when this process last tried to acquire the lease
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self._is_standby_logged = False
@@ -94,12 +99,13 @@ class EmbeddedLease:
 
     def _log_standby(self, held: bool) -> None:
         """Log once that this server does not start an embedded worker because another server runs it."""
-        if not held and not self._closed and not self._is_standby_logged:
+        is_standby = not held and not self._closed and _server_of(self._holder) != _server_of(self._last_holder)
+        if is_standby and not self._is_standby_logged:
             log.info(
                 "another server of this database runs the embedded worker, so this server has none until the other "
                 "server stops; to have no embedded worker at all, start this server with --no-embedded-worker"
             )
-        self._is_standby_logged = not held
+        self._is_standby_logged = is_standby
 
     async def release_lease(self) -> None:
         """Stop the worker and release the lease, so that another process can start a worker immediately."""
@@ -128,8 +134,8 @@ class EmbeddedLease:
 
         If the holder was a process on this machine that is no longer running, take over the lease before it expires.
         """
-        holder = lease_holder(LEASE)
-        if holder is not None and holder != self._holder and _is_dead(holder):
+        self._last_holder = holder = lease_holder(LEASE) or ""
+        if holder not in ("", self._holder) and _is_dead(holder):
             release_lease(LEASE, holder)
         return acquire_lease(LEASE, self._holder, LEASE_SECONDS)
 
@@ -142,6 +148,12 @@ class EmbeddedLease:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def _server_of(holder: str) -> tuple[str, str]:
+    """Return the machine and the port of the server that the holder is a process of."""
+    host, _, port, _ = f"{holder}|||".split("|", 3)
+    return host, port
 
 
 def _is_dead(holder: str) -> bool:
