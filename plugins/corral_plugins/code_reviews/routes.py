@@ -145,7 +145,7 @@ async def create_code_review_revision(
 def approve_code_review(
     id: str, body: ApproveReview, decisions: ReviewDecisions, match: IfMatch, caller: Principal
 ) -> ReviewView:
-    """Approve exactly the diff that you have read. A task that waits for the review completes."""
+    """Approve the current diff. A task that waits for the review completes."""
     return decisions.approve(id, body, match, by=caller)
 
 
