@@ -525,6 +525,7 @@ def test_workers_cost_events_and_status(terminal: Terminal) -> None:
         assert terminal.json("cost", "--by", by, "--days", "2")[f"by_{by}"]
     events = [json.loads(line) for line in terminal("events", "--type", "worker.*", "--json").splitlines()]
     assert {"worker.approved", "worker.draining"} <= {event["event"] for event in events}
+    assert "worker.approved" in terminal("events", "--event", "worker.approved")
     assert len(terminal("events", "--limit", "3").splitlines()) == 3
     # Whoever may see few of the events is shown as many.
     fields = ("-f", "name=events", "-f", 'scopes:=["agents.read"]')

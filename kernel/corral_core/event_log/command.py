@@ -21,6 +21,7 @@ FAMILY_COLOURS = {"failed": "red", "completed": "green", "waiting": "yellow", "a
 @click.option("--follow", is_flag=True, help="print new events as they happen, until Ctrl-C is pressed")
 @click.option(
     "--type",
+    "--event",  # as other commands call it
     "types",
     multiple=True,
     metavar="TYPE",
