@@ -11,6 +11,7 @@ import pytest
 from tests.generated.fixtures import PLUGINS
 from tests.generated.world import CONFIG
 
+from corral.schema.fields import LINE, UUID
 from corral.testing.kit import make_kernel
 
 
@@ -59,6 +60,17 @@ def test_every_field_and_parameter_has_a_description(document: Any) -> None:
         if "$ref" not in each and "description" not in each
     ]
     assert (fields, parameters) == ([], [])
+
+
+def test_every_pattern_says_in_words_what_it_accepts(document: Any) -> None:
+    """People who send something else are shown the words, not the regular expression. Use `text_format`."""
+    silent = {
+        schema["pattern"]: place
+        for place, schema in schemas(document["components"]["schemas"])
+        if isinstance(schema.get("pattern"), str) and schema["pattern"] not in (LINE, UUID)
+        if "patternErrorMessage" not in schema
+    }
+    assert silent == {}
 
 
 def test_only_versions_that_are_numbers_are_said_to_grow(document: Any) -> None:

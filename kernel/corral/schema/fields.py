@@ -19,13 +19,22 @@ def line(max_length: int, min_length: int = 1) -> Meta:
     return Meta(min_length=min_length or None, max_length=max_length, pattern=LINE)
 
 
+def text_format(pattern: str, expected: str, **limits: Any) -> Meta:
+    """Return the constraint for text that matches a pattern, for example `text_format("^[0-9]{4}$", "4 digits")`.
+
+    `expected` describes the accepted text in errors, because people should not have to read the pattern. `limits` are
+    further arguments of `Meta`.
+    """
+    return Meta(pattern=pattern, extra_json_schema={"patternErrorMessage": expected}, **limits)
+
+
 IDENTIFIER = Meta(extra={"identifier": True})
 """Marks a field that is refused if it contains a credential, because a redacted identifier identifies nothing."""
 Name = Annotated[str, line(100), IDENTIFIER]
 Title = Annotated[str, line(200)]
 ShortText = Annotated[str, line(500, 0)]
 Text = Annotated[str, Meta(max_length=65536)]
-Slug = Annotated[str, Meta(pattern=SLUG)]
+Slug = Annotated[str, text_format(SLUG, "1 to 64 characters of a-z, 0-9, - and _, beginning with a letter or digit")]
 Id = Annotated[str, Meta(pattern=UUID, extra_json_schema={"format": "uuid"})]
 Instant = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]  # output only
 MomentIn = Annotated[datetime, Meta(tz=True)]  # input only

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import msgspec
 
 from corral.errors import FieldError, Invalid
-from corral.schema.fields import LINE, SLUG, UUID
+from corral.schema.fields import LINE, UUID
 from corral.schema.strict_json import (
     MAX_FAULTS,
     RefusedText,
@@ -33,7 +33,6 @@ from corral.schema.strict_json import (
 MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH = 32 * 1024, 16
 _refs_left: ContextVar[list[int]] = ContextVar("refs_left")
 _ACCEPTED = {LINE: "one line of text without control characters", UUID: "a UUID"}
-_ACCEPTED[SLUG] = "1 to 64 characters of a-z, 0-9, - and _, beginning with a letter or digit"
 _FORMATS = {"date-time": "a date and time with a zone, such as 2026-01-31T12:00:00Z", "uuid": "a UUID"}
 _BY_KEYWORD = json.loads(Path(__file__).with_name("faults.json").read_bytes())
 """The code and the text of the error for each JSON Schema keyword that a value can violate.
@@ -193,10 +192,10 @@ def _faults(error: Any, prefix: str) -> Iterator[FieldError]:
     elif keyword in ("anyOf", "oneOf"):
         yield from _alternative_faults(error, here, prefix)
     else:
-        yield FieldError(here, *_code_and_message(keyword, wanted))
+        yield FieldError(here, *_code_and_message(keyword, wanted, schema))
 
 
-def _code_and_message(keyword: str | None, wanted: Any) -> tuple[str, str]:
+def _code_and_message(keyword: str | None, wanted: Any, schema: Any) -> tuple[str, str]:
     if keyword in _BY_KEYWORD:
         fault = _BY_KEYWORD[keyword]
         return fault["code"], fault["detail"].format(count_of(wanted, fault["unit"]) if "unit" in fault else wanted)
@@ -205,12 +204,11 @@ def _code_and_message(keyword: str | None, wanted: Any) -> tuple[str, str]:
     if keyword in ("enum", "const"):
         return "not_in_enum", f"one of {_join_values(wanted if keyword == 'enum' else [wanted])}"
     if keyword == "pattern":
-        return "bad_format", _ACCEPTED.get(wanted, f"text that matches {wanted}")
+        return "bad_format", _ACCEPTED.get(wanted) or schema.get("patternErrorMessage", f"text that matches {wanted}")
     if keyword == "format":
         return "bad_format", _FORMATS.get(wanted, f"text in the format {wanted}")
-    if keyword is None or wanted == {}:
-        return "not_allowed", "no value is allowed here"
-    return "not_allowed", f"not allowed by `{keyword}` of the schema"
+    is_never_valid = keyword is None or wanted == {}
+    return "not_allowed", "no value is allowed here" if is_never_valid else f"not allowed by `{keyword}` of the schema"
 
 
 def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[FieldError]:
@@ -230,7 +228,7 @@ def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[FieldErr
     elif best := min((each for each in branches if not any(map(_wanted_types, each))), key=_mismatch_key, default=None):
         others = [name for each in branches for inner in each for name in _wanted_types(inner) if name != "null"]
         if others and best[0].validator in ("enum", "const") and not best[0].relative_path:
-            code, words = _code_and_message(best[0].validator, best[0].validator_value)
+            code, words = _code_and_message(best[0].validator, best[0].validator_value, best[0].schema)
             yield FieldError(here, code, f"{words}, or {_type_message(others).removeprefix('must be ')}")
             return
         for inner in best:

@@ -8,17 +8,23 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, MomentIn, Name, Slug, Tags, Text, line
+from corral.schema.fields import Id, Instant, MomentIn, Name, Slug, Tags, Text, line, text_format
 from corral_plugins.agents.api import AttemptStatistics
 from corral_plugins.tasks.api import RetryPolicy, ReviewPolicy, StallPolicy
 
 Status = Literal["offline", "idle", "busy", "draining", "paused", "error"]
 
 TOOL = r"^[a-z][a-z0-9_]*(\.[a-z0-9_-]+)*\.([a-z0-9_-]+|\*)(?![\s\S])"
-ToolName = Annotated[str, Meta(pattern=TOOL, max_length=200)]
+ToolName = Annotated[
+    str,
+    text_format(TOOL, "the name of a tool, such as http.fetch, or of a group of tools, such as http.*", max_length=200),
+]
 Model = Annotated[str, line(200)]
 Dollars = Annotated[float, Meta(ge=0, le=1_000_000_000)]
-Label = Annotated[str, Meta(pattern=r"^[a-z0-9._/-]{1,63}(?![\s\S])")]
+Label = Annotated[
+    str,
+    text_format(r"^[a-z0-9._/-]{1,63}(?![\s\S])", "the name of a label: 1 to 63 characters of a-z, 0-9, ., _, / and -"),
+]
 Policy = Literal["allow", "ask", "deny"]
 
 

@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral.auth.principal import Principal
 from corral.errors import declare_codes
 from corral.events.event import Event
-from corral.schema.fields import Id, MomentIn, Title
+from corral.schema.fields import Id, MomentIn, Title, text_format
 
 declare_codes(
     {
@@ -72,7 +72,16 @@ class NewApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     risk: Risk = "medium"
     task_id: Id | None = None
     run_id: Id | None = None
-    step: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}(?![\s\S])")] | None = None
+    step: (
+        Annotated[
+            str,
+            text_format(
+                r"^[a-z][a-z0-9_]{0,62}(?![\s\S])",
+                "the name of a step: 1 to 63 characters of a-z, 0-9 and _, beginning with a letter",
+            ),
+        ]
+        | None
+    ) = None
     agent_id: Id | None = None
     approvers: Approvers | None = None
     required_approvals: Annotated[int, Meta(ge=1, le=10)] = 1

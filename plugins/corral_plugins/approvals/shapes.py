@@ -10,11 +10,11 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral import clock
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, ShortText
+from corral.schema.fields import Id, Instant, ShortText, text_format
 from corral_plugins.approvals.api import Approvers, HeldToolCall, Kind, OnTimeout, Requester, Risk, Status
 
 Note = Annotated[str, Meta(max_length=4000)]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
+Sha256 = Annotated[str, text_format(r"^[0-9a-f]{64}(?![\s\S])", "a SHA-256 hash: 64 characters of 0-9 and a-f")]
 CommentBody = Annotated[str, Meta(min_length=1, max_length=16384)]
 
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Instant
+from corral.schema.fields import Instant, text_format
 from corral_plugins.circuit_breakers.api import BreakerCounts, State
 
 NAME = r"^[a-z0-9:._-]{1,100}(?![\s\S])"
@@ -21,7 +21,12 @@ UpTo1000 = Annotated[int, Meta(ge=1, le=1000)]
 class BreakerConfiguration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The configuration of a circuit breaker. An existing circuit breaker keeps its values for absent fields."""
 
-    name: Annotated[str, Meta(pattern=NAME, examples=["llm:openai"])]
+    name: Annotated[
+        str,
+        text_format(
+            NAME, "1 to 100 characters of a-z, 0-9, :, ., _ and -, such as llm:openai", examples=["llm:openai"]
+        ),
+    ]
     description: Annotated[str, Meta(max_length=500)] | UnsetType = UNSET
     failure_rate_threshold: Percent | UnsetType = UNSET
     slow_call_rate_threshold: Percent | UnsetType = UNSET

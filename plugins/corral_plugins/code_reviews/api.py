@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral.auth.principal import Principal
 from corral.errors import declare_codes
 from corral.events.event import Event
-from corral.schema.fields import Id, Title, line
+from corral.schema.fields import Id, Title, line, text_format
 
 declare_codes(
     {
@@ -54,7 +54,17 @@ class ReviewCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     name: Annotated[str, line(100)]
     status: CheckStatus = "pending"
-    url: Annotated[str, Meta(max_length=2000, pattern=r"^https?://[^\s]+(?![\s\S])")] | None = None
+    url: (
+        Annotated[
+            str,
+            text_format(
+                r"^https?://[^\s]+(?![\s\S])",
+                "a URL that begins with http:// or https://, without spaces",
+                max_length=2000,
+            ),
+        ]
+        | None
+    ) = None
 
 
 class NewReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

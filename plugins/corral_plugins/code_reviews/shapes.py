@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import UUID, Id, Instant, Title, line
+from corral.schema.fields import UUID, Id, Instant, Title, line, text_format
 from corral_plugins.code_reviews.api import (
     NewReviewer,
     PatchText,
@@ -18,7 +18,7 @@ from corral_plugins.code_reviews.api import (
 )
 
 Note = Annotated[str, Meta(max_length=4000)]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
+Sha256 = Annotated[str, text_format(r"^[0-9a-f]{64}(?![\s\S])", "a SHA-256 hash: 64 characters of 0-9 and a-f")]
 CommentText = Annotated[str, Meta(min_length=1, max_length=16384)]
 LineNumber = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Severity = Literal["info", "suggestion", "issue", "blocker"]
@@ -222,7 +222,7 @@ class ReviewQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defa
     status: list[ReviewStatus] | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
     task_id: Id | UnsetType = UNSET
-    reviewer: Annotated[str, Meta(pattern=f"^me(?![\\s\\S])|{UUID}")] | UnsetType = UNSET
+    reviewer: Annotated[str, text_format(f"^me(?![\\s\\S])|{UUID}", "me, or a UUID")] | UnsetType = UNSET
     search: Annotated[str, line(200, 0)] = ""
 
 

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, MomentIn, line
+from corral.schema.fields import Id, Instant, MomentIn, line, text_format
 from corral_plugins.cost.api import MAX_TOKENS, Operation
 
 Provider = Annotated[str, line(64)]
@@ -236,8 +236,9 @@ class NewCostEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 Glob = r"^[A-Za-z0-9 ._:/@+*?-]+(?![\s\S])"
-ProviderGlob = Annotated[str, Meta(max_length=64, pattern=Glob)]
-ModelGlob = Annotated[str, Meta(max_length=200, pattern=Glob)]
+_GLOB_TEXT = "only letters, digits, spaces and the characters . _ : / @ + -, and the wildcards * and ?"
+ProviderGlob = Annotated[str, text_format(Glob, _GLOB_TEXT, max_length=64)]
+ModelGlob = Annotated[str, text_format(Glob, _GLOB_TEXT, max_length=200)]
 Usd = Annotated[float, Meta(ge=0, le=MAX_USD)]
 
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, MomentIn, OpenShape, line
+from corral.schema.fields import Id, MomentIn, OpenShape, line, text_format
 from corral_plugins.llm.api import ModelInfo, ProviderTimeouts
 
 RequestedModel = Annotated[str, line(265), Meta(examples=["scripted/echo"])]
@@ -27,7 +27,14 @@ class TextPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag="te
 class ImageUrl(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """An image as a data URL. Remote URLs are not supported."""
 
-    url: Annotated[str, Meta(pattern=DATA_URL, max_length=5 * 1024 * 1024 * 4 // 3 + 100)]
+    url: Annotated[
+        str,
+        text_format(
+            DATA_URL,
+            "a data URL of a PNG, JPEG, GIF or WebP image in base64, such as data:image/png;base64,…",
+            max_length=5 * 1024 * 1024 * 4 // 3 + 100,
+        ),
+    ]
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -329,7 +336,9 @@ class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     kind: str | None = None
-    base_url: Annotated[str, Meta(max_length=2048, pattern=r"^https?://")] | None = None
+    base_url: (
+        Annotated[str, text_format(r"^https?://", "a URL that begins with http:// or https://", max_length=2048)] | None
+    ) = None
     headers: Annotated[dict[str, str], Meta(max_length=10)] = {}
     models: Annotated[list[ModelSpec | Literal["*"]], Meta(min_length=1, max_length=500)] = msgspec.field(
         default_factory=_default_models
@@ -349,8 +358,21 @@ class FileProviderFields(ProviderFields, kw_only=True, forbid_unknown_fields=Tru
     api_key: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
 
 
-ProviderName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])")]
-Url = Annotated[str, Meta(max_length=2048, pattern=r"^https?://[^?#\s]+(?![\s\S])")]  # a query could contain a key
+ProviderName = Annotated[
+    str,
+    text_format(
+        r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])",
+        "1 to 63 characters of a-z, 0-9, _ and -, beginning with a letter or digit",
+    ),
+]
+Url = Annotated[
+    str,
+    text_format(
+        r"^https?://[^?#\s]+(?![\s\S])",
+        "a URL that begins with http:// or https://, without ?, # and spaces",
+        max_length=2048,
+    ),
+]  # a query could contain a key
 Headers = Annotated[dict[Annotated[str, line(100)], Annotated[str, line(1000, 0)]], Meta(max_length=10)]
 Models = Annotated[list[ModelSpec | Literal["*"]], Meta(min_length=1, max_length=500)]
 ModelName = Annotated[str, line(200)]

@@ -8,13 +8,38 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, line
+from corral.schema.fields import Id, Instant, line, text_format
 
 Json = dict[str, Any]
-Version = Annotated[str, Meta(max_length=40, pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?![\s\S])", examples=["1.0.0"])]
-Slug = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{1,62}[a-z0-9](?![\s\S])", examples=["my-template"])]
-Category = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,39}(?![\s\S])", examples=["general"])]
-SecretName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}(?![\s\S])")]
+Version = Annotated[
+    str,
+    text_format(
+        r"^[0-9]+\.[0-9]+\.[0-9]+(?![\s\S])", "three numbers, such as 1.0.0", max_length=40, examples=["1.0.0"]
+    ),
+]
+Slug = Annotated[
+    str,
+    text_format(
+        r"^[a-z][a-z0-9-]{1,62}[a-z0-9](?![\s\S])",
+        "3 to 64 characters of a-z, 0-9 and -, beginning with a letter, not ending with -",
+        examples=["my-template"],
+    ),
+]
+Category = Annotated[
+    str,
+    text_format(
+        r"^[a-z][a-z0-9-]{0,39}(?![\s\S])",
+        "1 to 40 characters of a-z, 0-9 and -, beginning with a letter",
+        examples=["general"],
+    ),
+]
+SecretName = Annotated[
+    str,
+    text_format(
+        r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}(?![\s\S])",
+        "1 to 128 letters, digits, _, . and -, beginning with a letter or _",
+    ),
+]
 Parameters = Annotated[dict[str, Any], Meta(examples=[{}])]
 Severity = Literal["warning", "error", "critical"]
 Status = Literal["installed", "partly_removed", "removed"]

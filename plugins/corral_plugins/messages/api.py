@@ -11,7 +11,7 @@ from msgspec import Meta
 from corral.auth.principal import Principal
 from corral.errors import declare_codes
 from corral.events.event import Event
-from corral.schema.fields import Id, MomentIn, line
+from corral.schema.fields import Id, MomentIn, line, text_format
 
 declare_codes(
     {
@@ -28,7 +28,9 @@ MessageType = Literal["info", "request", "reply", "handoff", "alert"]
 MESSAGE_TYPES: tuple[MessageType, ...] = ("info", "request", "reply", "handoff", "alert")
 
 CHANNEL = r"^[a-z0-9][a-z0-9._-]{0,63}(?![\s\S])"
-Channel = Annotated[str, Meta(pattern=CHANNEL)]
+Channel = Annotated[
+    str, text_format(CHANNEL, "1 to 64 characters of a-z, 0-9, ., _ and -, beginning with a letter or digit")
+]
 BODY_BYTES = 65_536
 
 

@@ -8,14 +8,21 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, MomentIn, Name, line
+from corral.schema.fields import Id, Instant, MomentIn, Name, line, text_format
 from corral_plugins.notifications.api import Severity
 
 ChannelStatus = Literal["ok", "failing", "untested"]
 DeliveryStatus = Literal["pending", "retrying", "succeeded", "failed", "cancelled", "suppressed"]
 EmailPreference = Literal["off", "important", "all"]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-ClockTime = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9](?![\s\S])", examples=["22:00"])]
+ClockTime = Annotated[
+    str,
+    text_format(
+        r"^([01][0-9]|2[0-3]):[0-5][0-9](?![\s\S])",
+        "a time of day from 00:00 to 23:59, such as 22:00 or 06:30",
+        examples=["22:00"],
+    ),
+]
 Pattern = Annotated[str, line(100)]
 Patterns = Annotated[list[Pattern], Meta(min_length=1, max_length=50, examples=[["task.failed"]])]
 Condition = Annotated[str, Meta(min_length=1, max_length=1000, examples=["data.priority == 'high'"])]

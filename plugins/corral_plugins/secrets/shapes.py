@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Instant, MomentIn, Slug
+from corral.schema.fields import Instant, MomentIn, Slug, text_format
 
 MASK = "********"
 NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,127}(?![\s\S])"
@@ -16,11 +16,34 @@ HOST = r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62
 CONSUMER = r"^(plugin|agent|workflow|trigger|tool|worker_group):[A-Za-z0-9][A-Za-z0-9_.:/-]{0,199}(?![\s\S])"
 
 Status = Literal["active", "expiring", "expired", "deleted"]
-Name = Annotated[str, Meta(pattern=NAME)]
+Name = Annotated[str, text_format(NAME, "1 to 128 letters, digits, _, . and -, beginning with a letter")]
 Value = Annotated[str, Meta(min_length=1, max_length=65536)]
 Description = Annotated[str, Meta(max_length=2000)]
-Consumers = Annotated[list[Annotated[str, Meta(pattern=CONSUMER)]], Meta(max_length=100)]
-Hosts = Annotated[list[Annotated[str, Meta(max_length=253, pattern=HOST)]], Meta(max_length=50)]
+Consumers = Annotated[
+    list[
+        Annotated[
+            str,
+            text_format(
+                CONSUMER,
+                "plugin, agent, workflow, trigger, tool or worker_group, a colon, and a name or id, as in plugin:llm",
+            ),
+        ]
+    ],
+    Meta(max_length=100),
+]
+Hosts = Annotated[
+    list[
+        Annotated[
+            str,
+            text_format(
+                HOST,
+                "the name of a host, such as api.example.org or *.example.org, without a scheme, port or path",
+                max_length=253,
+            ),
+        ]
+    ],
+    Meta(max_length=50),
+]
 MaxVersions = Annotated[int, Meta(ge=1, le=100)]
 
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, Name, Tags, line
+from corral.schema.fields import Id, Instant, Name, Tags, line, text_format
 
 AuthMethod = Literal["password", "key"]
 HostKeyPolicy = Literal["tofu", "strict"]
@@ -29,7 +29,16 @@ Command = Annotated[str, Meta(min_length=1, max_length=8192)]
 Seconds = Annotated[int, Meta(ge=1, le=600)]
 Stdin = Annotated[str, Meta(max_length=65_536)]
 Environment = Annotated[
-    dict[Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}(?![\s\S])")], Annotated[str, line(8192, 0)]],
+    dict[
+        Annotated[
+            str,
+            text_format(
+                r"^[A-Za-z_][A-Za-z0-9_]{0,127}(?![\s\S])",
+                "the name of a variable: 1 to 128 letters, digits and _, not beginning with a digit",
+            ),
+        ],
+        Annotated[str, line(8192, 0)],
+    ],
     Meta(max_length=20),
 ]
 Argv = Annotated[list[Annotated[str, Meta(max_length=8192)]], Meta(min_length=1, max_length=200)]

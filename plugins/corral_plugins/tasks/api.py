@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral.auth.principal import Principal
 from corral.errors import FieldError, Invalid, declare_codes
 from corral.events.event import Event
-from corral.schema.fields import Id, Instant, MomentIn, Slug, Tags, line
+from corral.schema.fields import Id, Instant, MomentIn, Slug, Tags, line, text_format
 
 declare_codes(
     {
@@ -63,7 +63,15 @@ SIGNAL_TOPICS = ("task.updated", "task.cancelled", "task.failed", "task.complete
 """The events that wake a pending `signals` call. One of them is emitted with every new signal."""
 
 Priority = Literal["low", "medium", "high", "critical"]
-ToolName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:/-]+(?![\s\S])")]
+ToolName = Annotated[
+    str,
+    text_format(
+        r"^[A-Za-z0-9_.:/-]+(?![\s\S])",
+        "only letters, digits and the characters . : / _ -",
+        min_length=1,
+        max_length=200,
+    ),
+]
 FailureKind = Literal["error", "timeout", "lease_lost", "stalled"]
 
 

@@ -12,6 +12,7 @@ from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import ExpectedFailure, declare_codes
 from corral.events.event import Event, SystemAlert
+from corral.schema.fields import text_format
 
 if TYPE_CHECKING:
     import httpx2
@@ -136,7 +137,10 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     regardless of the policies.
     """
 
-    name: Annotated[str, msgspec.Meta(pattern=TOOL_NAME)]
+    name: Annotated[
+        str,
+        text_format(TOOL_NAME, "a name with a dot, such as oncall.who, of a-z, 0-9, _ and -, beginning with a letter"),
+    ]
     title: str
     description: str
     risk: ToolRisk

@@ -11,13 +11,17 @@ from msgspec import UNSET, Meta, UnsetType
 from corral import clock
 from corral.errors import FieldError
 from corral.http.page import PageQuery
-from corral.schema.fields import IDENTIFIER, Id, Instant, MomentIn, line
+from corral.schema.fields import IDENTIFIER, Id, Instant, MomentIn, line, text_format
 from corral_plugins.tools.api import RunLocation, ToolPolicy, ToolRisk
 
 Decision = Literal["allowed", "asked", "denied"]
 Status = Literal["pending_approval", "running", "permitted", "succeeded", "failed", "denied", "expired"]
 ENDED = ("succeeded", "failed", "denied", "expired")
-CallId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+(?![\s\S])"), IDENTIFIER]
+CallId = Annotated[
+    str,
+    text_format(r"^[\x21-\x7e]+(?![\s\S])", "ASCII characters without spaces", min_length=1, max_length=64),
+    IDENTIFIER,
+]
 ToolName = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
@@ -200,11 +204,20 @@ class CallCheckResult(msgspec.Struct, kw_only=True):
     errors: list[FieldError]
 
 
-McpName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])"), IDENTIFIER]
+McpName = Annotated[
+    str,
+    text_format(
+        r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])",
+        "1 to 63 characters of a-z, 0-9, _ and -, beginning with a letter or digit",
+    ),
+    IDENTIFIER,
+]
 McpUrl = Annotated[str, Meta(min_length=1, max_length=8192)]
 McpStatus = Literal["ok", "changed", "down"]
-OverriddenTool = Annotated[str, Meta(pattern=r"^[a-z0-9_-]{1,128}(?![\s\S])")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
+OverriddenTool = Annotated[
+    str, text_format(r"^[a-z0-9_-]{1,128}(?![\s\S])", "1 to 128 characters of a-z, 0-9, _ and -")
+]
+Sha256 = Annotated[str, text_format(r"^[0-9a-f]{64}(?![\s\S])", "a SHA-256 hash: 64 characters of 0-9 and a-f")]
 
 
 class ToolOverride(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Instant, MomentIn, line
+from corral.schema.fields import Instant, MomentIn, line, text_format
 
 Status = Literal["pending", "retrying", "succeeded", "failed", "cancelled"]
 DisabledReason = Literal["failing", "gone", "owner_inactive", "admin"]
@@ -21,8 +21,16 @@ Url = Annotated[str, line(2048), Meta(examples=["https://example.org/hook"])]
 Pattern = Annotated[str, line(100)]
 Patterns = Annotated[list[Pattern], Meta(min_length=1, max_length=50, examples=[["task.completed"]])]
 Secret = Annotated[str, Meta(min_length=16, max_length=128), Meta(examples=["a secret of 16 characters"])]
-HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}(?![\s\S])")]
-HeaderValue = Annotated[str, Meta(max_length=2000, pattern=r"^[\u0020-\u007e]*(?![\s\S])")]
+HeaderName = Annotated[
+    str,
+    text_format(
+        r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}(?![\s\S])",
+        "the name of a header: at most 64 letters, digits and !#$%&'*+.^_`|~-",
+    ),
+]
+HeaderValue = Annotated[
+    str, text_format(r"^[\u0020-\u007e]*(?![\s\S])", "ASCII characters without line breaks", max_length=2000)
+]
 Headers = Annotated[dict[HeaderName, HeaderValue], Meta(max_length=10)]
 Description = Annotated[str, Meta(max_length=500)]
 

@@ -10,14 +10,25 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral import clock
 from corral.http.page import PageQuery
-from corral.schema.fields import IDENTIFIER, Id, Instant, MomentIn, Name, Slug, line
+from corral.schema.fields import IDENTIFIER, Id, Instant, MomentIn, Name, Slug, line, text_format
 from corral_plugins.tasks.api import LeaseRef, LeaseSignal, LeaseState, LeaseView
 
 Status = Literal["pending", "online", "offline", "draining", "rejected"]
 Percent = Annotated[float, Meta(ge=0, le=100)]
-LabelKey = Annotated[str, Meta(pattern=r"^[a-z0-9._/-]{1,63}(?![\s\S])")]
+LabelKey = Annotated[
+    str,
+    text_format(r"^[a-z0-9._/-]{1,63}(?![\s\S])", "the name of a label: 1 to 63 characters of a-z, 0-9, ., _, / and -"),
+]
 Labels = Annotated[dict[LabelKey, Annotated[str, line(255, 0)]], Meta(max_length=50)]
-ToolName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.:/-]+(?![\s\S])")]
+ToolName = Annotated[
+    str,
+    text_format(
+        r"^[A-Za-z0-9_.:/-]+(?![\s\S])",
+        "only letters, digits and the characters . : / _ -",
+        min_length=1,
+        max_length=200,
+    ),
+]
 Capacity = Annotated[int, Meta(ge=1, le=1000)]
 
 

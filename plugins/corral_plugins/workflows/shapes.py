@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral import clock
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, MomentIn, Tags, line
+from corral.schema.fields import Id, Instant, MomentIn, Tags, line, text_format
 from corral_plugins.tasks.api import RetryPolicy, ReviewPolicy
 from corral_plugins.workflows.api import RunStatus, StepStatus
 
@@ -19,12 +19,31 @@ Status = Literal["draft", "active", "archived"]
 WorkflowName = Annotated[str, line(200)]
 Description = Annotated[str, Meta(max_length=4000)]
 StepTitle = Annotated[str, line(200)]
-StepName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}(?![\s\S])")]
+StepName = Annotated[
+    str,
+    text_format(
+        r"^[a-z][a-z0-9_]{0,62}(?![\s\S])",
+        "the name of a step: 1 to 63 characters of a-z, 0-9 and _, beginning with a letter",
+    ),
+]
 StepRef = Annotated[str, line(200)]
 Expression = Annotated[str, Meta(min_length=1, max_length=4096)]
-StepTypeName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_.]{0,59}(?![\s\S])", examples=["transform"])]
+StepTypeName = Annotated[
+    str,
+    text_format(
+        r"^[a-z][a-z0-9_.]{0,59}(?![\s\S])",
+        "the type of a step: 1 to 60 characters of a-z, 0-9, _ and ., beginning with a letter",
+        examples=["transform"],
+    ),
+]
 RunIf = Literal["success", "all_success", "all_done", "any_success", "any_failed", "always"]
-OnError = Annotated[str, Meta(pattern=r"^(fail|continue|pause|goto:[a-z][a-z0-9_]{0,62})(?![\s\S])")]
+OnError = Annotated[
+    str,
+    text_format(
+        r"^(fail|continue|pause|goto:[a-z][a-z0-9_]{0,62})(?![\s\S])",
+        "fail, continue, pause, or goto: and the name of a step, such as goto:cleanup",
+    ),
+]
 Seconds = Annotated[int, Meta(ge=1, le=2_592_000)]
 Iteration = Annotated[list[Annotated[int, Meta(ge=0, le=1000)]], Meta(max_length=5)]
 
@@ -433,9 +452,7 @@ class RetryRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `from` is `failed`, `start` or the name of a step.
     """
 
-    start: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}(?![\s\S])")] = msgspec.field(
-        name="from", default="failed"
-    )
+    start: StepName = msgspec.field(name="from", default="failed")
     definition: Literal["original", "current"] = "original"
 
 

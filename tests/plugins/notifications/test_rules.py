@@ -77,6 +77,21 @@ async def test_wrong_rules_are_422(world: Notified) -> None:
 
 
 @pytest.mark.one_engine
+async def test_errors_about_quiet_hours_name_what_is_accepted(world: Notified) -> None:
+    for hours, pointer, detail in (
+        ({"from": "24:00"}, "/quiet_hours/from", "a time of day from 00:00 to 23:59, such as 22:00 or 06:30"),
+        (
+            {"timezone": "Mars/Base"},
+            "/quiet_hours/timezone",
+            "There is no time zone of this name; use one such as Europe/Berlin.",
+        ),
+    ):
+        body = {"name": "x", "events": ["task.failed"], "quiet_hours": {"from": "22:00", "to": "07:00", **hours}}
+        (fault,) = (await world.admin.post("/notifications/rules", body)).json()["errors"]
+        assert (fault["pointer"], fault["detail"]) == (pointer, detail)
+
+
+@pytest.mark.one_engine
 async def test_a_group_waits_for_its_interval_and_is_not_repeated(world: Notified, slack: Service) -> None:
     made = await slack_channel(world, slack)
     times = {"group_wait_seconds": 30, "group_interval_seconds": 300, "repeat_interval_seconds": 3600}

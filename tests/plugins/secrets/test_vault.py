@@ -78,6 +78,27 @@ async def test_what_a_secret_cannot_be(shared_safe: Any, fields: Any, pointer: s
     assert (await shared_safe.admin.get("/secrets")).json()["total"] == 0
 
 
+@pytest.mark.parametrize(
+    ("fields", "detail"),
+    [
+        ({"name": "1st"}, "1 to 128 letters, digits, _, . and -, beginning with a letter"),
+        (
+            {"allowed_consumers": ["llm"]},
+            "plugin, agent, workflow, trigger, tool or worker_group, a colon, and a name or id, as in plugin:llm",
+        ),
+        (
+            {"allowed_hosts": ["https://x.org"]},
+            "the name of a host, such as api.example.org or *.example.org, without a scheme, port or path",
+        ),
+    ],
+)
+@on_the_loop_of_the_module
+async def test_errors_say_in_words_what_is_accepted(shared_safe: Any, fields: Any, detail: str) -> None:
+    answer = await shared_safe.admin.post("/secrets", {"name": "x", "value": VALUE, **fields})
+    (fault,) = answer.json()["errors"]
+    assert (fault["code"], fault["detail"]) == ("bad_format", detail)
+
+
 @pytest.mark.one_engine
 async def test_values_that_cannot_be_taken_out_of_texts_are_told_of(safe: Any) -> None:
     assert (await safe.create("hunter2"))["warnings"] == ["not_redactable"]

@@ -12,6 +12,7 @@ from corral.errors import Forbidden, Invalid
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.routes import Rate, Routes
 from corral.plugin import InstallationConfig, Settings
+from corral.schema.fields import text_format
 from corral.settings.kernel import CORS_ORIGINS
 from corral_core.accounts.api import REGISTRATION, Address, Password, Tickets, UserView
 from corral_core.accounts.routes.cookie import check_origin, cookie_headers, cookie_token
@@ -28,7 +29,7 @@ routes = Routes("/auth", tag="Authentication", no_store=True)
 
 SIGN_IN_RATE = Rate("sign_in", 10, 60, per="client")
 RefreshToken = Annotated[str, Meta(min_length=1, max_length=200)]
-Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
+Code = Annotated[str, text_format("^[0-9]{6}$", "6 digits", min_length=6, max_length=6)]
 
 
 class LoginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

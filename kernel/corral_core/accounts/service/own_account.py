@@ -16,6 +16,7 @@ from corral.database.unit import UnitContext
 from corral.errors import Conflict, Forbidden, Invalid, Problem
 from corral.http.answers import IfMatch
 from corral.plugin import Settings
+from corral.schema.fields import text_format
 from corral_core.accounts.api import Address, FullName, Password, UserPatch, UserView
 from corral_core.accounts.models import SessionRow, UserRow
 from corral_core.accounts.service.accounts import AccountsService
@@ -160,7 +161,12 @@ class ProfilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     full_name: FullName | UnsetType = UNSET
     timezone: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
-    locale: Annotated[str, Meta(pattern="^[a-z]{2,3}(-[A-Za-z0-9]{2,8}){0,2}(?![\\s\\S])")] | UnsetType = UNSET
+    locale: (
+        Annotated[
+            str, text_format("^[a-z]{2,3}(-[A-Za-z0-9]{2,8}){0,2}(?![\\s\\S])", "a language, such as en, de or pt-BR")
+        ]
+        | UnsetType
+    ) = UNSET
     preferences: dict[str, Any] | UnsetType = UNSET
     email: Address | UnsetType = UNSET
     current_password: Password | UnsetType = UNSET

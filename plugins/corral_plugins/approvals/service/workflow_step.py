@@ -51,6 +51,7 @@ SCHEMA: Json = {
         "on_reject": {
             "type": "string",
             "pattern": f"^(fail|skip|{GOTO.pattern})$",
+            "patternErrorMessage": "fail, skip, or goto: and the name of a step, such as goto:cleanup",
             "description": "Whether the step fails or is skipped, or which later step runs next.",
         },
         "on_timeout": {"enum": ["reject", "approve", "skip", "escalate"]},

@@ -27,8 +27,16 @@ LIBRARY = "apprise"
 NOT_CONFIGURED = "Apprise does not accept these values. Compare the values with those that the service shows."
 
 
-def _token_schema(description: str, pattern: str = r"[A-Za-z0-9_-]{10,200}") -> Json:
-    return {"type": "string", "pattern": rf"^{pattern}(?![\s\S])", "maxLength": 200, "description": description}
+def _token_schema(
+    description: str, pattern: str = r"[A-Za-z0-9_-]{10,200}", expected: str = "10 to 200 letters, digits, _ and -"
+) -> Json:
+    return {
+        "type": "string",
+        "pattern": rf"^{pattern}(?![\s\S])",
+        "patternErrorMessage": expected,
+        "maxLength": 200,
+        "description": description,
+    }
 
 
 class AppriseService(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +65,7 @@ SERVICES: tuple[AppriseService, ...] = (
         name="NotifyDiscord",
         address="https://discord.com/api/webhooks/",
         members={
-            "webhook_id": _token_schema("The number in the URL of the webhook.", r"[0-9]{5,30}"),
+            "webhook_id": _token_schema("The number in the URL of the webhook.", r"[0-9]{5,30}", "5 to 30 digits"),
             "webhook_token": _token_schema("The part of the webhook's URL after the number."),
         },
         secrets=("webhook_token",),
@@ -72,10 +80,16 @@ SERVICES: tuple[AppriseService, ...] = (
         address="https://chat.googleapis.com/v1/spaces/",
         members={
             "workspace": _token_schema(
-                "The space: the part of the webhook's URL after spaces/.", r"[A-Za-z0-9_-]{2,100}"
+                "The space: the part of the webhook's URL after spaces/.",
+                r"[A-Za-z0-9_-]{2,100}",
+                "2 to 100 letters, digits, _ and -",
             ),
             "webhook_key": _token_schema("The key in the URL of the webhook."),
-            "webhook_token": _token_schema("The token in the URL of the webhook.", r"[A-Za-z0-9_%=-]{10,200}"),
+            "webhook_token": _token_schema(
+                "The token in the URL of the webhook.",
+                r"[A-Za-z0-9_%=-]{10,200}",
+                "10 to 200 letters, digits, _, %, = and -",
+            ),
         },
         secrets=("webhook_key", "webhook_token"),
         limit=4000,
@@ -88,7 +102,9 @@ SERVICES: tuple[AppriseService, ...] = (
         address="https://ntfy.sh",
         members={
             "targets": _token_schema(
-                "The topic. Everyone who knows the topic can read its messages.", r"[A-Za-z0-9_-]{1,64}"
+                "The topic. Everyone who knows the topic can read its messages.",
+                r"[A-Za-z0-9_-]{1,64}",
+                "1 to 64 letters, digits, _ and -",
             )
         },
         secrets=("targets",),
@@ -102,8 +118,8 @@ SERVICES: tuple[AppriseService, ...] = (
         name="NotifyPushover",
         address="https://api.pushover.net/1/messages.json",
         members={
-            "user_key": _token_schema("The key of the user or group.", r"[A-Za-z0-9]{30}"),
-            "token": _token_schema("The token of the application.", r"[A-Za-z0-9]{30}"),
+            "user_key": _token_schema("The key of the user or group.", r"[A-Za-z0-9]{30}", "30 letters and digits"),
+            "token": _token_schema("The token of the application.", r"[A-Za-z0-9]{30}", "30 letters and digits"),
         },
         secrets=("user_key", "token"),
         limit=1024,

@@ -39,5 +39,11 @@ def quiet_hours_faults(timezone: str, pointer: str) -> list[FieldError]:
     try:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        return [FieldError(f"{pointer}/timezone", "not_in_enum", "There is no time zone with this name.")]
+        return [
+            FieldError(
+                f"{pointer}/timezone",
+                "not_in_enum",
+                "There is no time zone of this name; use one such as Europe/Berlin.",
+            )
+        ]
     return []

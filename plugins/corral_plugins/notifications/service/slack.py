@@ -17,7 +17,13 @@ WEBHOOKS = "https://hooks.slack.com/"
 API = "https://slack.com/api/chat.postMessage"
 LIMIT = 35_000
 TEMPORARY = frozenset({"ratelimited", "internal_error", "fatal_error", "service_unavailable", "request_timeout"})
-TEXT: Json = {"type": "string", "minLength": 1, "maxLength": 2048, "pattern": r"^[\x21-\x7e]+(?![\s\S])"}
+TEXT: Json = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 2048,
+    "pattern": r"^[\x21-\x7e]+(?![\s\S])",
+    "patternErrorMessage": "ASCII characters without spaces",
+}
 SCHEMA: Json = {
     "type": "object",
     "properties": {

@@ -39,11 +39,15 @@ SCHEMA: Json = {
         "headers": {
             "type": "object",
             "maxProperties": 10,
-            "propertyNames": {"pattern": r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}(?![\s\S])"},
+            "propertyNames": {
+                "pattern": r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}(?![\s\S])",
+                "patternErrorMessage": "the name of a header: at most 64 letters, digits and !#$%&'*+.^_`|~-",
+            },
             "additionalProperties": {
                 "type": "string",
                 "maxLength": 2000,
                 "pattern": r"^[\u0020-\u007e]*(?![\s\S])",
+                "patternErrorMessage": "ASCII characters without line breaks",
             },
             "description": "Further headers. Put no credentials here.",
         },

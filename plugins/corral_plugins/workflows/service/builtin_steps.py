@@ -74,7 +74,11 @@ class AgentSteps:
                     "allowed_tools": {"anyOf": [TOOLS, {"type": "null"}]},
                     "output_schema": {"type": "object"},
                     "priority": {"enum": ["low", "medium", "high", "critical"]},
-                    "agent_role": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$"},
+                    "agent_role": {
+                        "type": "string",
+                        "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$",
+                        "patternErrorMessage": "1 to 64 of a-z, 0-9, - and _, beginning with a letter or digit",
+                    },
                     "max_cost_usd": {"type": "number", "minimum": 0, "maximum": 1_000_000_000},
                 }
             ),

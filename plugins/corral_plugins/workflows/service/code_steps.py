@@ -36,7 +36,11 @@ class CodeSteps:
             title="Run code on a worker",
             schema=object_schema(
                 {
-                    "language": {"type": "string", "pattern": LANGUAGE},
+                    "language": {
+                        "type": "string",
+                        "pattern": LANGUAGE,
+                        "patternErrorMessage": "the name of a language, such as python, of a-z, 0-9 and _",
+                    },
                     "source": {"type": "string", "minLength": 1, "maxLength": 32_000},
                     "input": {},
                 },

@@ -10,7 +10,11 @@ from corral_plugins.workflows.api import StepType
 
 Json = dict[str, Any]
 
-NAME = {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,62}$"}
+NAME = {
+    "type": "string",
+    "pattern": "^[a-z][a-z0-9_]{0,62}$",
+    "patternErrorMessage": "1 to 63 characters of a-z, 0-9 and _, beginning with a letter",
+}
 NAMES = {"type": "array", "items": NAME, "maxItems": 50}
 STEPS = {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": 50}
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Protocol
 import msgspec
 from msgspec import Meta
 
+from corral.schema.fields import text_format
 from corral_plugins.tools.api import McpResult, McpTool, mcp_result_for_model, mcp_tool_name
 from corral_plugins.workers.node.tools.workspace import ToolFailed
 
@@ -25,7 +26,13 @@ log = logging.getLogger("corral.worker")
 
 CONNECTORS = "corral.worker_mcp"
 START_SECONDS = 60.0  # npx and uvx may download the server first
-ServerName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])")]
+ServerName = Annotated[
+    str,
+    text_format(
+        r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])",
+        "1 to 63 characters of a-z, 0-9, _ and -, beginning with a letter or digit",
+    ),
+]
 
 
 class McpCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
