@@ -25,6 +25,22 @@ from corral_core.expressions.service.tokens import Analysis, Fault, Token, analy
 MAX_RESULT_BYTES = 256 * 1024
 MAX_RESULT_DEPTH = 64
 _PARSE_ERROR = re.compile(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?([^\n]+)")
+_SYNTAX_ERRORS = (  # the words of the parser, and ours
+    (re.compile(r"missing '([^']+)' at .*"), "{} is missing"),
+    (re.compile(r".*'<EOF>'.*|Incomplete .*"), "the expression is not complete"),
+    (
+        re.compile(r"(?:mismatched|extraneous) input '(.+)'|no viable alternative at input '(.+)'"),
+        "{} is not expected here",
+    ),
+    (re.compile(r"reserved identifier: (\w+).*"), "the word {} is reserved and cannot be a name"),
+)
+_OPERATORS = {"and": "&&", "or": "||", "not": "!"}  # of languages that people confuse with CEL
+_CONVERTED = {
+    "int": "a whole number, such as 42",
+    "double": "a number, such as 1.5",
+    "timestamp": "a time with a zone, such as 2026-01-31T12:00:00Z",
+    "duration": "a duration, such as 90s or 1h30m",
+}
 _UNDEFINED = re.compile(r"Undefined variable or function: '([^']*)'")
 _FUNCTION_ERROR = re.compile(
     r"Function '([^']*)' error: (?:Python function call failed: \w+: )?(.*?)\. Check function arg", re.DOTALL
@@ -73,7 +89,7 @@ def compile_expression(text: str) -> tuple[Analysis, Any]:
         try:
             return found, _cel_module().compile(found.program)
         except ValueError as error:
-            found.faults.append(_syntax_fault(text, str(error)))
+            found.faults.append(_syntax_fault(found, str(error)))
     return found, None
 
 
@@ -133,15 +149,21 @@ def _describe_non_json(value: Any) -> str:
             return "a value of a type such as bytes"
 
 
-def _syntax_fault(text: str, message: str) -> Fault:
+def _syntax_fault(found: Analysis, message: str) -> Fault:
     match = _PARSE_ERROR.search(message)
     if match is None:
         return Fault(0, "The expression cannot be parsed.")
-    lines = text.split("\n")
+    lines = found.text.split("\n")
     line, column = int(match[1]), int(match[2])
-    offset = sum(len(each) + 1 for each in lines[: line - 1]) + column - 1
+    offset = min(sum(len(each) + 1 for each in lines[: line - 1]) + column - 1, len(found.text))
     reason = match[3].partition(" expecting ")[0]
-    return Fault(min(offset, len(text)), f"Syntax error: {reason}.")
+    for pattern, words in _SYNTAX_ERRORS:
+        if error := pattern.fullmatch(reason):
+            reason = words.format(*filter(None, error.groups()))
+            break
+    near = [token.text for token in found.tokens if token.start <= offset][-2:]
+    hint = next((f"; write {_OPERATORS[text]} instead of {text}" for text in near[::-1] if text in _OPERATORS), "")
+    return Fault(offset, f"Syntax error: {reason}{hint}.")
 
 
 def _evaluation_error(found: Analysis, error: Exception) -> EvaluationError:
@@ -168,8 +190,20 @@ def _evaluation_error(found: Analysis, error: Exception) -> EvaluationError:
         return EvaluationError(_offset(found, function), f"There is no name {function!r}.")
     if match := _FUNCTION_ERROR.search(text):
         function = match[1].lower() if match[1] in ("Size", "String") else match[1]
-        return EvaluationError(_offset(found, function), f"{function}() failed: {match[2]}.")
-    return EvaluationError(0, "The types of the values do not fit the operation. " + text.partition(". ")[2])
+        return EvaluationError(_offset(found, function), _function_error(function, match[2]))
+    detail = f"The types of the values do not fit the operation. {text.partition('. ')[2]}"
+    return EvaluationError(0, detail.rstrip())
+
+
+def _function_error(function: str, message: str) -> str:
+    """Return the error of a function that refused a value. `message` is that of the library, or of our functions."""
+    if message.startswith(f"{function}() "):
+        return f"{message}."
+    if function == "matches":
+        return f"The regular expression of matches() is not valid: {message.rpartition('error: ')[2]}."
+    if function in _CONVERTED:
+        return f"{function}() needs {_CONVERTED[function]}."
+    return f"{function}() failed: {message}."
 
 
 def _offset(found: Analysis, *texts: str) -> int:

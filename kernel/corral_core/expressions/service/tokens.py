@@ -44,6 +44,14 @@ _TOKEN = re.compile(
     |(?P<sign>&&|\|\||[<>=!]=|[-+*/%<>!?:.,()\[\]{}])""",
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
+_HINTS = {  # for the first character that begins no token
+    "/": "Comments are not allowed.",
+    "=": "Unexpected character '='; to compare, write ==.",
+    "&": "Unexpected character '&'; write && instead.",
+    "|": "Unexpected character '|'; write || instead.",
+    "'": "The string that begins here is not closed in the same line.",
+    '"': "The string that begins here is not closed in the same line.",
+}
 _OPENING, _CLOSING = {"(": ")", "[": "]", "{": "}"}, frozenset(")]}")
 _SECRET = re.compile(r"\s*secrets\.([A-Za-z][A-Za-z0-9_.-]{0,127})\s*")  # such names are no identifiers
 _SIMPLE_STRING = re.compile(r"""(['"])([^'"\\\n]*)\1""")
@@ -127,8 +135,7 @@ def analyse(text: str) -> Analysis:
         found.faults.append(Fault(0, "The expression is empty."))
     elif found.tokens[-1].kind == "unknown":
         last = found.tokens.pop()
-        reason = "Comments are not allowed" if last.text == "/" else f"Unexpected character {last.text!r}"
-        found.faults.append(Fault(last.start, f"{reason}."))
+        found.faults.append(Fault(last.start, _HINTS.get(last.text, f"Unexpected character {last.text!r}.")))
     _Walk(found).run()
     if match := _SECRET.fullmatch(text):
         found.secret = match[1]
