@@ -18,7 +18,7 @@ from corral.database.unit import Unit
 from corral.events.log import EventRow, write_events
 from corral.testing.kit import PASSWORD, Client
 from corral_plugins.triggers.models import Fire, Trigger
-from corral_plugins.triggers.service import event_reader, firing, scheduler
+from corral_plugins.triggers.service import event_reader, firing, scheduler, timed_kinds
 from corral_plugins.triggers.service.event_reader import LogReadProgress, TriggerLogReader
 from corral_plugins.triggers.service.slots import TriggerSlots
 
@@ -219,6 +219,29 @@ async def test_the_kill_switch_holds_slots_until_it_is_released(alarm: Alarm) ->
     await alarm.run(seconds=11)
     assert await alarm.statuses(made["id"]) == ["fired"]
     assert sorted(await alarm.statuses(timed["id"])) == ["fired", "skipped_missed"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "detail"),
+    [
+        ("61 * * * *", "The minute of the cron expression cannot be 61: write *, 0-59, a list"),
+        (
+            "0 0 * * fun",
+            "The day of the week of the cron expression cannot be fun: write *, 0-7 (0 and 7 are Sunday), sun",
+        ),
+        ("0 0 30 2 *", "The day of the month of the cron expression cannot be 30: write *, 1-31 (a day that the month"),
+        ("@every 5m", "There is no alias @every 5m; the aliases are @hourly, @daily, @weekly, @monthly."),
+        (
+            "0 5 * *",
+            "A cron expression has five fields (minute, hour, day of the month, month, day of the week), such as "
+            "30 7 * * mon-fri; this one has 4.",
+        ),
+    ],
+)
+def test_errors_of_cron_expressions_name_the_field_and_what_it_accepts(expression: str, detail: str) -> None:
+    (fault,) = timed_kinds._check_cron({"expression": expression})
+    assert (fault.pointer, fault.code) == ("/expression", "bad_format")
+    assert fault.detail.startswith(detail)
 
 
 @pytest.mark.one_engine

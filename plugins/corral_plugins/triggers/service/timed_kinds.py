@@ -24,6 +24,13 @@ _ALIASES = {
     "@weekly": "0 0 * * 0",
     "@monthly": "0 0 1 * *",
 }
+_FIELDS = (  # the name that cronsim uses in errors, ours, and the values
+    ("minute", "minute", "0-59"),
+    ("hour", "hour", "0-23"),
+    ("day-of-month", "day of the month", "1-31 (a day that the month has), L for its last day"),
+    ("month", "month", "1-12, jan-dec"),
+    ("day-of-week", "day of the week", "0-7 (0 and 7 are Sunday), sun-sat"),
+)
 _WINDOWS = (60.0, 3600.0, 86_400.0, 32 * 86_400.0)
 _MOMENT = {"type": "string", "format": "date-time"}
 
@@ -62,24 +69,39 @@ def _describe_cron(config: Mapping[str, Any], zone: str) -> str:
 
 
 def _check_cron(config: Mapping[str, Any]) -> list[FieldError]:
-    from cronsim import CronSim, CronSimError
-
-    faults = []
-    expression = cron_expression(config["expression"])
-    try:
-        if len(expression.split()) != 5:
-            raise CronSimError("the expression must have five fields")
-        next(CronSim(expression, datetime.now(UTC)))
-    except (CronSimError, StopIteration) as error:
-        reason = "the expression matches no existing date" if isinstance(error, StopIteration) else str(error)
-        detail = f"The cron expression is not valid or never matches: {reason}."
-        faults.append(FieldError("/expression", "bad_format", detail))
+    fault = _cron_fault(cron_expression(config["expression"]))
+    faults = [] if fault is None else [FieldError("/expression", "bad_format", fault)]
     if config.get("timezone") is not None:
         try:
             ZoneInfo(config["timezone"])
         except (LookupError, ValueError, OSError):
             faults.append(FieldError("/timezone", "bad_format", "must be a time zone, such as Europe/Berlin"))
     return faults
+
+
+def _cron_fault(expression: str) -> str | None:
+    """Say what is wrong with a cron expression, or return None if it is valid."""
+    from cronsim import CronSim, CronSimError
+
+    values = expression.split()
+    if expression.lstrip().startswith("@"):
+        return f"There is no alias {expression.strip()}; the aliases are {', '.join(_ALIASES)}."
+    if len(values) != len(_FIELDS):
+        names = ", ".join(name for _, name, _ in _FIELDS)
+        return f"A cron expression has five fields ({names}), such as 30 7 * * mon-fri; this one has {len(values)}."
+    try:
+        next(CronSim(expression, datetime.now(UTC)))
+    except StopIteration:
+        return "The cron expression matches no existing date."
+    except CronSimError as error:
+        for value, (name, words, allowed) in zip(values, _FIELDS, strict=True):
+            if str(error) == f"Bad {name}":
+                return (
+                    f"The {words} of the cron expression cannot be {value}: write *, {allowed}, a list (1,15), a range "
+                    "(1-5) or a step (*/10)."
+                )
+        return f"The cron expression is not valid ({error})."
+    return None
 
 
 def _next_interval(rule: TimeRule, after: float) -> float | None:
