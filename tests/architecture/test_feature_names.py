@@ -48,7 +48,7 @@ def _codes_of_plugins() -> set[str]:
                 if isinstance(node, ast.Call) and ast.unparse(node.func) == "declare_codes":
                     for argument in node.args:
                         assert isinstance(argument, ast.Dict), f"{path}: declare the codes as a literal"
-                        found |= {key.value for key in argument.keys if isinstance(key, ast.Constant)}
+                        found |= {str(key.value) for key in argument.keys if isinstance(key, ast.Constant)}
     return found
 
 

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 def test_an_installation_holds_every_file(tmp_path: Path) -> None:
     """`build_py` copies what goes into the wheel."""
     target = tmp_path / "build"
-    build = [sys.executable, "setup.py", "egg_info", "--egg-base", tmp_path, "build_py", "--build-lib", target]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    commands = ["egg_info", "--egg-base", str(tmp_path), "build_py", "--build-lib", str(target)]
+    done = subprocess.run([sys.executable, "setup.py", *commands], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     listed = subprocess.run(
         ["git", "ls-files", "-z", "kernel", "plugins", "marketplace"], cwd=ROOT, capture_output=True, text=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from tests.architecture.test_reference_pages import pages as generated_pages
@@ -46,7 +47,8 @@ def test_a_subscriber_reads_a_payload_as_the_page_shows() -> None:
     example = page.partition("```python\n")[2].partition("```")[0]
     assert "msgspec.json.decode(event.data, type=" in example
     compile(example, "events.md", "exec")
-    logged = dict.fromkeys(LoggedEvent.__struct_fields__, "") | {"data": '{"mode": "allow", "count": 2, "later": 1}'}
+    logged: dict[str, Any] = dict.fromkeys(LoggedEvent.__struct_fields__, "")
+    logged |= {"data": '{"mode": "allow", "count": 2, "later": 1}'}
     event = LoggedEvent(**logged)
     assert msgspec.json.decode(event.data, type=IpRulesChanged).count == 2
 

@@ -80,7 +80,8 @@ class Demo:
 
     def _is_of_demo(self, process: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error):
-            return process.environ().get("TMPDIR") == str(self.temporary) and process.status() != psutil.STATUS_ZOMBIE
+            is_own = process.environ().get("TMPDIR") == str(self.temporary)
+            return is_own and bool(process.status() != psutil.STATUS_ZOMBIE)
         return False
 
 

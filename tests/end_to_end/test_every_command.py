@@ -332,7 +332,8 @@ def test_operations_8_everything_that_prints_has_json() -> None:
 def test_operations_8_the_json_output_of_every_command_parses(server: ServerProcess) -> None:
     known = {name for name, _ in leaves()}
     admin = server.sign_in()
-    called, printed = set(), {}
+    called: set[str] = set()
+    printed: dict[str, Any] = {}
     names = {"url": server.address, "folder": str(server.folder)}
     for line in CALLS.strip().splitlines():
         if "{blocked}" in line and "blocked" not in names:

@@ -181,7 +181,7 @@ def _caddy(folder: Path, files: dict[str, str], address: str) -> Iterator[tuple[
         return
     site = files["/etc/caddy/Caddyfile"].replace("corral.example.org", f"http://:{port}").replace(SERVER, address)
     (folder / "Caddyfile").write_text("{\n    admin off\n}\n" + site)
-    command = [program, "run", "--config", folder / "Caddyfile", "--adapter", "caddyfile"]
+    command = [program, "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
     environ = {**os.environ, "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
     with (folder / "caddy.log").open("wb") as log, subprocess.Popen(command, env=environ, stderr=log) as running:
         try:

@@ -206,7 +206,7 @@ def log_of(admin: httpx2.Client) -> list[int]:
     """The numbers of all events of the log that the viewers follow."""
     found: list[int] = []
     while True:
-        params = {"types": TYPES, "limit": 200, "after": found[-1] if found else 0}
+        params: dict[str, str | int] = {"types": TYPES, "limit": 200, "after": found[-1] if found else 0}
         page = admin.get("/events", params=params).raise_for_status().json()["items"]
         if not page:
             return found

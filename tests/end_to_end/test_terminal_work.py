@@ -440,8 +440,8 @@ def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> N
     assert "would keep agent Greeter: system_prompt\n" in conflicts
     assert re.search(r'installed: .*English.*\n +new: .*French.*\n +current, kept: "Mine."\n', conflicts), conflicts
     assert "there is no template nobody-has-it at " in terminal.run("template", "install", "nobody-has-it").stderr
-    planned = terminal("template", "uninstall", "hello-fleet", "--dry-run")
-    assert "would remove workflow Hello fleet\nwould keep agent Greeter: running." in planned
+    removal = terminal("template", "uninstall", "hello-fleet", "--dry-run")
+    assert "would remove workflow Hello fleet\nwould keep agent Greeter: running." in removal
     told = terminal("template", "uninstall", "hello-fleet")
     assert "removed workflow Hello fleet\n" in told
     assert "kept agent Greeter: running. Stop it: corral agents stop Greeter\n" in told

@@ -106,7 +106,8 @@ def _forged(token: str) -> Iterator[tuple[str, str, Callable[[Route], Refusal]]]
     for kind in ("refresh", "mfa", "Access", ""):
         yield f"typ {kind!r}", signed(typ=kind), UNKNOWN
     for name in ("exp", "nbf", "iat", "sub", "sid", "jti", "typ", "aud", "iss"):
-        yield f"without {name}", signed(**{name: None}), UNKNOWN
+        without: dict[str, Any] = {name: None}
+        yield f"without {name}", signed(**without), UNKNOWN
     yield "a number as subject", signed(sub=1), UNKNOWN
     yield "an endless one", signed(exp=1e400), UNKNOWN
     yield "not yet in force", signed(nbf=now + 3600), UNKNOWN

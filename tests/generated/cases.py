@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 
-_made: dict[tuple[str, str, GenerationMode, int], list[Case]] = {}
+_made: dict[tuple[str, str, GenerationMode, int], list[Case[Any]]] = {}
 
 
 class Cases:
@@ -22,7 +22,7 @@ class Cases:
     def __init__(self, document: dict[str, Any], *, derandomize: bool) -> None:
         self._key, self._derandomize = json.dumps(document, sort_keys=True), derandomize
 
-    def of(self, described: Any, mode: GenerationMode, count: int) -> list[Case]:
+    def of(self, described: Any, mode: GenerationMode, count: int) -> list[Case[Any]]:
         """So many cases; none of an operation that takes nothing which could be wrong. They may be changed."""
         if not self._derandomize:
             return _make(described, mode, count, derandomize=False)
@@ -32,8 +32,8 @@ class Cases:
         return [_copy(case) for case in _made[key]]
 
 
-def _make(described: Any, mode: GenerationMode, count: int, *, derandomize: bool) -> list[Case]:
-    made: list[Case] = []
+def _make(described: Any, mode: GenerationMode, count: int, *, derandomize: bool) -> list[Case[Any]]:
+    made: list[Case[Any]] = []
 
     @settings(
         max_examples=count,
@@ -44,7 +44,7 @@ def _make(described: Any, mode: GenerationMode, count: int, *, derandomize: bool
         phases=[Phase.generate],
     )
     @given(case=described.as_strategy(generation_mode=mode))
-    def each(case: Case) -> None:
+    def each(case: Case[Any]) -> None:
         made.append(case)
 
     with contextlib.suppress(Unsatisfiable):
@@ -52,7 +52,7 @@ def _make(described: Any, mode: GenerationMode, count: int, *, derandomize: bool
     return made
 
 
-def _copy(case: Case) -> Case:
-    made: Case = case.derive()
+def _copy(case: Case[Any]) -> Case[Any]:
+    made: Case[Any] = case.derive()
     object.__setattr__(made, "_meta", copy.deepcopy(case.meta))  # it notes what was changed since
     return made

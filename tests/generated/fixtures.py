@@ -11,8 +11,10 @@ import pytest_asyncio
 from tests.generated.world import CONFIG, World
 from tests.plugins.tools.mcp_servers import InMemoryMcp, described, mcp_plugin
 
+from corral.plugin import Plugin
+
 # Every plugin of Corral's own, and one that reaches an MCP server, without which none could be added.
-PLUGINS = [
+PLUGINS: list[type[Plugin] | str] = [
     *sorted(each.name for each in distribution("corral").entry_points if each.group == "corral.plugins"),
     mcp_plugin(InMemoryMcp(default=[described("sample")])),
 ]

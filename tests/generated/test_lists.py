@@ -17,10 +17,11 @@ from tests.generated import rights
 from tests.generated.operations import Operation
 from tests.generated.resources import RESOURCES, Names, asked, of
 from tests.generated.world import World
-from tests.plugins.realtime.conftest import ear, serving, settle
+from tests.plugins.realtime.conftest import ear, settle
 from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral.testing.kit import Client
+from corral.testing.server import serving
 
 PEOPLE = ("member", "viewer", "auditor", "admin")
 MADE = 3  # of each kind

@@ -11,6 +11,7 @@ import time
 import zoneinfo
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import argon2
@@ -110,8 +111,12 @@ async def test_unit_of_work_8_sweeps_change_at_most_500_rows_a_unit(
 ) -> None:
     kit: Kit = await make_kit(plugins=[])
     rows = expired(MANY)
+
+    def insert(model: type[Model], values: list[dict[str, Any]]) -> None:
+        model.insert_many(values).as_rowcount().execute()
+
     for model, values in rows.items():
-        await kit.work(lambda model=model, values=values: model.insert_many(values).as_rowcount().execute())
+        await kit.work(partial(insert, model, values))
     changed: Counter[str] = Counter()
     plain = DatabaseThread.run_unit
 

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from corral.cli.config import sample
@@ -392,7 +393,7 @@ def test_the_table_is_whole_and_frozen() -> None:
     assert set(SECTIONS) == {"server", "database", "redis", "storage", "keys", "egress", "plugins"}
     variables = [entry.key.variable for entry in TABLE.values() if entry.key.variable]
     assert len(variables) == len(set(variables))
-    parts = {"": Config, **SECTIONS}
+    parts: dict[str, type[msgspec.Struct]] = {"": Config, **SECTIONS}
     fields = {f"{section}.{name}".lstrip(".") for section, part in parts.items() for name in part.__struct_fields__}
     read = {"pinned", "variables", "secrets", "sources", "warnings", "path", "plugins.tables"}  # not keys themselves
     assert fields - read - SECTIONS.keys() == TABLE.keys()

@@ -129,7 +129,7 @@ async def _prune(kit: Kit, max_rows: int) -> int:
     """How many events are left, but for alerts."""
     container, work = kit.kernel.container, kit.kernel.database.work
     offered = container.get(Contributions), container.get(EventTypes)
-    await prune_events(work, Keeping(max_rows), *offered)  # type: ignore[arg-type]
+    await prune_events(work, Keeping(max_rows), *offered)
     await kit.events()  # until they are numbered
     kept = EventRow.select().where(EventRow.type != "system.alert")
     return await work(kept.count, read=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,7 @@ async def test_no_part_of_a_stored_sign_in_tells_its_credential(make_kit: Callab
     headers = {"Idempotency-Key": "sign-in"}
     first = await kit.client.post("/auth/login", body, headers=headers)
     token = first.headers["set-cookie"].partition(";")[0].partition("=")[2]
+    row: Any  # the types of peewee do not say what dicts() makes
     [row] = await kit.kernel.database.work(lambda: list(IdempotencyRow.select().dicts()), read=True)
     assert row["sealed"]
     assert token not in repr(row)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -166,11 +167,13 @@ async def test_schedules_that_are_due_together_are_claimed_in_one_unit(
     await check(*many)
     assert sorted(runs) == sorted(each.name for each in schedules)  # each at once, in one of the processes
     now, claims = (clock.time_s() // 60 + 2) * 60, list[int]()
+
+    def count(claim: Callable[[Sequence[str]], Any], names: Sequence[str]) -> Any:
+        claims.append(len(names))
+        return claim(names)
+
     for runner in many:
-        claim = runner.claim_schedules
-        monkeypatch.setattr(
-            runner, "claim_schedules", lambda names, claim=claim: claims.append(len(names)) or claim(names)
-        )
+        monkeypatch.setattr(runner, "claim_schedules", partial(count, runner.claim_schedules))
     monkeypatch.setattr(clock, "time_s", lambda: now)
     await check(*many)
     for slot in range(4):

@@ -211,7 +211,7 @@ def test_r02_workers_2_every_task_ends_whatever_dies(
                         worker.thaw()
             assert left == 0, f"{left} tasks have not ended\n{site.log[-3000:]}"
             assert time.time() - silent.heard > RECLAIM_SECONDS
-            figures = {**judge(admin, tasks), **silent.report_late()}
+            figures: dict[str, Any] = {**judge(admin, tasks), **silent.report_late()}
             reclaimed = reclaim_seconds(admin, silent, fleet)
             text = admin.get(f"{site.address}/metrics").text
             stale = re.search(r'^corral_stale_calls_total\{call="complete"\} (\S+)$', text, re.MULTILINE)

@@ -98,7 +98,7 @@ def test_r05_postgres_is_restarted_under_load(
         for thread in (*writers, reader):
             thread.join(60)
         assert processes(server) == started
-        figures = judge(server, writers)
+        figures: dict[str, Any] = {**judge(server, writers)}
     refused = sum(writer.refused for writer in writers)
     answers = {f"{name} {status}": count for (name, status, _), count in sorted(reader.answers.items())}
     figures |= {"restarts": restarts, "clients": clients, "refused": refused, "recovered_s": round(max(recovered), 2)}

@@ -110,7 +110,7 @@ def test_r07_a_full_disk_refuses_writes_and_nothing_else(
         for writer in writers:
             writer.join(60)
         assert processes(server) == started
-        figures = judge(server, writers)
+        figures: dict[str, Any] = {**judge(server, writers)}
         if url.startswith("sqlite"):
             with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
                 assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

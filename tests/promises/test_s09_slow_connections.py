@@ -106,7 +106,7 @@ async def test_s09_slow_connections_are_ended_and_hold_up_nobody(
         headers, bodies, took = await attack(server.port, token, number, pause)
         after = client.get("/tasks").status_code
     p99 = took[int(len(took) * 0.99)]
-    figures = {
+    figures: dict[str, Any] = {
         "connections": len(headers) + len(bodies),
         "headers_closed_s": round(max(slow.seconds for slow in headers), 1),
         "bodies_told_s": round(max(slow.seconds for slow in bodies), 1),

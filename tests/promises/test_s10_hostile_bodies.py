@@ -88,7 +88,9 @@ class Hostile:
 
     async def storm(self, count: int, at_once: int) -> None:
         """So many of each."""
-        sent = [(what, self.head(media, len(body)), whole(body)) for what, (body, media, _) in bodies().items()]
+        sent: list[tuple[str, bytes, Callable[[], AsyncIterator[bytes]] | None]] = [
+            (what, self.head(media, len(body)), whole(body)) for what, (body, media, _) in bodies().items()
+        ]
         sent.append(("endless", self.head("application/json", None), None))
         gate = asyncio.Semaphore(at_once)
 

@@ -95,9 +95,9 @@ def needed() -> dict[str, Distribution]:
 
 def licence(of: Distribution) -> str:
     """What its metadata say: the expression, the classifiers, or the first line of the text."""
-    told = [of.metadata.get("License-Expression") or ""]
+    told = [*(of.metadata.get_all("License-Expression") or ())]
     told += [each for each in of.metadata.get_all("Classifier") or () if each.startswith("License ::")]
-    told += [(of.metadata.get("License") or "").strip().partition("\n")[0]]
+    told += [each.strip().partition("\n")[0] for each in of.metadata.get_all("License") or ()]
     return "; ".join(each for each in told if each)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import version
+from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it downloads prices when it is imported
 import litellm
@@ -17,7 +18,7 @@ ASK = [{"role": "user", "content": "How is the weather?"}]
 PLACE = {"api_base": os.environ["CORRAL_URL"], "api_key": os.environ["CORRAL_KEY"]}
 
 
-def complete(model: str, messages: list, **more: object) -> object:
+def complete(model: str, messages: list[dict[str, Any]], **more: Any) -> Any:
     return litellm.completion(model=f"openai/{model}", messages=messages, **PLACE, **more)
 
 

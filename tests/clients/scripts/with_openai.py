@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import openai
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 
-TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
-ASK = [{"role": "user", "content": "How is the weather?"}]
+TOOL: ChatCompletionFunctionToolParam = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "How is the weather?"}]
 
 client = openai.OpenAI(base_url=os.environ["CORRAL_URL"], api_key=os.environ["CORRAL_KEY"])
 
@@ -22,14 +27,17 @@ assert whole.usage.total_tokens > 0
 
 chunks = list(client.chat.completions.create(model="scripted/echo", messages=ASK, stream=True))
 assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "How is the weather?"
-options = {"include_usage": True}
-*_, last = client.chat.completions.create(model="scripted/echo", messages=ASK, stream=True, stream_options=options)
+*_, last = client.chat.completions.create(
+    model="scripted/echo", messages=ASK, stream=True, stream_options={"include_usage": True}
+)
+assert last.usage is not None
 assert (last.choices, last.usage.total_tokens > 0) == ([], True)
 
 asked = client.chat.completions.create(model="scripted/weather", messages=ASK, tools=[TOOL])
-(call,) = asked.choices[0].message.tool_calls
-told = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
-talk = [*ASK, asked.choices[0].message, told]
+(call,) = asked.choices[0].message.tool_calls or []
+told: ChatCompletionMessageParam = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
+answer: Any = asked.choices[0].message  # the SDK takes it back as it is, though its types do not say so
+talk: list[ChatCompletionMessageParam] = [*ASK, answer, told]
 assert client.chat.completions.create(model="scripted/weather", messages=talk).choices[0].message.content == "It rains."
 
 assert "scripted/echo" in [model.id for model in client.models.list()]

@@ -115,7 +115,7 @@ async def test_auth_3_guesses_in_parallel_and_in_every_spelling(
         await kit.as_user(email=email)
     await door.login("carl@example.org", WRONG)
     verified.clear()
-    spellings = [
+    spellings: list[Callable[[str], str]] = [
         str.lower,
         str.upper,
         str.title,

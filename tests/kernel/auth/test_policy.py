@@ -190,6 +190,7 @@ async def test_a_due_rehash_happens_at_the_next_sign_in(kit: Kit, door: Any) -> 
     await work(lambda: UserRow.update(password_hash=weak).where(UserRow.id == client.user["id"]).execute())
     assert (await door.login("ann@example.org")).status == 200
     stored = await work(lambda: UserRow.get_by_id(client.user["id"]).password_hash, read=True)
+    assert stored is not None
     assert stored != weak
     assert not passwords_module.Passwords.needs_rehash(stored)
     assert (await door.login("ann@example.org")).status == 200

@@ -16,6 +16,7 @@ from corral.cli.logging_setup import LINES_PER_SECOND, LogRateLimit
 from corral.plugins.discovery import Found
 from corral.testing.plugin_folder import PluginFolder
 from corral.testing.server import JobsProcess, ServerProcess
+from corral_plugins.tasks import plugin as tasks_plugin
 
 pytestmark = pytest.mark.one_engine
 
@@ -97,9 +98,7 @@ def test_a_flood_is_cut_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
     share = LogRateLimit(lambda: [found("tasks", "corral_plugins.tasks.plugin")], lambda: now[0], report_seconds=0)
     lines = Lines()
     lines.addFilter(share)
-    path = str(
-        Path(__import__("corral_plugins.tasks.plugin", fromlist=["x"]).__file__).parent / "service" / "claims.py"
-    )
+    path = str(Path(tasks_plugin.__file__).parent / "service" / "claims.py")
     with caplog.at_level(logging.WARNING, logger="corral.plugins"):
         for _ in range(250):
             lines.handle(record(path))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from corral.cli import output
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {
         "email": "someone.with.a.long.name@example.org",
         "text": "a sentence that goes on " * 4,

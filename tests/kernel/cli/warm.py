@@ -330,7 +330,7 @@ def _become(job: dict[str, Any]) -> NoReturn:
             sys.argv = ["-c", *job["arguments"]]
             exec(job["code"], {"__name__": "__main__"})
         else:
-            subprocess.Popen = _ForkingPopen  # type: ignore[misc]
+            subprocess.Popen = _ForkingPopen  # type: ignore[assignment,misc]  # a class in place of another
             sys.argv = ["corral", *job["arguments"]]
             runpy.run_module("corral", run_name="__main__", alter_sys=True)
     except SystemExit as end:
@@ -387,7 +387,7 @@ class _ForkingPopen(subprocess.Popen[Any]):
             _become_server_process(arguments[3:], options["pass_fds"])
         return _Child(pid)
 
-    def _execute_child(  # type: ignore[misc]  # typeshed leaves it out
+    def _execute_child(
         self,
         arguments: Any,
         executable: Any,
@@ -465,18 +465,18 @@ def _prepare_fork_server() -> None:
         ours.close()
         _become_program(theirs)
     theirs.close()
-    plain = util.spawnv_passfds  # type: ignore[attr-defined]
+    plain = util.spawnv_passfds
 
-    def spawn(path: Any, arguments: Sequence[Any], numbers: Sequence[int]) -> int:
-        code = os.fsdecode(arguments[-1])
+    def spawn(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+        code = os.fsdecode(args[-1])
         if "multiprocessing.forkserver" not in code:
-            return int(plain(path, arguments, numbers))
-        util.spawnv_passfds = plain  # type: ignore[attr-defined]  # for the next, should this one die
+            return plain(path, args, passfds)
+        util.spawnv_passfds = plain  # for the next, should this one die
         with ours:
-            socket.send_fds(ours, [json.dumps({"code": code, "numbers": [*numbers]}).encode()], numbers)
+            socket.send_fds(ours, [json.dumps({"code": code, "numbers": [*passfds]}).encode()], passfds)
         return pid
 
-    util.spawnv_passfds = spawn  # type: ignore[attr-defined]
+    util.spawnv_passfds = spawn
 
 
 def _become_program(theirs: socket.socket) -> None:

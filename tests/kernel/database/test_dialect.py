@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import peewee
@@ -126,7 +127,11 @@ def test_rows_of_an_append_only_table_stay(database: Database) -> None:
     for attempt in (
         lambda: Note.update(value=0).execute(),
         lambda: Note.delete().execute(),
-        lambda: Note.replace(key="2", value=0).execute() if dialect.on_sqlite() else dialect.execute("TRUNCATE notes"),
+        lambda: (
+            Note.insert(key="2", value=0).on_conflict_replace().execute()
+            if dialect.on_sqlite()
+            else dialect.execute("TRUNCATE notes")
+        ),
     ):
         with pytest.raises(peewee.DatabaseError, match="notes"):
             database.run(attempt)
@@ -172,7 +177,7 @@ def test_the_segments_of_a_full_text_index_are_merged(database: Database) -> Non
 
     database.run(lambda: index.create(current().database.engine))
     for number in range(7):
-        database.run(lambda number=number: index.add(add, [number, f"word{number} again"]))
+        database.run(partial(index.add, add, [number, f"word{number} again"]))
     before = database.run(segments)
     for _ in range(10):
         database.run(index.merge)

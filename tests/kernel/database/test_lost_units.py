@@ -8,6 +8,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from tests.kernel.database.conftest import keys, note
@@ -30,12 +31,16 @@ async def test_unit_of_work_7_a_unit_that_hangs_is_lost_and_the_others_run(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate, began = threading.Event(), threading.Event()
-    slow = asyncio.ensure_future(
-        database.work(lambda: (note("slow"), began.set(), gate.wait(60)), entry=UnitContext("GET /slow"))
-    )
+
+    def hang() -> None:
+        note("slow")
+        began.set()
+        gate.wait(60)
+
+    slow = asyncio.ensure_future(database.work(hang, entry=UnitContext("GET /slow")))
     await asyncio.to_thread(began.wait, 60)
     async with within(3.5):
-        others = await asyncio.gather(*[database.work(lambda i=i: note(f"n{i}")) for i in range(5)])
+        others = await asyncio.gather(*[database.work(partial(note, f"n{i}")) for i in range(5)])
         with pytest.raises(Unavailable):
             await slow
     gate.set()
@@ -65,7 +70,7 @@ async def test_unit_of_work_7_a_unit_lost_between_its_rows_leaves_no_lock(
         for number in range(4):
             with pytest.raises(Unavailable):
                 await database.work(read_on, entry=UnitContext(f"GET /rows/{number}"))
-            await database.work(lambda number=number: note(f"n{number}"))
+            await database.work(partial(note, f"n{number}"))
     finally:
         gc.enable()
     assert keys(database) == {f"n{number}" for number in range(4)}

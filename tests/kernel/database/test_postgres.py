@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from functools import partial
 from typing import Any
 
 import peewee
@@ -83,9 +84,13 @@ async def test_unit_of_work_4_a_connection_lost_during_commit_never_runs_again(
         with psycopg.connect(postgres_server.url(), autocommit=True) as admin:
             admin.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
 
+    def write() -> None:
+        runs.append(1)
+        Note.create(key="lost")  # no event, which would be written last
+
     monkeypatch.setattr(Unit, "finish", finish_and_lose)
     with pytest.raises(Unavailable, match="during the commit"):
-        await database.work(lambda: (runs.append(1), Note.create(key="lost")))  # no event, which would be written last
+        await database.work(write)
     monkeypatch.setattr(Unit, "finish", finish)
     assert (len(runs), keys(database)) == (1, set())
 
@@ -120,13 +125,13 @@ async def test_a_database_that_takes_no_writes_is_away_until_it_does_again(datab
         )
         for number in range(8):  # more than there are connections
             with pytest.raises(Unavailable) as refused:
-                await database.work(lambda number=number: note(f"refused-{number}"))
+                await database.work(partial(note, f"refused-{number}"))
             assert (refused.value.status, refused.value.code) == (503, "dependency_unavailable")
         assert keys(database) == {"before"}
         admin.execute("SET default_transaction_read_only = off")
         admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'.encode())
         for number in range(8):
-            await database.work(lambda number=number: note(f"after-{number}"))
+            await database.work(partial(note, f"after-{number}"))
     assert len(keys(database)) == 9
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import peewee
@@ -88,8 +89,8 @@ async def test_unit_of_work_5_a_failing_unit_is_rolled_back_alone(database: Data
         raise Conflict("no")
 
     results = await asyncio.gather(
-        *[database.work(lambda i=i: note(f"good{i}")) for i in range(20)],
-        *[database.work(lambda i=i: bad(i)) for i in range(20)],
+        *[database.work(partial(note, f"good{i}")) for i in range(20)],
+        *[database.work(partial(bad, i)) for i in range(20)],
         return_exceptions=True,
     )
     assert sum(isinstance(result, Conflict) for result in results) == 20
@@ -133,7 +134,7 @@ async def test_unit_of_work_5_an_answer_comes_after_commit(
 ) -> None:
     other = open_database()
     for index in range(30):
-        await database.work(lambda i=index: note(f"n{i}"))
+        await database.work(partial(note, f"n{index}"))
         assert f"n{index}" in keys(other)
 
 
@@ -145,7 +146,7 @@ async def test_unit_of_work_5_waiting_units_share_a_commit(
     monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)  # a busy machine may not run all of them in 10 ms
     first = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
     await asyncio.sleep(0.05)
-    others = [asyncio.ensure_future(database.work(lambda i=i: note(f"n{i}"))) for i in range(40)]
+    others = [asyncio.ensure_future(database.work(partial(note, f"n{i}"))) for i in range(40)]
     await asyncio.sleep(0.05)
     gate.set()
     await asyncio.gather(first, *others)
@@ -257,11 +258,14 @@ async def test_unit_of_work_5_a_batch_is_at_most_64_units_or_10_ms(
     sizes = record_batch_sizes(database, monkeypatch)
     monkeypatch.setattr(sqlite, "BATCH_SECONDS", batch_seconds)
     gate = threading.Event()
+
+    def note_slowly(key: str) -> None:
+        time.sleep(seconds)
+        note(key)
+
     first = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
     await asyncio.sleep(0.05)
-    others = [
-        asyncio.ensure_future(database.work(lambda i=i: (time.sleep(seconds), note(f"n{i}")))) for i in range(units)
-    ]
+    others = [asyncio.ensure_future(database.work(partial(note_slowly, f"n{i}"))) for i in range(units)]
     await asyncio.sleep(0.05)
     gate.set()
     await asyncio.gather(first, *others)
@@ -277,7 +281,7 @@ async def test_unit_of_work_5_units_are_queued_together_if_as_many_arrive_as_sha
     sizes = record_batch_sizes(database, monkeypatch)
     database.last_batch, running = 8, []
     for index in range(8):
-        running.append(asyncio.ensure_future(database.work(lambda i=index: note(f"n{i}"))))
+        running.append(asyncio.ensure_future(database.work(partial(note, f"n{index}"))))
         await asyncio.sleep(0)  # each arrives in another iteration of the event loop
     await asyncio.gather(*running)
     assert sizes == [8]
@@ -378,7 +382,7 @@ async def test_unit_of_work_6_when_sqlite_ends_the_transaction_the_innocent_run_
 ) -> None:
     """What disk full and I/O errors do: SQLite rolls back by itself, in the middle of a batch."""
     monkeypatch.setattr(sqlite, "BATCH_SECONDS", 60.0)  # a busy machine may not run all of them in 10 ms
-    broken = []
+    broken: list[bool] = []
 
     def breaks() -> str:
         Note.create(key="culprit")
@@ -410,9 +414,9 @@ async def test_unit_of_work_6_a_statement_that_a_unit_leaves_open_is_the_fault_o
 
     held = asyncio.ensure_future(database.work(lambda: gate.wait(1)))
     await asyncio.sleep(0.05)
-    before = [asyncio.ensure_future(database.work(lambda i=i: note(f"n{i}"))) for i in range(5)]
+    before = [asyncio.ensure_future(database.work(partial(note, f"n{i}"))) for i in range(5)]
     culprit = asyncio.ensure_future(database.work(leaves_open))
-    after = [asyncio.ensure_future(database.work(lambda i=i: note(f"m{i}"))) for i in range(5)]
+    after = [asyncio.ensure_future(database.work(partial(note, f"m{i}"))) for i in range(5)]
     await asyncio.sleep(0.05)
     gate.set()
     async with asyncio.timeout(60):
@@ -493,9 +497,7 @@ async def test_unit_of_work_6_a_failed_commit_answers_every_member(database: Sql
     await database.work(lambda: note("before"))
     writer: Any = database.pools[0].threads[0]
     writer.connection = Full(writer.connection)
-    results = await asyncio.gather(
-        *[database.work(lambda i=i: note(f"n{i}")) for i in range(5)], return_exceptions=True
-    )
+    results = await asyncio.gather(*[database.work(partial(note, f"n{i}")) for i in range(5)], return_exceptions=True)
     assert [getattr(result, "code", None) for result in results] == ["storage_full"] * 5
     writer.connection = writer.connection.real
     await database.work(lambda: note("later"))
@@ -531,7 +533,7 @@ async def test_unit_of_work_10_a_later_number_never_appears_before_an_earlier_on
             last_round = stop.is_set()
             if database.kind == "postgresql":
                 other.run(event_log.number_committed)
-            for record in other.run(lambda after=cursor: event_log.read(after), read=True):
+            for record in other.run(partial(event_log.read, cursor), read=True):
                 seen.append(record.object_id)
                 cursor = record.seq
             if last_round:
@@ -539,7 +541,7 @@ async def test_unit_of_work_10_a_later_number_never_appears_before_an_earlier_on
 
     def write(source: Database, name: str) -> None:
         for index in range(100):
-            source.run(lambda i=index: note(f"{name}{i}"))
+            source.run(partial(note, f"{name}{index}"))
 
     reader = threading.Thread(target=follow)
     writers = [
@@ -581,7 +583,7 @@ async def test_unit_of_work_11_stop_iteration_is_an_answer_too(database: Databas
     def ends() -> None:
         next(iter([]))
 
-    others = [database.work(lambda i=i: note(f"n{i}")) for i in range(5)]
+    others = [database.work(partial(note, f"n{i}")) for i in range(5)]
     async with asyncio.timeout(60):
         ended, *told = await asyncio.gather(database.work(ends), *others, return_exceptions=True)
     assert isinstance(ended, RuntimeError)
@@ -595,16 +597,16 @@ async def test_unit_of_work_15_what_an_answer_told_is_visible_to_the_next_read(
     database: Database, open_database: Callable[[], Database]
 ) -> None:
     other = open_database()
+
+    def write(value: int) -> None:
+        row = Note.insert(key="k", value=value)
+        if database.kind == "sqlite":
+            row.on_conflict_replace().execute()
+        else:
+            row.on_conflict(conflict_target=[Note.key], update={"value": value}).execute()
+
     for value in range(50):
-        await database.work(
-            lambda v=value: (
-                Note.replace(key="k", value=v).execute()
-                if database.kind == "sqlite"
-                else (
-                    Note.insert(key="k", value=v).on_conflict(conflict_target=[Note.key], update={"value": v}).execute()
-                )
-            )
-        )
+        await database.work(partial(write, value))
         assert other.run(lambda: Note.get_by_id("k").value, read=True) == value
         assert await database.work(lambda: Note.get_by_id("k").value, read=True) == value
 
@@ -617,7 +619,7 @@ async def test_t14_two_processes_writing_meet_no_lock_error(
 
     def write(source: Database, name: str) -> None:
         for index in range(60):
-            source.run(lambda i=index: note(f"{name}-{i}"))
+            source.run(partial(note, f"{name}-{index}"))
 
     threads = [threading.Thread(target=write, args=(source, str(i))) for i, source in enumerate((database, *others))]
     for thread in threads:

@@ -137,7 +137,7 @@ def check_every_route(client: httpx2.Client, server: str, operations: dict[str, 
     for path, methods in operations.items():
         for method, operation in methods.items():
             if method in METHODS and operation["security"] and not path.endswith(WITHOUT_DATABASE):
-                body = {} if method in ("post", "put", "patch") else None
+                body: dict[str, Any] | None = {} if method in ("post", "put", "patch") else None
                 found = client.request(method, server + re.sub(r"{\w+}", NOBODY, path), json=body)
                 answered[f"{method} {path}"] = (found.status_code, "retry-after" in found.headers)
     assert len(answered) > 100

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -108,8 +109,13 @@ async def test_an_unknown_status_is_logged_once_with_those_that_are_allowed(
 
 
 async def test_answers_are_kept_for_five_seconds(make_kit: Callable[..., Any]) -> None:
-    asked = []
-    kit = await make_kit(plugins=[checking(counted=lambda: (asked.append(1), ("ok", "Fine."))[1])])
+    asked: list[int] = []
+
+    def counted() -> tuple[str, str]:
+        asked.append(1)
+        return "ok", "Fine."
+
+    kit = await make_kit(plugins=[checking(counted=counted)])
     admin = await kit.as_user("admin")
     first, *others = await asyncio.gather(*[report(kit, admin) for _ in range(5)])
     assert {other["checked_at"] for other in others} == {first["checked_at"]}
@@ -163,7 +169,7 @@ async def test_admins_are_told_once_when_it_stays_down_and_once_when_it_recovers
     ):
         clock.reset()
         clock.travel(seconds)
-        await work(lambda status=status: raise_alerts(view(status)))
+        await work(partial(raise_alerts, view(status)))
     alerts = [event.payload() for event in await kit.events() if event.type == "system.alert"]
     told = [(alert["kind"], alert["check"], alert["status"], alert["severity"]) for alert in alerts]
     assert told == [("health", "storage", "down", "critical"), ("health", "storage", "degraded", "info")]
@@ -189,7 +195,7 @@ async def test_a_disk_with_little_free_space_raises_an_alert_an_hour(make_kit: C
 
 async def test_a_late_schedule_is_not_a_missing_job_runner(make_kit: Callable[..., Any]) -> None:
     """Only if no schedule has run for half a minute, processes that run jobs may be missing."""
-    kit = await make_kit(plugins=["settings"])
+    kit: Kit = await make_kit(plugins=["settings"])
     board, work = kit.kernel.container.get(HealthBoard), kit.kernel.database.work
     await kit.run_schedule("health.watch")
 

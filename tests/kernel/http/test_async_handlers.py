@@ -117,7 +117,7 @@ async def post_and_leave(kit: Kit, path: str) -> None:
         pass
 
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"2")]
-    scope = {
+    scope: Any = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",

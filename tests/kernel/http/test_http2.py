@@ -150,7 +150,7 @@ async def test_an_answer_that_breaks_off_ends_its_stream_alone() -> None:
     hypercorn_server.patch_hypercorn()
     listener, ending, config = listen("127.0.0.1:0"), asyncio.Event(), Config()
     config.bind, config.errorlog = [f"fd://{os.dup(listener.fileno())}"], None
-    running = asyncio.create_task(serve(breaks_off, config, shutdown_trigger=ending.wait))  # type: ignore[arg-type]  # wait() returns True
+    running = asyncio.create_task(serve(breaks_off, config, shutdown_trigger=ending.wait))
     async with peer(listener.getsockname()[1]) as client:
         for _ in range(3):
             assert (await client.hear(client.ask("GET", "/", None), h2.events.StreamReset)).error_code == 2

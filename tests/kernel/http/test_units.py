@@ -150,7 +150,7 @@ async def test_unit_of_work_13_a_stream_starts_after_its_first_unit_and_the_last
         await asyncio.sleep(0.05)
         return {"type": "http.disconnect"}
 
-    scope = {
+    scope: Any = {
         "type": "http",
         "http_version": "1.1",
         "method": "POST",

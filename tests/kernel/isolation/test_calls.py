@@ -117,7 +117,12 @@ async def test_health_checks_in_threads(tmp_path: Path) -> None:
         time.sleep(60)
         return ("ok", "late")
 
-    checks = {"fine": lambda: ("ok", "fine"), "wrong": lambda: True, "loop": loop, "sleep": sleep}
+    checks: dict[str, Callable[[], Any]] = {
+        "fine": lambda: ("ok", "fine"),
+        "wrong": lambda: True,
+        "loop": loop,
+        "sleep": sleep,
+    }
     faulty = plugin(
         "faulty", corral_health_checks=lambda self: [HealthCheck(name, check) for name, check in checks.items()]
     )
@@ -128,6 +133,7 @@ async def test_health_checks_in_threads(tmp_path: Path) -> None:
         assert await asyncio.to_thread(by_name["fine"]) == ("ok", "fine")
         assert await asyncio.to_thread(by_name["wrong"]) == down
         # one that loops is ended where it is, one that sleeps is left behind, and nobody waits for either
+        told: object
         (told,) = await asyncio.gather(asyncio.to_thread(by_name["loop"]), return_exceptions=True)
         left = isinstance(told, ContributionFailed) and "did not return" in str(told)
         assert left or told == down  # the latter when it ends before it is left
@@ -254,7 +260,7 @@ class Careless:
     async def paint(self, what: str) -> dict[str, str]:
         if isinstance(self.painting, BaseException):
             raise self.painting
-        return self.painting or {"what": what}  # type: ignore[no-any-return]
+        return self.painting or {"what": what}
 
     async def strokes(self) -> AsyncIterator[str]:
         yield "one"

@@ -252,7 +252,14 @@ def test_plugins_4_the_command_has_a_running_server_reload(fleet: Fleet) -> None
 
         def told_by_status(**environ: str) -> str:
             """What status says, once the server answers, which it may not do in time after a reload."""
-            until(lambda: (done := command("status", **environ))[0] == 0 and said.append(done[1]) is None, 240)
+
+            def is_told() -> bool:
+                code, printed, _ = command("status", **environ)
+                if code == 0:
+                    said.append(printed)
+                return code == 0
+
+            until(is_told, 240)
             return said[-1]
 
         def answers(status: int) -> bool:

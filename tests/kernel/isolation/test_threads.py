@@ -82,7 +82,7 @@ def test_an_abandoned_thread_is_replaced(threads: PluginThreads) -> None:
     for each in blocked[:2]:
         with pytest.raises(ContributionFailed, match="it did not return in time"):
             each.result(60)
-    assert [threads.submit(lambda n=n: n).result(60) for n in range(4)] == [0, 1, 2, 3]  # type: ignore[misc]
+    assert [threads.submit(lambda n=n: n).result(60) for n in range(4)] == [0, 1, 2, 3]
     stop.set()
     for each in blocked[2:]:
         each.result(60)

@@ -44,7 +44,7 @@ async def test_a_name_is_enough(alice: Client) -> None:
 
 
 async def test_every_field_comes_back(alice: Client) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "description": "d",
         "role": "writer",
         "llm_provider": "openai",

@@ -334,7 +334,12 @@ async def test_stalls_in_a_row_do_not_pause_where_the_setting_is_off(make_kit: C
     agent = (await alice.post("/agents", {"name": "Ada"})).json()["id"]
     await alice.post(f"/agents/{agent}/start")
     agents = kit.kernel.container.get(Agents)
-    await kit.kernel.database.work(lambda: [agents.record_stall(agent) for _ in range(5)])
+
+    def stall() -> None:
+        for _ in range(5):
+            agents.record_stall(agent)
+
+    await kit.kernel.database.work(stall)
     assert (await alice.get(f"/agents/{agent}")).json()["status"] == "idle"
 
 

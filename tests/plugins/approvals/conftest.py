@@ -20,7 +20,7 @@ class Desk(World):
     async def set_up(
         self, make_kit: Callable[..., Awaitable[Kit]], *, also: Sequence[str] = (), **options: Any
     ) -> Desk:
-        await self.build(make_kit, more=["approvals", "audit", "settings", *also], **options)  # type: ignore[list-item]  # names will do
+        await self.build(make_kit, more=["approvals", "audit", "settings", *also], **options)
         assert self.kit.loaded("approvals").active, self.kit.loaded("approvals").reason
         self.other = await self.kit.as_user("member")
         return self

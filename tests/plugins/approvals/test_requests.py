@@ -79,7 +79,8 @@ async def test_what_cannot_be_asked_is_refused(desk: Desk) -> None:
 
 
 async def test_any_json_value_can_be_asked_for(desk: Desk) -> None:
-    for payload in (None, False, 0, "", [], {"amount": None}):
+    payloads: list[Any] = [None, False, 0, "", [], {"amount": None}]
+    for payload in payloads:
         made = await desk.ask(payload=payload)
         assert made["payload"] == payload
         assert (await desk.read(made["id"]))["payload"] == payload

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -33,7 +34,7 @@ async def test_audit_1_fifty_writers_give_one_linear_chain(books: Books, long_fo
         for turn in range(each):
             changes = {"value": (turn, turn + 1)}
             entry = AuditEntry(action="test.thing.change", object_type="thing", object_id=f"{number}", changes=changes)
-            await books.work(lambda entry=entry: books.log.record(entry))
+            await books.work(partial(books.log.record, entry))
 
     await asyncio.gather(*[writer(number) for number in range(WRITERS)])
     verdict = await books.verify()
@@ -53,7 +54,7 @@ async def test_audit_2_every_altered_column_is_found(books: Books) -> None:
     for column in COLUMNS:
         if column in numbers:
             continue
-        old = await books.work(lambda c=column: _value(books, seq, c), read=True)
+        old = await books.work(partial(_value, seq, column), read=True)
         wrong = {"hash": "f" * 64, "prev_hash": "e" * 64}.get(column, "altered")
         _set(books, column, wrong, seq)
         found = await books.verify()
@@ -189,10 +190,10 @@ async def test_audit_5_an_auditor_reads_verifies_and_exports_and_nothing_else(
         assert (answer.status, answer.code) == (403, "forbidden"), (route.label, answer)
 
 
-def _value(books: Books, seq: int, column: str) -> Any:
+def _value(seq: int, column: str) -> Any:
     from corral_plugins.audit.models import AuditRow
 
-    return AuditRow.select(getattr(AuditRow, column)).where(AuditRow.seq == seq).tuples().get()[0]
+    return AuditRow.select(getattr(AuditRow, column)).where(AuditRow.seq == seq).scalar()
 
 
 def _set(books: Books, column: str, value: Any, seq: int) -> None:

@@ -159,12 +159,12 @@ async def _fill(books: Books, total: int) -> int:
         if len(made) == 5000 or seq == head.seq + total:
             _insert(cursor, made, sqlite=sqlite)
             made.clear()
-    place = (head.seq + total, before)
+    last: int = head.seq + total
     mark = "?" if sqlite else "%s"
-    cursor.execute(f"UPDATE audit_head SET seq = {mark}, hash = {mark}", place)
+    cursor.execute(f"UPDATE audit_head SET seq = {mark}, hash = {mark}", (last, before))
     engine.commit()
     engine.close()
-    return place[0]
+    return last
 
 
 def _insert(cursor: Any, rows: list[tuple[Any, ...]], *, sqlite: bool) -> None:

@@ -148,7 +148,7 @@ async def test_explain_says_who_forced_a_breaker_open_and_how_to_close_it(kit: K
     assert forced.status == 200, forced
     await kit.service(BreakersService).sync()
     await lease.ok("release", {"reason": "circuit_open"})
-    name = world.admin.user["full_name"] or world.admin.user["email"]  # type: ignore[index]
+    name = world.admin.user["full_name"] or world.admin.user["email"]
     why = (
         f"{name} has forced the circuit breaker llm:up open, so it rejects calls to up/m1 until an admin closes it. "
         "Reason: The contract has ended."

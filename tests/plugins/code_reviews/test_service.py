@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 from tests.plugins.code_reviews.conftest import Desk, patch_of
 
@@ -48,9 +52,10 @@ async def test_a_plugin_withdraws_a_review_once_and_only_with_the_rights_of_its_
     reviews, review_id = desk.kit.service(CodeReviews), (await desk.opened())["id"]
     owner, other = [await _principal(desk, each.user["id"]) for each in (desk.member, desk.other)]
     patch = await reviews.prepare(patch_of("TWO"), pointer="/patch")
-    for act in (reviews.withdraw, lambda found, *, by: reviews.revise(found, patch, by=by)):
+    acts: list[Callable[..., Any]] = [reviews.withdraw, lambda found, *, by: reviews.revise(found, patch, by=by)]
+    for act in acts:
         with pytest.raises(Forbidden):
-            await desk.kit.work(lambda act=act: act(review_id, by=other))
+            await desk.kit.work(partial(act, review_id, by=other))
     withdrawn = await desk.kit.work(lambda: reviews.withdraw(review_id, by=owner))
     assert withdrawn.status == "cancelled"
     with pytest.raises(Conflict):
@@ -63,7 +68,7 @@ async def test_an_agent_reviews_a_patch_from_outside_in_a_tainted_task(desk: Des
     for tainted in (False, True):
         patch = await reviews.prepare(patch_of("TWO"), pointer="/patch", tainted=tainted)
         new = NewReview(title=f"{tainted}", agent_id=desk.agent_id, reviewers=[NewReviewer(agent_id=reviewer)])
-        await desk.kit.work(lambda new=new, patch=patch: reviews.add(new, patch, by=by))
+        await desk.kit.work(partial(reviews.add, new, patch, by=by))
     tasks = (await desk.member.get(f"/tasks?agent_id={reviewer}")).json()["items"]
     assert {task["title"]: task["tainted"] for task in tasks} == {"Review: False": False, "Review: True": True}
 

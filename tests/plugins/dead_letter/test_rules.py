@@ -159,8 +159,8 @@ async def test_old_and_surplus_letters_are_deleted_closed_ones_first(
     kept = [each["task_id"] for each in await morgue.letters("?status=all&limit=200")]
     assert old not in kept
     assert kept == list(reversed(tasks[2:-1]))
-    purged = [(record.why, record.count) for record in caplog.records if record.getMessage() == "dead letters purged"]
-    assert purged == [("expired", 1), ("surplus", 3)]
+    purged = [vars(record) for record in caplog.records if record.getMessage() == "dead letters purged"]
+    assert [(record["why"], record["count"]) for record in purged] == [("expired", 1), ("surplus", 3)]
 
 
 async def test_growth_alerts_admins_once_an_hour(morgue: Morgue) -> None:

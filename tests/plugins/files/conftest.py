@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -48,7 +48,7 @@ class Shelf:
     other: Client
     admin: Client
 
-    async def build(self, kit: Kit) -> Shelf:
+    async def build(self, kit: Kit) -> Self:
         self.kit = kit
         self.owner, self.other = await kit.as_user("member"), await kit.as_user("member")
         self.admin = await kit.as_user("admin")

@@ -32,6 +32,6 @@ def serialized(response: Any, action: Any) -> Any:
 
 
 if __name__ == "__main__":
-    FakeMultipart.__init__ = begin
-    S3Response.serialized = serialized
+    FakeMultipart.__init__ = begin  # type: ignore[assignment,method-assign]  # it takes whatever the real one takes
+    S3Response.serialized = serialized  # type: ignore[assignment,method-assign]  # likewise
     main()

@@ -91,7 +91,8 @@ class Peak:
     """Watches the memory of a process."""
 
     def __init__(self, process: psutil.Process) -> None:
-        self._process, self._before = process, process.memory_info().rss
+        self._process = process
+        self._before = process.memory_info().rss
         self._most, self._ends = self._before, threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -100,7 +101,8 @@ class Peak:
         """The bytes by which the process grew at most."""
         self._ends.set()
         self._thread.join()
-        return self._most - self._before
+        grown: int = self._most - self._before
+        return grown
 
     def _watch(self) -> None:
         while not self._ends.wait(0.01):

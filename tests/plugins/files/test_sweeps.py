@@ -93,7 +93,12 @@ async def test_only_the_sample_is_read(shelf: Shelf, monkeypatch: pytest.MonkeyP
     await shelf.upload(b"two")
     service, asked = shelf.kit.service(FileSweeps), list[str]()
     find = service._registry.find_any
-    monkeypatch.setattr(service._registry, "find_any", lambda file_id: asked.append(file_id) or find(file_id))
+
+    def note_and_find(file_id: str) -> Any:
+        asked.append(file_id)
+        return find(file_id)
+
+    monkeypatch.setattr(service._registry, "find_any", note_and_find)
     monkeypatch.setattr(sweeps, "_is_in_sample", lambda sha256: False)
     await shelf.kit.run_schedule("files.verify")
     assert asked == []

@@ -139,7 +139,7 @@ def counted(kit: Kit) -> list[int]:
 @pytest.mark.one_engine
 async def test_agents_have_tools_for_files(make_kit: Callable[..., Any]) -> None:
     world = ToolWorld()
-    await world.build(make_kit, more=["audit", "files", "settings"])  # type: ignore[list-item]  # names will do
+    await world.build(make_kit, more=["audit", "files", "settings"])
     shelf = Shelf()
     shelf.kit, shelf.owner, shelf.other = world.kit, world.member, await world.kit.as_user("member")
     text = "".join(f"line {n} ü\n" for n in range(8000))
@@ -176,7 +176,7 @@ async def test_agents_have_tools_for_files(make_kit: Callable[..., Any]) -> None
 @pytest.mark.one_engine
 async def test_a_long_result_of_a_tool_becomes_a_file(make_kit: Callable[..., Any]) -> None:
     world = ToolWorld()
-    await world.build(make_kit, more=["audit", "files", "settings"])  # type: ignore[list-item]  # names will do
+    await world.build(make_kit, more=["audit", "files", "settings"])
     run = await world.run("test.page")
     long = "a long page\n" * 10_000
     result = (await run.say("test.page", long)).json()["result"]

@@ -145,7 +145,7 @@ def chunk(text: str | None, finish: str | None = None, **more: Any) -> dict[str,
     return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice], **more}
 
 
-WITH_USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+WITH_USAGE: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 USAGE = {
     "id": "c",
     "object": "chat.completion.chunk",

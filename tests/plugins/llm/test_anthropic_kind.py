@@ -17,7 +17,7 @@ pytestmark = pytest.mark.one_engine
 
 PIXEL = base64.b64encode(b"not really a png").decode()
 USAGE = {"input_tokens": 20, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 30, "output_tokens": 9}
-EVENTS = [
+EVENTS: list[dict[str, Any]] = [
     {
         "type": "message_start",
         "message": {

@@ -124,7 +124,7 @@ async def test_failures_of_the_provider(kit: Any, model: str, status: int, code:
 @pytest.mark.one_engine
 async def test_a_stream_is_server_sent_events(kit: Any) -> None:
     alice = await kit.as_user("member")
-    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    usage: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
     answer = await chat(alice, "hello streaming world", **usage)
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/event-stream"

@@ -36,7 +36,7 @@ def chunks_of(answer: Answer) -> list[Any]:
 async def test_a_completion_is_relayed_with_allowed_fields(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
-    fields = {
+    fields: dict[str, Any] = {
         "frequency_penalty": 0.1,
         "logit_bias": {"5": 1.0},
         "logprobs": True,
@@ -82,9 +82,10 @@ async def test_a_completion_is_relayed_with_allowed_fields(kit: Any, upstream: A
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 async def test_the_cap_keeps_its_name(kit: Any, upstream: Any, field: str) -> None:
-    assert (await chat(await kit.as_user("member"), **{field: 33})).status == 200
+    cap: dict[str, Any] = {field: 33}
+    assert (await chat(await kit.as_user("member"), **cap)).status == 200
     sent = upstream.requests[0].body
-    assert {name: sent[name] for name in sent if name.startswith("max_")} == {field: 33}
+    assert {name: sent[name] for name in sent if name.startswith("max_")} == cap
 
 
 async def test_options_of_streams_are_relayed(kit: Any, upstream: Any) -> None:

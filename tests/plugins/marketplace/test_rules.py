@@ -188,7 +188,7 @@ async def test_a_secret_is_not_asked_for_if_the_parameters_make_it_needless(mark
     template["parameters"] = {"type": "object", "properties": {"private": {"type": "boolean", "default": False}}}
     template["secrets"][0]["parameter"] = "private"
     await market.ok("POST", "/marketplace/templates", template, by=market.admin)
-    wanted = {"parameters": {"private": True}}
+    wanted: dict[str, Any] = {"parameters": {"private": True}}
     assert (await market.install(dry_run=True))["missing"]["secrets"] == []
     assert (await market.install(dry_run=True, **wanted))["missing"]["secrets"] == ["API_KEY"]
     refused = await market.refused(**wanted)

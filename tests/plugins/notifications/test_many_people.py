@@ -10,6 +10,7 @@ from tests.plugins.notifications.conftest import Notified
 
 from corral.ids import new_id
 from corral_core.accounts.models import UserRow
+from corral_core.event_log.api import PositionMoved
 from corral_plugins.notifications.models import Delivery, Notification, RecipientProgress
 from corral_plugins.notifications.service import fan_out as fan_out_module
 from corral_plugins.notifications.service import recipient_chunks
@@ -88,7 +89,7 @@ async def test_an_event_that_is_half_told_is_told_to_the_others(
     assert len(plan.chunks) == 3
     first = plan.chunks[0]
     await world.kit.work(lambda: fan_out._write(batch, plan, first, None, matched))
-    with pytest.raises(fan_out_module.PositionMoved):  # another process read the same
+    with pytest.raises(PositionMoved):  # another process read the same
         await world.kit.work(lambda: fan_out._write(batch, plan, first, None, matched))
     await world.run()
     assert await counts(world) == [2] * 12

@@ -87,7 +87,7 @@ async def test_one_failure_is_told_once(world: Notified) -> None:
 async def test_the_embedded_worker_comes_and_goes_with_its_server(world: Notified) -> None:
     def unit() -> None:
         for name in ("embedded", "laptop"):
-            worker = {"worker_id": name, "name": name, "group": None}
+            worker: dict[str, Any] = {"worker_id": name, "name": name, "group": None}
             emit(WorkerRegistered(status="online", **worker), object=("worker", name))
             gone = WorkerOffline(status="offline", last_heartbeat_at=None, leases=0, **worker)
             emit(gone, object=("worker", name))

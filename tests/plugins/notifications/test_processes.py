@@ -34,7 +34,7 @@ def write(database_url: str, statement: str) -> None:
     import psycopg
 
     with psycopg.connect(database_url) as connection:
-        connection.execute(statement)  # type: ignore[arg-type]  # a constant of this module
+        connection.execute(statement)
 
 
 async def until(is_so: Callable[[], bool], what: str) -> None:

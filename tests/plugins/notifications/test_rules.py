@@ -14,7 +14,8 @@ from corral import clock
 from corral.errors import Conflict
 from corral.events import log as event_log
 from corral.events.consumers import ConsumerRow
-from corral_plugins.notifications.service.fan_out import CONSUMER, PositionMoved
+from corral_core.event_log.api import PositionMoved
+from corral_plugins.notifications.service.fan_out import CONSUMER
 from corral_plugins.notifications.service.inbox import Inbox
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
 

@@ -211,7 +211,8 @@ async def test_realtime_5_a_restart_misses_nothing(tmp_path: Path, database_url:
         async with ear(port, member) as one:
             await one.ask("subscribe", event="emitter.happened")
             await one.say("resume", last_event_id=seen["id"])
-            got, kinds = [], set()
+            got: list[int] = []
+            kinds: set[str] = set()
             while len(got) < 2 or "resumed" not in kinds:  # an event of a moment ago may come live, too
                 frame = await one.hear()
                 kinds.add(frame["type"])

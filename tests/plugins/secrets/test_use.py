@@ -38,6 +38,8 @@ async def test_a_value_goes_to_listed_consumers_and_hosts_only(safe: Any) -> Non
         found: str = await safe.work(lambda: safe.service.use_value("API", consumer, host), read=True)
         return found
 
+    consumer: Any
+    host: str | None
     for consumer, host in ((AGENT, "api.org"), ("tool:http.fetch", "a.b.X.org."), (("tool:other", AGENT), "api.org")):
         assert await used(consumer, host) == VALUE
     for consumer, host in (

@@ -19,14 +19,14 @@ import httpx2
 import pytest
 from tests.kernel.cli.warm import warm
 from tests.limits import Stopwatch
-from tests.plugins.realtime.conftest import ear, serving
+from tests.plugins.realtime.conftest import ear
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key
 
 from corral.auth.principal import ANY_CALLER, PUBLIC
 from corral.plugin import RateLimits
 from corral.testing.database_servers import ValkeyServer
 from corral.testing.kit import PASSWORD, Client, Kit
-from corral.testing.server import ServerProcess
+from corral.testing.server import ServerProcess, serving
 from corral_plugins.security.service.api_keys import LastUseRecorder
 from corral_plugins.security.service.ip_rules import IpGateUpdater
 from corral_plugins.security.shapes import PasswordPolicyPatch, PolicyPatch
@@ -258,7 +258,7 @@ async def test_security_5_a_block_closes_the_socket_and_refuses_the_refresh(live
     away = From(kit.client, AWAY)
     await kit.as_user("member", "mallory@example.org")
     signed = (await away.post("/auth/login", {"email": "mallory@example.org", "password": PASSWORD})).json()
-    there = {"additional_headers": {"X-Forwarded-For": AWAY}}
+    there: dict[str, Any] = {"additional_headers": {"X-Forwarded-For": AWAY}}
     async with (
         ear(port, Client(kit.application.app, signed["access_token"]), **there) as socket,
         ear(port, admin, additional_headers={"X-Forwarded-For": HOME}) as own,

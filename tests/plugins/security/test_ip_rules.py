@@ -76,8 +76,8 @@ def test_the_compiled_rules_judge_as_a_plain_search_does(seed: int) -> None:
     for number in range(200):
         base, length = dice.choice([("10.0.0.0", 32), ("2001:db8::", 128)])
         prefix = dice.randint(8 if length == 32 else 32, length)
-        address = int(ipaddress.ip_address(base)) | dice.getrandbits(14)
-        network = str(ipaddress.ip_network((address, prefix), strict=False))
+        within = int(ipaddress.ip_address(base)) | dice.getrandbits(14)
+        network = str(ipaddress.ip_network((within, prefix), strict=False))
         action = dice.choice(["allow", "block"])
         made[(network, action)] = IpRule(str(number), network, action)
     ruleset = IpRuleset("blocklist", made.values())

@@ -6,6 +6,7 @@ import asyncio
 import string
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -254,12 +255,12 @@ async def test_owners_are_told_once_a_week_and_a_day_before_the_end(kit: Kit) ->
     for days in (2, 2, 1, 3.5, 0.2, 0.2):  # 8, 6, 5, 1.5, 1.3, 1.1 days before the end
         clock.travel(days * 86_400)
         for notice in jobs.NOTICE_DAYS:
-            await kit.kernel.database.work(lambda notice=notice: jobs.remind_of_expiring_keys(notice))
+            await kit.kernel.database.work(partial(jobs.remind_of_expiring_keys, notice))
         told.append(len([event for event in await kit.events() if event.type == "api_key.expiring"]))
     assert told == [0, 1, 1, 1, 1, 1]
     clock.travel(0.5 * 86_400)
     for notice in jobs.NOTICE_DAYS * 2:
-        await kit.kernel.database.work(lambda notice=notice: jobs.remind_of_expiring_keys(notice))
+        await kit.kernel.database.work(partial(jobs.remind_of_expiring_keys, notice))
     events = [event for event in await kit.events() if event.type == "api_key.expiring"]
     assert [(event.payload()["key_id"], event.owner_id) for event in events] == [(shown["id"], alice.user["id"])] * 2
 

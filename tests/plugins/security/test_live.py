@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from tests.limits import stop_refilling
-from tests.plugins.realtime.conftest import ear, serving
+from tests.plugins.realtime.conftest import ear
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key
 
 from corral import clock
 from corral.testing.kit import PASSWORD, Kit
+from corral.testing.server import serving
 
 pytestmark = pytest.mark.one_engine
 

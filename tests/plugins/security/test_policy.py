@@ -11,6 +11,7 @@ import pytest
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key, within_two_seconds
 
 from corral.errors import Unavailable
+from corral.http.routes import Route
 from corral.plugin import Audit, AuditEntry, Plugin, Provide, hookimpl
 from corral.testing.kit import PASSWORD, Kit
 from corral_core.accounts.models import UserRow
@@ -181,6 +182,9 @@ class Broken:
 
     def record(self, entry: AuditEntry) -> None:
         raise Unavailable("The audit log cannot be written.", code="audit_unavailable")
+
+    def record_request(self, route: Route, path: str, status: int, code: str | None) -> None:
+        raise AssertionError("only a verbose log is told of every request")
 
 
 def _audit(broken: Broken) -> Audit:

@@ -20,7 +20,7 @@ LOW = Setting(
     maximum=100,
     check=lambda value, settings: None if value <= settings.get(HIGH) else "must not be above shelf.high",
 )
-HIGH = Setting(name="shelf.high", kind=int, default=10, title="Upper end", minimum=0, maximum=100)
+HIGH: Setting[int] = Setting(name="shelf.high", kind=int, default=10, title="Upper end", minimum=0, maximum=100)
 WIDTH = Setting(name="shelf.width", kind=float, default=1.5, title="Width", minimum=0.5, maximum=9)
 OPEN = Setting(name="shelf.open", kind=bool, default=True, title="Whether it is open")
 WOOD = Setting(name="shelf.wood", kind=str, default="oak", title="Wood", choices=("oak", "ash"))

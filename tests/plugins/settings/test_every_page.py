@@ -19,7 +19,7 @@ DERIVED = {"security.ip_mode", "security.warnings", "password.max_length"}
 """Fields of these tables that the page says are no settings."""
 OF_CONTRIB = {"llama.context_tokens", "llama.idle_seconds"}
 """Settings of a plugin that is installed by itself."""
-MEANT = {
+MEANT: dict[str, Any] = {
     "security.require_mfa_roles": ["admin", "member", "viewer", "auditor"],  # all
     "llm.default_model": None,  # what is installed
     "llm.embedding_model": None,

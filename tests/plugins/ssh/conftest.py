@@ -58,7 +58,8 @@ class _Shell(asyncssh.SSHServerSession[bytes]):
     """Runs one command in a process group of its own, as sshd does."""
 
     def __init__(self, machine: Machine) -> None:
-        self._machine, self._child, self._input = machine, None, b""
+        self._machine, self._input = machine, b""
+        self._child: asyncio.subprocess.Process | None = None
         self._early_signals: list[str] = []  # that arrived before the command was started
         self._closed, self._writable = asyncio.Event(), asyncio.Event()
         self._writable.set()

@@ -17,7 +17,7 @@ from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral import clock
 from corral.errors import Forbidden
-from corral.testing.kit import Client
+from corral.testing.kit import Client, Kit
 from corral_plugins.secrets.service.redactor_values import RedactorValues
 from corral_plugins.ssh.jobs import reap_executions, sweep_executions
 from corral_plugins.ssh.service import session
@@ -60,7 +60,7 @@ def test_argv_is_quoted() -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_admin(make_shared_kit: Callable[..., Any]) -> Client:
     """An admin for the tests in which every request is refused."""
-    kit = await make_shared_kit(plugins=("secrets", "ssh"))
+    kit: Kit = await make_shared_kit(plugins=("secrets", "ssh"))
     return await kit.as_user("admin")
 
 

@@ -71,6 +71,7 @@ async def test_tasks_5_cancel_survives_a_restart(make_kit: Any) -> None:
     lease = await world.worker.run()
     assert (await world.member.post(f"/tasks/{task_id}/cancel")).status == 202
     token = world.worker.client.token
+    assert token is not None
     again = World()
     again.kit = await make_kit(plugins=plugins)  # another process on the same database: nothing was kept in memory
     again.worker = Machine(again, world.worker.id, token)
@@ -216,10 +217,14 @@ async def situation(make_kit: Any) -> Situation:
 @pytest.mark.parametrize("wanted", ["agent_id", "agent_role", "anybody"])
 async def test_tasks_7_explain_names_exactly_the_false_condition(situation: Situation, wanted: str) -> None:
     world, worker = situation.world, situation.worker
-    named = {"agent_id": {"agent_id": situation.agent}, "agent_role": {"agent_role": "only"}, "anybody": {}}[wanted]
+    ways: dict[str, dict[str, Any]] = {
+        "agent_id": {"agent_id": situation.agent},
+        "agent_role": {"agent_role": "only"},
+        "anybody": {},
+    }
     for name, (spoil, code, cure) in CONDITIONS.items():
         await spoil(situation)
-        task_id = await world.task(**named, required_tools=["web.fetch"])
+        task_id = await world.task(**ways[wanted], required_tools=["web.fetch"])
         assert await _false(world, task_id) == [code], name
         if code == "worker_online":  # a claim is a sign of life, and refused without an approval
             await cure(situation)

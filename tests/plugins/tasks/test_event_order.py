@@ -100,7 +100,8 @@ class Scene(World):
     async def fresh_task(self, state: str) -> tuple[str, Lease | None]:
         """A task in this state, with its lease if it has one."""
         needs = [await self.task(available_at=clock.now(3000))] if state == "blocked" else []
-        task_id = await self.task(depends_on=needs, **({"available_at": clock.now(-5)} if state == "parked" else {}))
+        since: dict[str, Any] = {"available_at": clock.now(-5)} if state == "parked" else {}
+        task_id = await self.task(depends_on=needs, **since)
         if state in ("pending", "parked", "blocked"):
             return task_id, None
         lease = await self.worker.claim()

@@ -229,7 +229,7 @@ async def test_an_executor_prepares_the_claims_that_it_handles(make_kit: Any) ->
 
     class Steps:
         def handles(self, task: dict[str, Any]) -> bool:
-            return task["source"]["type"] == "user"
+            return bool(task["source"]["type"] == "user")
 
         def prepare(self, task: dict[str, Any]) -> dict[str, Any]:
             return {"tool": "echo", "task": task["id"]}

@@ -21,7 +21,7 @@ UNSERVED: list[tuple[dict[str, Any], str]] = [
     ({"llm_model": "scripted/no-such-script"}, UNKNOWN),
     ({"llm_provider": "mine", "llm_model": "m2", "config": {"fallback_models": ["openai/gpt", "no/m"]}}, UNKNOWN),
 ]
-SERVED = [
+SERVED: list[tuple[dict[str, Any], str]] = [
     ({}, "scripted/echo"),
     ({"llm_model": "mine/m1"}, "mine/m1"),
     ({"llm_provider": "mine"}, "mine/m1"),
@@ -49,7 +49,8 @@ async def test_a_task_waits_while_nobody_can_serve_the_model_of_its_agent(world:
         warned = (await world.member.get(f"/agents/{agent}")).json()["warnings"]
         started = (await world.member.post(f"/agents/{agent}/start")).json()["warnings"]
         assert warned == started == [warning], fields
-        for wanted in ({"agent_id": agent}, {"agent_role": f"unserved-{n}"}):
+        ways: list[dict[str, Any]] = [{"agent_id": agent}, {"agent_role": f"unserved-{n}"}]
+        for wanted in ways:
             assert await unmet(world, await world.task(**wanted)) == ["provider_configured"], (fields, wanted)
     assert await world.worker.claim_all(max_tasks=50) == []
     claimable = await world.worker.client.get(f"/workers/{world.worker.id}/tasks")

@@ -29,14 +29,14 @@ async def world(make_kit: Callable[..., Any]) -> World:
 
 
 async def test_each_member_of_a_retry_policy_comes_from_the_nearest_that_sets_it(world: World) -> None:
-    agent = {"agent_id": await world.agent("patient", retry_policy={"initial_seconds": 20, "backoff": "fixed"})}
-    plain = await world.task(**agent)
+    agent_id = await world.agent("patient", retry_policy={"initial_seconds": 20, "backoff": "fixed"})
+    plain = await world.task(agent_id=agent_id)
     assert (await world.read(plain))["max_attempts"] == 5
-    own = await world.task(**agent, retry_policy={"max_attempts": 2})
+    own = await world.task(agent_id=agent_id, retry_policy={"max_attempts": 2})
     shown = await world.read(own)
     assert (shown["max_attempts"], shown["retry_policy"]) == (2, {"max_attempts": 2})
     for task_id, left in ((plain, True), (own, True), (own, False)):
-        lease = await world.worker.run(agent_ids=[agent["agent_id"]])
+        lease = await world.worker.run(agent_ids=[agent_id])
         assert lease.task_id == task_id
         failed = await lease.ok("fail", BOOM)
         assert failed["status"] == ("pending" if left else "failed")

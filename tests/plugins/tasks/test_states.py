@@ -95,17 +95,17 @@ class TaskMachine(RuleBasedStateMachine):
 
     @rule(lease=leases, name=st.sampled_from(["start", "progress", "checkpoint"]))
     def report(self, lease: Any, name: str) -> None:
-        body = {"progress": {"percent": 1}, "checkpoint": {"step": 1, "state": None}}.get(name, {})
-        self._call(lease, name, body)
+        bodies: dict[str, dict[str, Any]] = {"progress": {"percent": 1}, "checkpoint": {"step": 1, "state": None}}
+        self._call(lease, name, bodies.get(name, {}))
 
     @rule(lease=leases, name=st.sampled_from(["complete", "fail", "release", "wait", "cancelled"]))
     def end(self, lease: Any, name: str) -> None:
-        body = {
+        bodies: dict[str, dict[str, Any]] = {
             "fail": {"error": {"type": "x", "message": ""}},
             "wait": {"input": {"prompt": "?"}},
             "complete": {"result": 1},
-        }.get(name, {})
-        self._call(lease, name, body)
+        }
+        self._call(lease, name, bodies.get(name, {}))
 
     @rule(lease=consumes(leases))
     def forget(self, lease: Any) -> None:

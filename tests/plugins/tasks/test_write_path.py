@@ -91,7 +91,7 @@ def costs(world: World, monkeypatch: pytest.MonkeyPatch) -> Costs:
 
     writer.connection.set_trace_callback(trace)
     writer.connection.set_authorizer(authorize)
-    database._submit = submitted
+    monkeypatch.setattr(database, "_submit", submitted)
     monkeypatch.setattr(Unit, "finish", finished)
     monkeypatch.setattr(peewee.Context, "query", built)
     return found

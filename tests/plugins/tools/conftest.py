@@ -131,7 +131,7 @@ class World:
     bench: Bench
 
     async def build(
-        self, make_kit: Callable[..., Awaitable[Kit]], *, more: Iterable[type[Plugin]] = (), **options: Any
+        self, make_kit: Callable[..., Awaitable[Kit]], *, more: Iterable[type[Plugin] | str] = (), **options: Any
     ) -> World:
         self.kit = await make_kit(plugins=[*PLUGINS, BenchPlugin, *more], **options)
         for name in (*PLUGINS, "test"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.plugins.tools.conftest import World
 
+from corral.http.routes import Route
 from corral.plugin import Audit, AuditEntry, Plugin, Provide, hookimpl
 
 
@@ -20,6 +21,9 @@ class Notebook:
 
     def record(self, entry: AuditEntry) -> None:
         self.entries.append(entry)
+
+    def record_request(self, route: Route, path: str, status: int, code: str | None) -> None:
+        raise AssertionError("only a verbose log is told of every request")
 
 
 def _audit(notebook: Notebook) -> Audit:

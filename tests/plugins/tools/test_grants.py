@@ -109,12 +109,13 @@ async def test_an_owner_keeps_but_does_not_widen_what_an_admin_gave(grants: Worl
     rule = {"policy": "allow", "config": {"hosts": ["a.example"]}}
     agent_id = await agent_of(grants, grants.member, {})
     path = f"/agents/{agent_id}"
-    given = {"enabled_tools": ["vault.open"], "tool_policy": {"http.request": rule, "test.danger": "deny"}}
+    policies = {"http.request": rule, "test.danger": "deny"}
+    given = {"enabled_tools": ["vault.open"], "tool_policy": policies}
     assert (await grants.admin.patch(path, given)).status == 200
     same = {"system_prompt": "other", **given}
     assert (await grants.member.patch(path, same)).status == 200
     wider = {**rule, "config": {"hosts": ["b.example"]}}
-    widened = await grants.member.patch(path, {"tool_policy": {**given["tool_policy"], "http.request": wider}})
+    widened = await grants.member.patch(path, {"tool_policy": {**policies, "http.request": wider}})
     assert widened.status == 403, widened
     for policy in ({"http.request": rule, "test.danger": "ask"}, {"test.danger": "ask"}, {}):
         assert (await grants.member.patch(path, {"tool_policy": policy})).status == 200

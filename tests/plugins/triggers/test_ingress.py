@@ -53,7 +53,7 @@ async def test_an_address_suffices_for_a_token_and_is_never_shown_again(alarm: A
 @pytest.mark.one_engine
 async def test_a_github_signature(alarm: Alarm) -> None:
     made = await alarm.create("webhook", {"auth": "github"}, filter="event.type == 'push'")
-    signed = {"X_Hub_Signature_256": f"sha256={hex_mac(made['secret'])}", "X_GitHub_Event": "push"}
+    signed: dict[str, Any] = {"X_Hub_Signature_256": f"sha256={hex_mac(made['secret'])}", "X_GitHub_Event": "push"}
     assert (await deliver(alarm, made, X_GitHub_Delivery="d1", **signed)).status == 202
     assert (await deliver(alarm, made, X_GitHub_Delivery="d1", **signed)).json()["duplicate"]
     assert (await deliver(alarm, made, X_Hub_Signature_256=hex_mac("wrong"))).status == 401
@@ -66,7 +66,7 @@ async def test_a_standard_webhook(alarm: Alarm) -> None:
     made = await alarm.create("webhook", {"auth": "standard"})
     key = base64.b64decode(made["secret"].removeprefix("whsec_"))
 
-    def headers(moment: float, identifier: str = "msg_1") -> dict[str, str]:
+    def headers(moment: float, identifier: str = "msg_1") -> dict[str, Any]:
         signed = f"{identifier}.{int(moment)}.".encode() + BODY
         mac = base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
         return {

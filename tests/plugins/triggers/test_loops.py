@@ -162,8 +162,8 @@ async def test_the_questions_of_its_tasks(alarm: Alarm, end: str) -> None:
 
 
 async def test_the_rejected_tool_calls_of_its_tasks(alarm: Alarm) -> None:
-    asking = {"enabled_tools": ["tasks.list"], "tool_policy": {"tasks.list": "ask"}, "max_concurrent_tasks": 9}
-    agent_id = await alarm.agent("asks", **asking)
+    policy = {"tasks.list": "ask"}
+    agent_id = await alarm.agent("asks", enabled_tools=["tasks.list"], tool_policy=policy, max_concurrent_tasks=9)
     made = await alarm.create("event", {"event": "tool.called"}, action={**TASK, "agent_id": agent_id})
     await alarm.task(agent_id=agent_id)
     for statuses in (["fired"], ["fired", "loop"]):
@@ -215,7 +215,8 @@ async def test_the_state_of_the_agent_that_works_on_its_tasks(alarm: Alarm) -> N
 async def test_the_failures_of_the_agents_that_work_on_its_tasks(alarm: Alarm, setting: str, state: str) -> None:
     answer = await alarm.admin.put(f"/settings/agents/{setting}", {"value": 1})
     assert answer.status == 200, answer
-    ops = {"role": "ops", "max_concurrent_tasks": 9, "stall_policy": {"stall_seconds": 5, "action": "notify"}}
+    stalls = {"stall_seconds": 5, "action": "notify"}
+    ops: dict[str, Any] = {"role": "ops", "max_concurrent_tasks": 9, "stall_policy": stalls}
     agents = [await alarm.agent(f"ops {n}", **ops) for n in range(2)]
     config = {"event": "agent.status", "filter": f"payload.to == '{state}'"}
     made = await alarm.create("event", config, action={**TASK, "agent_role": "ops"})

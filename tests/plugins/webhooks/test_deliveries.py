@@ -21,6 +21,7 @@ from corral_plugins.webhooks.service.claims import DeliveryClaims
 from corral_plugins.webhooks.service.disabling import cancel_batch
 from corral_plugins.webhooks.service.fan_out import WebhookFanOut
 from corral_plugins.webhooks.service.outcomes import DeliveryOutcomes
+from corral_plugins.webhooks.service.payloads import body_of_event
 from corral_plugins.webhooks.service.redactor_values import WebhookRedactorValues
 from corral_plugins.webhooks.service.sender import AttemptResult, WebhookSender
 
@@ -427,12 +428,11 @@ async def test_an_event_that_cannot_be_handled_is_skipped_after_five_tries(
     hooks: Hooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await hooks.create(receiver)
-    build = fan_out.body_of_event
 
     def break_on_poison(event: LoggedEvent) -> Any:
         if event.payload()["thing_id"] == "poison":
             Delivery.insert(id=event.id).execute()  # columns that must not be null are missing
-        return build(event)
+        return body_of_event(event)
 
     monkeypatch.setattr(fan_out, "body_of_event", break_on_poison)
     await hooks.emit("one", "poison", "two")

@@ -8,17 +8,21 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
+from corral.database.engine import Database
 from corral.database.leases import lease_holder
+from corral.database.unit import SYSTEM_CONTEXT, UnitContext
 from corral.errors import Unavailable
 from corral_plugins.workers.service import embedded
 from corral_plugins.workers.service.embedded import EmbeddedLease, relay_output, remove_orphaned_folders
 
 ADDRESS = "http://127.0.0.1:8000"
+T = TypeVar("T")
 
 
 class Program:
@@ -96,12 +100,13 @@ async def test_a_database_that_is_away_for_a_moment_ends_no_work(fleet: Any, mon
     monkeypatch.setattr(Program, "begun", 0)
     away, asked = asyncio.Event(), 0
 
-    async def work(function: Any, **options: Any) -> Any:
+    async def work(fn: Callable[[], T], *, entry: UnitContext = SYSTEM_CONTEXT, read: bool = False) -> T:
         nonlocal asked
         asked += 1
         if away.is_set():
             raise Unavailable("The database is away.")
-        return await fleet.kit.kernel.database.work(function, **options)
+        database: Database = fleet.kit.kernel.database
+        return await database.work(fn, entry=entry, read=read)
 
     lease = EmbeddedLease(work, Program, ADDRESS)
     task = asyncio.create_task(lease.hold_lease())
@@ -129,11 +134,12 @@ async def test_none_starts_once_the_lease_is_released(fleet: Any, monkeypatch: p
     monkeypatch.setattr(Program, "begun", 0)
     acquiring, going_on = asyncio.Event(), asyncio.Event()
 
-    async def work(function: Any, **options: Any) -> Any:
+    async def work(fn: Callable[[], T], *, entry: UnitContext = SYSTEM_CONTEXT, read: bool = False) -> T:
         if not acquiring.is_set():
             acquiring.set()
             await going_on.wait()
-        return await fleet.kit.kernel.database.work(function, **options)
+        database: Database = fleet.kit.kernel.database
+        return await database.work(fn, entry=entry, read=read)
 
     lease = EmbeddedLease(work, Program, ADDRESS)
     task = asyncio.create_task(lease.hold_lease())
@@ -210,14 +216,14 @@ async def test_one_that_was_killed_on_this_machine_gives_way_at_once(
 ) -> None:
     import socket
 
-    from corral.database.leases import acquire_lease
+    from corral.database.leases import acquire_lease, release_lease
 
     monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
     work = fleet.kit.kernel.database.work
     killed = f"{socket.gethostname()[:30]}|{2**22 + 1}|former"  # no process has so high a number
     elsewhere = "another-machine|1|former"
     for holder, taken in ((elsewhere, 0), (killed, 1)):
-        await work(lambda holder=holder: embedded.release_lease(embedded.LEASE, elsewhere))
+        await work(lambda holder=holder: release_lease(embedded.LEASE, elsewhere))
         assert await work(lambda holder=holder: acquire_lease(embedded.LEASE, holder, 15.0))
         lease = EmbeddedLease(work, Program, ADDRESS)
         task = asyncio.create_task(lease.hold_lease())

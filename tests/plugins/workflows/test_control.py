@@ -432,7 +432,7 @@ async def test_nested_loops_end_at_the_maximum_number_of_steps_of_a_run(
     world: World, monkeypatch: pytest.MonkeyPatch, on_item_error: str
 ) -> None:
     monkeypatch.setattr(composite_steps, "MAX_STEP_RUNS", 30)
-    items = {"items": list(range(10)), "concurrency": 3, "on_item_error": on_item_error}
+    items: dict[str, Any] = {"items": list(range(10)), "concurrency": 3, "on_item_error": on_item_error}
     inner = step("inner", "loop", {**items, "body": [transform("leaf", "{{ index }}")]})
     run = await world.run(step("outer", "loop", {**items, "body": [inner]}))
     assert run["status"] == "failed"

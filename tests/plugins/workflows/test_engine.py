@@ -59,7 +59,7 @@ async def test_a_loop_and_parallel_branches(world: World) -> None:
 @pytest.mark.one_engine
 async def test_the_look_for_awaited_events_reads_only_steps_that_wait_for_one(world: World) -> None:
     def plan() -> list[str]:
-        connection, statements = current().connection, []
+        connection, statements = current().connection, list[str]()
         connection.set_trace_callback(statements.append)
         assert _read(("", ""))[0] == []
         connection.set_trace_callback(None)

@@ -16,7 +16,7 @@ LARGE = "x" * 400_000
 
 @pytest.mark.one_engine
 async def test_a_large_output_becomes_a_file(make_kit: Callable[..., Awaitable[Kit]]) -> None:
-    async with StubServer(http_response_bytes("200 OK", LARGE.encode())) as remote:
+    async with StubServer(http_response_bytes(200, LARGE.encode())) as remote:
         config = {"egress.allow": [f"127.0.0.1:{remote.port}"]}
         kit = await make_kit(plugins=[*PLUGINS, "files"], config=config)
         world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
@@ -33,7 +33,7 @@ async def test_a_large_output_becomes_a_file(make_kit: Callable[..., Awaitable[K
 
 @pytest.mark.one_engine
 async def test_without_files_a_large_output_fails_its_step(make_kit: Callable[..., Awaitable[Kit]]) -> None:
-    async with StubServer(http_response_bytes("200 OK", LARGE.encode())) as remote:
+    async with StubServer(http_response_bytes(200, LARGE.encode())) as remote:
         kit = await make_kit(plugins=PLUGINS, config={"egress.allow": [f"127.0.0.1:{remote.port}"]})
         world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
         run = await world.run(step("call", "http", {"method": "GET", "url": remote.url}))
@@ -44,15 +44,15 @@ async def test_large_outputs_of_the_engine_itself_become_files(make_kit: Callabl
     """A loop whose results are large together, a step that gathers large values, and the output of a child run."""
     kit = await make_kit(plugins=[*PLUGINS, "files"])
     world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
-    part = {"input": {"text": LARGE[:100_000]}, "output": {"parts": ["{{ input.text }}"] * 3}}
-    child = await world.workflow(transform("part", part["input"]["text"]), config={"output": part["output"]})
+    text, parts = LARGE[:100_000], ["{{ input.text }}"] * 3
+    child = await world.workflow(transform("part", text), config={"output": {"parts": parts}})
     each = transform("pick", "{{ input.text }}")
     run = await world.run(
         step("each", "loop", {"items": [1, 2, 3], "body": [each]}),
-        transform("gather", part["output"]["parts"]),
-        step("call", "workflow", {"workflow_id": child, "input": part["input"]}),
+        transform("gather", parts),
+        step("call", "workflow", {"workflow_id": child, "input": {"text": text}}),
         transform("told", "{{ has(steps.each.output.size) && has(steps.gather.output.size) }}"),
-        input=part["input"],
+        input={"text": text},
     )
     assert run["status"] == "completed", run
     steps = steps_of(run)
@@ -63,7 +63,6 @@ async def test_large_outputs_of_the_engine_itself_become_files(make_kit: Callabl
         kept = await world.member.get(f"/files/{output['$file']}/download")
         contents[name] = json.loads(kept.body)
         assert len(kept.body) == output["size"] > 256 * 1024
-    text = part["input"]["text"]
     assert contents == {
         "each": {"results": [text] * 3, "errors": []},
         "gather": [text] * 3,

@@ -65,7 +65,8 @@ class Process:
     def stop(self, seconds: float = 60) -> int:
         """Send TERM, wait, and return the exit status."""
         self.signal(signal.SIGTERM)
-        return self.popen.wait(seconds)
+        status: int = self.popen.wait(seconds)
+        return status
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.plugins.workers.node.conftest import Process
 
 TASK: dict[str, Any] = {"id": "task-1", "title": "t", "instructions": "hi", "input": {}, "output_schema": None}
 LEASE_SECONDS = 3
@@ -154,7 +155,7 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
-def task_process(worker: Any) -> psutil.Process:
+def task_process(worker: Process) -> psutil.Process:
     """The process of the task, which leads a group of its own."""
 
     def find() -> psutil.Process | None:
