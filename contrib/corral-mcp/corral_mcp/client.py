@@ -54,7 +54,8 @@ class GuardedRelay(httpx2.AsyncBaseTransport):
             self.failure = McpFailure(blocked.code, blocked.reason, neutral=True)
             raise
         except httpx2.HTTPError as error:
-            detail = f"The server could not be reached: {type(error).__name__}."  # its text may come from the server
+            is_own = isinstance(error, httpx2.ConnectError)  # the text of other errors may come from the server
+            detail = f"The server could not be reached: {error if is_own else type(error).__name__}."
             self.failure = McpFailure("connection_failed", detail)
             raise
         self.failure = None

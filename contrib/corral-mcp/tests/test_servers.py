@@ -68,7 +68,10 @@ async def test_headers_of_the_secret_are_sent(world: World, docs: DocsServer) ->
 @on_the_loop_of_the_module
 async def test_a_server_that_is_not_there(world: World) -> None:
     view = await world.add("http://127.0.0.1:9/mcp")
-    assert (view["status"], view["last_error"]) == ("down", "The server could not be reached: ConnectError.")
+    assert (view["status"], view["last_error"]) == (
+        "down",
+        "The server could not be reached: 127.0.0.1:9: Connection refused.",
+    )
 
 
 @on_the_loop_of_the_module

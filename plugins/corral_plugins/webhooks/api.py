@@ -11,6 +11,20 @@ from corral.events.event import Event
 declare_codes({"batch_in_progress": (409, "Another run is in progress", "Wait until the running operation has ended.")})
 
 
+def connection_error_text(error: Exception) -> str:
+    """Say why a request got no response. Without this, people would read constants of OpenSSL and values of Python."""
+    text = str(error).rstrip(".")
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        reason = text.partition("certificate verify failed: ")[2].partition(" (_ssl")[0]
+        return f"the TLS certificate was refused: {reason or 'it is not trusted'}"
+    if text.startswith("[SSL"):
+        reason = text.partition("] ")[2].partition(" (_ssl")[0]
+        return f"the TLS handshake failed ({reason}); check whether the server speaks TLS on this port"
+    if ": bytearray(" in text:  # the bytes of a response that is none
+        return f"the server sent no valid HTTP response ({text.partition(': bytearray(')[0]})"
+    return text or "the connection was closed"
+
+
 class Signer(Protocol):
     """Signs requests as defined by Standard Webhooks 1.0.0. No unit of work is required."""
 

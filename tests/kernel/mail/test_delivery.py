@@ -93,7 +93,7 @@ async def test_a_server_that_is_down_delays_mails_and_nothing_else(mailing: Kit,
     [(state, attempts, error)] = await states(mailing)
     assert (state, attempts) == ("queued", 1)
     assert error is not None
-    assert "127.0.0.1" in error
+    assert error.endswith(f" 127.0.0.1:{mail_server.port}: Connection refused")
     assert await mailing.kernel.database.work(service(mailing).count_waiting, read=True) == 1
     async with within(5):
         await mailing.as_user("member")  # a sign-in
@@ -225,6 +225,26 @@ async def test_a_server_that_says_nothing_is_given_up(
     assert not told.delivered
     assert "timed out" in (told.error or "")
     silent.close()
+
+
+async def test_errors_of_the_connection_name_the_settings_to_check(
+    make_kit: Callable[..., Any], mail_server: MailServer
+) -> None:
+    kit = await kit_with(make_kit, mail_server, security="tls")  # the server speaks no TLS
+    told = await service(kit).send_test_mail("ada@example.org")
+    assert "the TLS handshake failed; check mail.security and mail.port (" in (told.error or "")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello, I am no mail server\r\n")
+        await writer.drain()
+        writer.close()
+
+    other = await asyncio.start_server(answer, "127.0.0.1", 0)
+    mail_server.stop()
+    mail_server.port = other.sockets[0].getsockname()[1]
+    told = await service(await kit_with(make_kit, mail_server)).send_test_mail("ada@example.org")
+    assert "the server does not reply like a mail server; check mail.host, mail.port" in (told.error or "")
+    other.close()
 
 
 async def test_the_health_check_signs_in_and_sends_nothing(mailing: Kit, mail_server: MailServer) -> None:

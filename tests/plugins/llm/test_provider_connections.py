@@ -159,7 +159,7 @@ async def test_a_connection_of_a_call_that_was_cancelled_is_closed(
     [
         (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n", 1000, "content encoding gzip"),
         (b"HTTP/1.1 200 OK\r\n", 10, "larger than 10 bytes"),
-        (b"HTTP/2.7 OK\r\n", 1000, "RemoteProtocolError"),
+        (b"HTTP/2.7 OK\r\n", 1000, "sent no valid HTTP response (illegal status line)."),
     ],
 )
 async def test_a_response_that_cannot_be_read_is_an_error(
@@ -171,3 +171,24 @@ async def test_a_response_that_cannot_be_read_is_an_error(
         await asked(client, server, 1)
     assert (raised.value.status, said in raised.value.message) == (502, True), raised.value.message
     await server.until(lambda: server.open == 0)
+
+
+async def test_errors_of_connections_are_told_in_words(client: ProviderHttp) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello, I speak no TLS\r\n")
+        await writer.drain()
+
+    async def error_of(url: str) -> str:
+        connection = ProviderConnection(name="up", base_url=url, operator=True)
+        with pytest.raises(ProviderError) as raised:
+            await client.post_json(connection, f"{url}/chat", {}, {})
+        return raised.value.message
+
+    other = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = other.sockets[0].getsockname()[1]
+    assert await error_of(f"https://127.0.0.1:{port}/v1") == (
+        f"127.0.0.1:{port} cannot be reached: the TLS handshake failed (wrong version number); check whether the "
+        "server speaks TLS on this port."
+    )
+    other.close()
+    assert await error_of("http://127.0.0.1:9/v1") == "127.0.0.1:9 cannot be reached: Connection refused."

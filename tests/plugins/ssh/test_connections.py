@@ -327,7 +327,9 @@ async def test_failures_to_connect_open_the_breaker(fleet: Fleet, machine: Machi
         closed.bind(("127.0.0.1", 0))
         line = machine.key_line
         await fleet.admin.put(f"/ssh-connections/{connection}", {"port": closed.getsockname()[1], "host_key": line})
-        codes = [(await fleet.post(f"{connection}/test")).json()["code"] for _ in range(4)]
+        port, answers = closed.getsockname()[1], [(await fleet.post(f"{connection}/test")).json() for _ in range(4)]
+    assert answers[0]["detail"] == f"127.0.0.1:{port} cannot be reached: Connection refused."
+    codes = [answer["code"] for answer in answers]
     assert codes == ["ssh_connect_failed", "ssh_connect_failed", "circuit_open", "circuit_open"]
 
 

@@ -174,6 +174,12 @@ async def test_the_guard_judges_every_address(shared_run: Run, url: str, type: s
     assert (await result(shared_run, "http.fetch", {"url": url}))["type"] == type
 
 
+@on_the_loop_of_the_module
+async def test_an_error_of_the_connection_is_told_in_words(shared_run: Run) -> None:
+    told = await result(shared_run, "http.fetch", {"url": "http://nowhere.invalid/"})
+    assert told["message"] == "The connection failed: nowhere.invalid does not resolve."
+
+
 async def test_headers_of_the_connection_are_not_the_model_s(run: Run, server: Receiver) -> None:
     told = await result(run, "http.fetch", {"url": server.url("/"), "headers": {"Host": "internal"}})
     assert (told["type"], server.seen) == ("invalid_arguments", [])

@@ -15,6 +15,7 @@ from tests.plugins.webhooks.receivers import Receiver
 
 from corral import clock
 from corral.testing.server import free_port
+from corral_plugins.webhooks.api import connection_error_text
 
 
 def things(prefix: str, count: int) -> list[str]:
@@ -130,6 +131,29 @@ async def test_webhooks_6_the_secret_is_shown_once(hooks: Hooks, receiver: Recei
     await hooks.emit("two")
     await hooks.run()
     assert receiver.messages[-1].verify(made["secret"])
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (
+            "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)",
+            "the TLS certificate was refused: self-signed certificate",
+        ),
+        (
+            "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)",
+            "the TLS handshake failed (wrong version number); check whether the server speaks TLS on this port",
+        ),
+        (
+            "illegal status line: bytearray(b'hello')",
+            "the server sent no valid HTTP response (illegal status line)",
+        ),
+        ("Server disconnected without sending a response.", "Server disconnected without sending a response"),
+        ("", "the connection was closed"),
+    ],
+)
+def test_errors_of_connections_are_told_in_words(told: str, words: str) -> None:
+    assert connection_error_text(OSError(told)) == words
 
 
 @pytest.mark.one_engine

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import smtplib
 import socket
+import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from email.message import EmailMessage
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy
 from corral.egress.resolver import Unresolved
 from corral_core.accounts.api import MailFailed, MailRefused
-
-if TYPE_CHECKING:
-    import ssl
 
 Security = Literal["starttls", "tls", "none"]
 
@@ -117,5 +116,13 @@ def _reply_text(text: bytes | str) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
+        if error.smtp_code < 0:  # the reply begins with no code
+            return "the server does not reply like a mail server; check mail.host, mail.port and mail.security"
         return f"{error.smtp_code} {_reply_text(error.smtp_error)}"
-    return str(error) or type(error).__name__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the TLS certificate was refused: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"the TLS handshake failed; check mail.security and mail.port ({error.reason or error})"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error) or "the connection was closed"

@@ -96,7 +96,7 @@ class PriceUpdates:
             except EgressBlocked as blocked:
                 raise PriceTableNotFetched(f"{url}: {blocked.reason}") from None
             except httpx2.HTTPError as error:
-                raise PriceTableNotFetched(f"{url} does not answer: {type(error).__name__}") from None
+                raise PriceTableNotFetched(f"{url} does not answer: {str(error) or type(error).__name__}") from None
         if response.status_code != 200 or is_truncated(response):
             raise PriceTableNotFetched(
                 f"{url} answered with status {response.status_code}, {len(response.content)} bytes"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import Iterator
 from typing import Any
@@ -122,4 +123,14 @@ def _convert_errors(on_timeout: type[Exception], otherwise: type[Exception]) -> 
     except TimeoutError as error:  # also that of the operating system
         raise on_timeout(str(error)) from error
     except OSError as error:  # also those of TLS
-        raise otherwise(str(error)) from error
+        raise otherwise(_reason(error)) from error
+
+
+def _reason(error: OSError) -> str:
+    """Say why a connection failed, without the numbers and constants that Python adds."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the TLS certificate was refused: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        cause = (error.reason or "unknown cause").replace("_", " ").lower()
+        return f"the TLS handshake failed ({cause}); check whether the server speaks TLS on this port"
+    return os.strerror(error.errno) if error.errno else str(error) or "the connection was closed"

@@ -169,9 +169,14 @@ def _convert_error(error: Exception, provider: ProviderConnection) -> tuple[str,
         detail = f"The address {address} is blocked ({error.code}): {error.reason}"
         return "blocked", ProviderError(503, detail, code="dependency_unavailable")
     if isinstance(error, httpcore2.TimeoutException):
-        return "timed_out", ProviderError(504, f"{address} did not respond in time ({type(error).__name__}).")
-    if isinstance(error, httpcore2.NetworkError | httpcore2.ProxyError | h11.ProtocolError):
-        return "failed", ProviderError(502, f"{address} cannot be reached: {type(error).__name__}: {error}")
+        what = "accept the connection" if isinstance(error, httpcore2.ConnectTimeout) else "respond"
+        return "timed_out", ProviderError(504, f"{address} did not {what} in time.")
+    reason = str(error).removeprefix(f"{address}: ").rstrip(".")
+    if isinstance(error, h11.ProtocolError):
+        reason = reason.partition(": bytearray(")[0]  # the bytes in question
+        return "failed", ProviderError(502, f"{address} sent no valid HTTP response ({reason}).")
+    if isinstance(error, httpcore2.NetworkError | httpcore2.ProxyError):
+        return "failed", ProviderError(502, f"{address} cannot be reached: {reason}.")
     return "failed", None
 
 

@@ -15,6 +15,7 @@ from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.redact.redactor import Redactor
 from corral_plugins.notifications.api import SendResult
+from corral_plugins.webhooks.api import connection_error_text
 
 if TYPE_CHECKING:
     import httpx2
@@ -61,7 +62,7 @@ class ChannelHttp:
             late = f"{httpx2.URL(url).host} did not answer within {TOTAL_SECONDS:g} s"
             return HttpAnswer(failure=SendResult(error=f"timeout: {str(error) or late}"))
         except httpx2.HTTPError as error:
-            return HttpAnswer(failure=SendResult(error=f"connect: {str(error) or type(error).__name__}"))
+            return HttpAnswer(failure=SendResult(error=f"connect: {connection_error_text(error)}"))
         text = self._redactor.redact(response.content.decode(errors="replace"))
         return HttpAnswer(status=response.status_code, text=text, retry_after=_retry_after(response))
 

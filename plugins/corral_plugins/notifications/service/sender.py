@@ -58,6 +58,8 @@ class ChannelSender:
                 return await kind.send(config, notification)
         except Problem:
             raise
+        except TimeoutError:
+            return SendResult(error=f"timeout: the channel did not finish within {ATTEMPT_SECONDS:g} s")
         except Exception as error:
             log.warning("a channel failed unexpectedly", extra={"type": kind.type}, exc_info=True)
             return SendResult(error=self._redactor.redact(f"{type(error).__name__}: {error}")[:300])

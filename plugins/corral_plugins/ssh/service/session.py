@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import socket
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -299,7 +300,7 @@ async def _open_socket(egress: Egress, machine: Machine) -> socket.socket:
         raise LoginTimeout(f"{place} did not answer within {machine.connect_seconds:g} seconds.") from None
     except (OSError, Unresolved) as error:
         egress.count(SINK, "failed", machine.host)
-        raise ConnectFailed(f"{place}: {_error_text(error)}") from None
+        raise ConnectFailed(f"{place} cannot be reached: {_error_text(error)}.") from None
     egress.count(SINK, "answered", machine.host)
     opened.setblocking(False)
     return opened
@@ -373,8 +374,9 @@ def _connection_or_error(opening: asyncio.Future[Any], client: _Client, place: s
     except Problem:
         raise
     except (asyncssh.Error, OSError) as error:
-        raise ConnectFailed(f"{place}: {_error_text(error)}") from None
+        raise ConnectFailed(f"The connection to {place} failed: {_error_text(error)}.") from None
 
 
 def _error_text(error: Exception) -> str:
-    return (str(error) or type(error).__name__)[:300]
+    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    return (reason or "the connection was closed")[:300]

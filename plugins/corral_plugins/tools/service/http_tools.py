@@ -371,9 +371,13 @@ class HttpTools:
             raise ToolFailure(blocked.code, blocked.reason) from None
         except httpx2.TimeoutException:
             raise ToolFailure("timeout", f"There was no complete response within {SECONDS} seconds.") from None
-        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as failure:
-            detail = f"The request failed: {type(failure).__name__}."  # the message may contain untrusted text
+        except httpx2.ConnectError as failure:
+            raise ToolFailure("connection_failed", f"The connection failed: {failure}.") from None
+        except httpx2.HTTPError as failure:  # the message may contain untrusted text
+            detail = f"The connection broke, or the server sent no valid HTTP response ({type(failure).__name__})."
             raise ToolFailure("connection_failed", detail) from None
+        except (httpx2.InvalidURL, ValueError) as failure:
+            raise ToolFailure("connection_failed", f"The request is not valid ({type(failure).__name__}).") from None
 
     def _open_client(self) -> tuple[httpx2.AsyncClient, HostBreakers]:
         if self._egress is None or self._breakers is None:

@@ -21,6 +21,7 @@ from corral.errors import Problem
 from corral.redact.redactor import Redactor
 from corral.schema.conversion import encode
 from corral_plugins.circuit_breakers.api import Breakers, Verdict, judge_status
+from corral_plugins.webhooks.api import connection_error_text
 from corral_plugins.webhooks.models import Webhook
 from corral_plugins.webhooks.service.claims import BREAKER, breaker_name
 from corral_plugins.webhooks.service.credentials import WebhookCredentials
@@ -104,7 +105,7 @@ class WebhookSender:
             return AttemptResult(error="timeout", response=late)
         except httpx2.HTTPError as error:
             kind = await self._connection_error(row.url, error)
-            return AttemptResult(error=kind, response=f"Not sent: {str(error) or type(error).__name__}")
+            return AttemptResult(error=kind, response=f"Not sent: {connection_error_text(error)}")
         return AttemptResult(
             status_code=response.status_code,
             error=None if response.is_success else "status",

@@ -176,7 +176,7 @@ class WorkerApiClient:
                 timeout=httpx2.Timeout(seconds, connect=CONNECT_SECONDS),
             )
         except httpx2.HTTPError as error:
-            raise ServerUnreachable(f"{self.url}: {type(error).__name__}: {error}") from None
+            raise ServerUnreachable(f"{self.url} does not answer: {str(error) or type(error).__name__}") from None
         if response.status_code in (200, 201, 202) and (parsed := _json_object(response)) is not None:
             return parsed
         raise error_of_response(response)

@@ -254,9 +254,12 @@ class HttpSteps:
             message = f"There was no complete response within {seconds} seconds."
             raise StepFailure("timeout", message, kind="timeout") from None
         except (httpx2.InvalidURL, ValueError) as failure:
-            raise StepFailure("invalid_request", f"{type(failure).__name__}: {failure}", retryable=False) from None
+            raise StepFailure("invalid_request", f"The request is not valid: {failure}.", retryable=False) from None
+        except httpx2.ConnectError as failure:
+            raise StepFailure("connection_failed", f"The connection failed: {failure}.") from None
         except httpx2.HTTPError as failure:
-            raise StepFailure("connection_failed", f"The request failed: {type(failure).__name__}.") from None
+            message = f"The connection broke, or the server sent no valid HTTP response ({type(failure).__name__})."
+            raise StepFailure("connection_failed", message) from None
         if is_truncated(response):
             raise StepFailure("response_too_large", "The response is larger than 1 MiB.", retryable=False)
         expected = config.get("expect_status")
