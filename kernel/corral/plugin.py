@@ -263,6 +263,7 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     pattern: str | None = None  # must match the whole text, or each text of a list
+    accepts: str = ""  # what the pattern accepts, in words, for errors
     check: Callable[[Any, Settings], str | None] | None = None
     env: str = ""  # the environment variable `CORRAL_…` that pins the setting
     restart_required: bool = False

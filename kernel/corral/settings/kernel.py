@@ -9,7 +9,6 @@ from corral.plugin import Setting, Settings
 
 KERNEL = "kernel"  # the owner of the kernel's settings; other settings name their plugin
 JOBS_PER_CORE = 4
-_ORIGIN = r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?"
 
 
 def _plugin_limit(name: str, title: str, *, default: int, minimum: int, maximum: int) -> Setting[int]:
@@ -24,7 +23,8 @@ CORS_ORIGINS = Setting[list[str]](
     default=[],
     title="Origins whose pages may call the API (CORS)",
     maximum=100,
-    pattern=_ORIGIN,
+    pattern=r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?",
+    accepts="origins without a path, such as https://app.example.org",
     own_session=True,
 )
 ACCESS_LOG = Setting(

@@ -98,8 +98,7 @@ def check_declaration(setting: Setting[Any]) -> None:
 
 
 def _refusal(setting: Setting[Any], source: str, code: str, error: Exception | None = None) -> SettingRefused:
-    kind, nullable = type_of_setting(setting)
-    least, most = setting.minimum, setting.maximum
+    (kind, nullable), least, most = type_of_setting(setting), setting.minimum, setting.maximum
     if setting.choices:
         expected = ("" if kind is str else "of ") + "one of " + ", ".join(setting.choices)
     elif kind in (int, float):
@@ -112,6 +111,6 @@ def _refusal(setting: Setting[Any], source: str, code: str, error: Exception | N
         expected = "a list" if typing.get_origin(kind) in (list, tuple) else "valid"
         expected += f" of {least or 0:g} to {most:g} items" if most is not None else ""
         expected += f" ({error})" if error is not None else ""
-    expected += f" that matches {setting.pattern}" if setting.pattern is not None else ""
+    expected += f" ({setting.accepts or setting.pattern})" if setting.pattern else ""
     expected += " or null" if nullable else ""
     return SettingRefused(f"{source + ': ' if source else ''}{setting.name} must be {expected}", code)

@@ -204,6 +204,7 @@ MAIL_HOST = Setting[str | None](
     minimum=1,
     maximum=253,
     pattern=r"[A-Za-z0-9._:-]+",
+    accepts="a host name or an address, such as smtp.example.org",
     title="Host name of the mail server (unset: no mail is sent)",
     description="The egress guard checks the address of the mail server: a server on a private network is allowed; a "
     "server on the machine that Corral runs on must be listed in CORRAL_EGRESS_ALLOW.",
@@ -251,6 +252,7 @@ SITE_NAME = Setting(
     minimum=1,
     maximum=100,
     pattern=r"[^\x00-\x1f\x7f]*",
+    accepts="without line breaks and other control characters",
 )
 _SIGN_IN: tuple[Setting[Any], ...] = (
     REGISTRATION,

@@ -40,6 +40,7 @@ BLOCKED_TYPES = Setting(
     maximum=200,
     title="Media types of refused files, as detected from their bytes",
     pattern=r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*",
+    accepts="media types, such as image/png",
 )
 ARTIFACT_VISIBILITY = Setting(
     name="files.artifact_visibility",

@@ -60,6 +60,25 @@ async def test_values_out_of_bounds_are_refused(key: str, value: Any, kit: Kit) 
     assert (await admin.put(f"/settings/mail/{key}", {"value": value})).status == 422
 
 
+async def test_errors_about_formats_are_in_words(kit: Kit) -> None:
+    admin = await kit.as_user("admin")
+    for path, value, detail in (
+        (
+            "mail/host",
+            "a host",
+            "mail.host must be text of 1 to 253 characters (a host name or an address, such as smtp.",
+        ),
+        (
+            "http/cors_origins",
+            ["x"],
+            "http.cors_origins must be a list of 0 to 100 items (origins without a path, such",
+        ),
+    ):
+        (fault,) = (await admin.put(f"/settings/{path}", {"value": value})).json()["errors"]
+        assert fault["code"] == "bad_format"
+        assert fault["detail"].startswith(detail)
+
+
 async def test_the_password_is_never_shown(kit: Kit) -> None:
     admin = await kit.as_user("admin")
     changed = await admin.put("/settings/mail/password", {"value": "a password of the mail server"})

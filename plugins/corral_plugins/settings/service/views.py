@@ -211,6 +211,8 @@ def json_schema(setting: Setting[Any]) -> dict[str, Any]:
         of_each["enum"] = list(setting.choices)
     if setting.pattern is not None:
         of_each["pattern"] = f"^(?:{setting.pattern})$"
+        if setting.accepts:
+            of_each["patternErrorMessage"] = setting.accepts
     if not setting.secret:
         schema["default"] = to_plain_json(setting.default)
     schema["title"] = setting.title
