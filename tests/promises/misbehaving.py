@@ -128,8 +128,8 @@ CALLED = ("exiter", "looper", "sleeper", "wrong", "unawaited", "dying")
 AT_START = {
     "importer": "ModuleNotFoundError: No module named 'nothing_has_this_name'",
     "migrator": "",  # in the engine's words
-    "configured": "ValueError: [plugins.configured]: Object contains unknown field `colour`",
-    "twin": "ValueError: acme-twin and corral-twin both have a plugin twin: uninstall one",
+    "configured": "[plugins.configured]: Object contains unknown field `colour`",
+    "twin": "acme-twin and corral-twin both have a plugin twin: uninstall one",
 }
 """They do not come up, with the reason."""
 ROUTES = {"raiser": "raise ValueError('raiser')", "spinner": "while True:\n        pass", "napper": "time.sleep(300)"}

@@ -105,9 +105,12 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         self.state, self.reason, self.since = state, reason, clock.now()
 
     def fail(self, error: BaseException | str) -> None:
-        """Take the plugin out of service because of an error. Set `reason` to one sentence, and log the traceback."""
-        sentence = error if isinstance(error, str) else " ".join(f"{type(error).__name__}: {error}".split())
-        self.become("failed", sentence[:500])
+        """Take the plugin out of service because of an error. Set `reason` to one sentence, and log the traceback.
+
+        The text of a `ValueError`, with which Corral reports wrong configuration, is a sentence by itself.
+        """
+        sentence = str(error) if type(error) in (str, ValueError) else f"{type(error).__name__}: {error}"
+        self.become("failed", " ".join(sentence.split())[:500])
         self.error = error if isinstance(error, BaseException) else None
         log.error("plugin failed", extra={"plugin": self.name, "reason": self.reason}, exc_info=self.error)
 

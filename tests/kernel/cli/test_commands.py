@@ -324,18 +324,18 @@ def test_config_check_tells_what_is_wrong(corral: Any) -> None:
     corral.configure('[plugins]\nenabled = ["echo"]\n[plugins.accounts]\ncolour = "red"\n[settings]\n"no.such" = 1\n')
     done = corral("config", "check")
     assert done.status == 3  # a start would be refused: accounts takes no configuration
-    assert "accounts: ValueError: [plugins.accounts]" in done.err
+    assert "accounts: [plugins.accounts]" in done.err
     corral.configure('[plugins]\nenabled = ["echo"]\n[plugins.agents]\ncolour = "red"\n[settings]\n"no.such" = 1\n')
     done = corral("config", "check", "--json")
     assert done.status == 1, done
     told = " ".join(row["detail"] for row in done.json()["items"])
-    assert "plugin agents is failed: ValueError: [plugins.agents]" in told
+    assert "plugin agents is failed: [plugins.agents]" in told
     assert "no plugin echo is installed" in told
     assert "no active plugin has a setting no.such" in told
     corral.configure('[plugins.llm.providers.mine]\nkind = "opnai"\nbase_url = "http://127.0.0.1:9/v1"\n')
     done = corral("config", "check")
     assert done.status == 1
-    assert "llm is failed: ValueError: llm.providers.mine.kind: must be one of anthropic, openai, scripted" in done.out
+    assert "llm is failed: llm.providers.mine.kind: must be one of anthropic, openai, scripted" in done.out
     corral.configure('[plugins.llm.providers.mine]\nkind = "openai"\nmodels = ["llama3.2"]\n')
     assert (
         "llm.providers.mine: Invalid enum value 'llama3.2' - at `$.models[0]` (a model is {id ="

@@ -139,7 +139,7 @@ async def test_who_takes_the_name_of_a_built_in_plugin_is_named(
     overrides = {"plugins.dir": str(folder.path), "plugins.enabled": ["tasks"], "data_dir": str(tmp_path / "looked")}
     config = load_config({}, path=Path(os.devnull), overrides=overrides)
     told = [each.detail for each in check_installation(config) if "tasks" in each.detail]
-    reason = "ValueError: name clash with the built-in plugin tasks: uninstall corral-tasks2"
+    reason = "name clash with the built-in plugin tasks: uninstall corral-tasks2"
     assert told == [f"tasks_of_corral_tasks2 is failed: {reason}"]
     async with make_kernel(tmp_path, config={"plugins.dir": str(folder.path), "plugins.enabled": ["tasks"]}) as kit:
         admin = await kit.as_user("admin")
