@@ -29,6 +29,18 @@ async def test_steps_inside_steps_are_lists_of_steps(world: World, step_type: st
     assert f"/steps/0/config{pointer}" in [each["pointer"] for each in answer.json()["errors"]]
 
 
+async def test_an_error_in_a_step_inside_a_step_names_its_fields(world: World) -> None:
+    for inner, detail in (
+        ({"name": "work"}, "step_type: this field is required"),
+        (5, "must be an object"),
+        ({"name": "work", "step_type": "agent", "on_error": "retry"}, "on_error: fail, continue, pause, or goto: and"),
+    ):
+        steps = [step("odd", "loop", {"items": [1], "body": [inner]})]
+        (fault,) = (await world.member.post("/workflows", {"name": "odd", "steps": steps})).json()["errors"]
+        assert (fault["pointer"], fault["code"]) == ("/config/body/0", "wrong_type")
+        assert fault["detail"].startswith(detail)
+
+
 @pytest.mark.parametrize("depth", [6, 7, 9])
 async def test_steps_that_are_nested_too_deep(world: World, depth: int) -> None:
     inner: Any = {"name": "work", "step_type": "agent"}

@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from corral.errors import FieldError, Invalid
 from corral.ids import new_id
+from corral.schema.conversion import convert
 from corral_plugins.workflows.shapes import NewStep, StepFields, StepPatch, StepView, WorkflowConfig
 
 Json = dict[str, Any]
@@ -123,11 +124,12 @@ def _stored_inner_steps(given: list[Any], pointer: str, depth: int) -> list[Any]
     found: list[Json] = []
     for n, each in enumerate(given):
         try:
-            new = msgspec.convert(_without_stored_names(each), NewStep)
-        except msgspec.ValidationError as error:
+            new = convert(NewStep, _without_stored_names(each))
+        except Invalid as invalid:
+            detail = "; ".join(f"{fault.pointer.removeprefix('/')}: {fault.detail}" for fault in invalid.errors)
             raise Invalid(
                 "A nested step is not valid.",
-                errors=[FieldError(f"{pointer}/{n}", "wrong_type", str(error))],
+                errors=[FieldError(f"{pointer}/{n}", "wrong_type", detail.removeprefix(": "))],
             ) from None
         found.append(stored_step(new, found, depth + 1))
     return resolve_references(found)
