@@ -190,7 +190,10 @@ async def test_a_user_has_so_many_keys_and_no_more(kit: Kit) -> None:
 async def test_a_key_counts_only_from_its_networks(kit: Kit) -> None:
     alice = await kit.as_user("member")
     bad = await alice.post("/security/api-keys", {"name": "x", "allowed_cidrs": ["10.0.0.0/8", "10.0.0.1/8", "xy"]})
-    assert [item["pointer"] for item in bad.json()["errors"]] == ["/allowed_cidrs/1", "/allowed_cidrs/2"]
+    assert [(item["pointer"], item["detail"]) for item in bad.json()["errors"]] == [
+        ("/allowed_cidrs/1", "10.0.0.1/8 is neither a network nor an address: write 10.0.0.0/8 or 10.0.0.1."),
+        ("/allowed_cidrs/2", "xy is not an IP address or network, such as 203.0.113.7 or 10.0.0.0/8."),
+    ]
     _, shown = await make_key(alice, allowed_cidrs=["198.51.100.0/24", "::ffff:192.0.2.0/120", "2001:db8::/32"])
     assert shown["allowed_cidrs"] == ["198.51.100.0/24", "192.0.2.0/24", "2001:db8::/32"]
     for address, status in (

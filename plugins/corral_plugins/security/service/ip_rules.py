@@ -33,6 +33,15 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
+def _network_fault(text: str) -> str:
+    """Say why a text is no network, and what to write instead."""
+    try:
+        interface = ipaddress.ip_interface(text)
+    except ValueError:
+        return f"{text or 'An empty text'} is not an IP address or network, such as 203.0.113.7 or 10.0.0.0/8"
+    return f"{text} is neither a network nor an address: write {interface.network} or {interface.ip}"
+
+
 def parse_network(text: str) -> str:
     """Return the canonical form of an address or network. Raise `ValueError` if the text is neither.
 
@@ -42,7 +51,10 @@ def parse_network(text: str) -> str:
         raise ValueError(
             f"{text} contains an IPv6 zone; omit the zone, because client addresses are compared without zones"
         )
-    network: Network = ipaddress.ip_network(text.strip())
+    try:
+        network: Network = ipaddress.ip_network(text.strip())
+    except ValueError:
+        raise ValueError(_network_fault(text.strip())) from None
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(MAPPED):
         base = ipaddress.IPv4Address(int(network.network_address) & 0xFFFFFFFF)
         network = ipaddress.IPv4Network((base, network.prefixlen - 96))
