@@ -112,7 +112,14 @@ async def _chunks(data: bytes) -> AsyncIterator[bytes]:
         yield data[start : start + CHUNK]
 
 
-@routes.post("/{id}/revisions", needs=WRITE, body_limit=PATCH_BODY, delegable=True, redacted=True, raises=CHANGES)
+@routes.post(
+    "/{id}/revisions",
+    needs=WRITE,
+    body_limit=PATCH_BODY,
+    delegable=True,
+    redacted=True,
+    raises=(*CHANGES, "payload_too_large", "unknown_reference"),
+)
 async def create_code_review_revision(
     id: str,
     body: NewRevision,

@@ -525,6 +525,10 @@ async def test_a_patch_comes_from_a_file_too(desk: Desk) -> None:
     assert (await desk.other.post("/code-reviews", body)).code == "unknown_reference"
     both = await desk.member.post("/code-reviews", {**body, "patch": patch_of("2")})
     assert (both.status, both.json()["errors"][0]["pointer"]) == (422, "/patch")
+    unknown = await desk.member.post(f"/code-reviews/{review.json()['id']}/revisions", {"file_id": desk.agent_id})
+    documented = (await desk.kit.client.get("/openapi.json")).json()["paths"]["/api/v1/code-reviews/{id}/revisions"]
+    assert (unknown.status, unknown.code) == (422, "unknown_reference")
+    assert "unknown_reference" in documented["post"]["responses"]["422"]["$ref"]
 
 
 @pytest.mark.one_engine
