@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.kernel.cli.warm import WORKERS, warm
 
 SCRIPT = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 from pathlib import Path
 from typing import Any
 from corral_plugins.workers.node.task_process import TaskProcesses
@@ -18,7 +18,7 @@ folder = Path(sys.argv[1])
 asyncio.run(TaskProcesses(context, folder).start_fork_server())
 print(sorted(path.name[:5] for path in folder.iterdir()), flush=True)
 if sys.argv[2:]:
-    os.abort()
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
