@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral import clock
 from corral.http.page import PageQuery
 from corral.schema.fields import IDENTIFIER, Id, Instant, MomentIn, Name, Slug, line, text_format
-from corral_plugins.tasks.api import LeaseRef, LeaseSignal, LeaseState, LeaseView
+from corral_plugins.tasks.api import LeaseRef, LeaseSignal, LeaseState, LeaseView, ToolName
 
 Status = Literal["pending", "online", "offline", "draining", "rejected"]
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -20,15 +20,6 @@ LabelKey = Annotated[
     text_format(r"^[a-z0-9._/-]{1,63}(?![\s\S])", "the name of a label: 1 to 63 characters of a-z, 0-9, ., _, / and -"),
 ]
 Labels = Annotated[dict[LabelKey, Annotated[str, line(255, 0)]], Meta(max_length=50)]
-ToolName = Annotated[
-    str,
-    text_format(
-        r"^[A-Za-z0-9_.:/-]+(?![\s\S])",
-        "only letters, digits and the characters . : / _ -",
-        min_length=1,
-        max_length=200,
-    ),
-]
 Capacity = Annotated[int, Meta(ge=1, le=1000)]
 
 
