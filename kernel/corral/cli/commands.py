@@ -184,6 +184,8 @@ def _error_message(error: Exception) -> tuple[int, list[str]]:
     if isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)):
         reason = str(error).strip().partition("\n")[0]
         return FAILED, [f"corral: the database cannot be used: {reason}; run `corral doctor` for details"]
+    if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) and error.encoding == "utf-8":
+        return USAGE, ["corral: a value that was given or piped is not UTF-8 text"]
     if isinstance(error, OSError) and error.filename is not None:
         return FAILED, [f"corral: {error.filename}: {error.strerror}"]
     if isinstance(error, Problem):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -45,6 +47,21 @@ def test_a_password_can_be_piped_to_the_command(corral: Any) -> None:
     made = corral("user", "create", "ada@example.org", "--json", stdin=f"{PASSWORD}\n")
     assert (made.status, made.err) == (0, "Reading the password from standard input.\n"), made
     assert corral("user", "reset-password", "ada@example.org", stdin="another rather long phrase").status == 0
+
+
+def test_a_password_in_another_encoding_is_refused(corral: Any) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "corral", "user", "create", "ada@example.org"],
+        input="correct horse b\u00e4ttery\n".encode("latin-1"),
+        cwd=corral.home,
+        env=corral.environ,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert (made.returncode, b"Traceback" in made.stderr) == (2, False), made
+    assert b"corral: " in made.stderr
+    assert b"not UTF-8" in made.stderr
 
 
 def test_the_last_admin_stays(corral: Any) -> None:
