@@ -102,6 +102,8 @@ def test_operations_5_a_backup_under_load_restores_into_either_engine(
         admin.post("/secrets", json={"name": "token", "value": "not in the backup"}).raise_for_status()
         (corral.home / "old" / "files").mkdir(exist_ok=True, mode=0o700)
         (corral.home / "old" / "files" / "a-file").write_bytes(b"contents")
+        first = admin.post("/tasks", json={"title": "a task", "description": "d"})
+        assert first.status_code == 201  # the backup contains a task, however late the others are
         with admin_writes(admin) as written:
             done = corral("backup", str(file), "--json", environ=place(corral, "old", old))
         assert done.status == 0, done
