@@ -158,8 +158,8 @@ class Database(abc.ABC):
         for call in (*callbacks, *[each.resolve for each in ended]):
             try:
                 call()
-            except Exception:  # of a callback, or because the event loop that awaits a result has ended
-                log.exception("an after-commit callback failed")
+            except Exception:  # a result cannot be delivered if the event loop that awaits it has ended
+                log.exception("a callback or the delivery of a result failed after a commit")
         if units:
             self.committed(units)
 

@@ -98,7 +98,8 @@ def check_declaration(setting: Setting[Any]) -> None:
 
 
 def _refusal(setting: Setting[Any], source: str, code: str, error: Exception | None = None) -> SettingRefused:
-    (kind, nullable), least, most = type_of_setting(setting), setting.minimum, setting.maximum
+    kind, nullable = type_of_setting(setting)
+    least, most = setting.minimum, setting.maximum
     if setting.choices:
         expected = ("" if kind is str else "of ") + "one of " + ", ".join(setting.choices)
     elif kind in (int, float):
